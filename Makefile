@@ -1,0 +1,51 @@
+# make demo                 train on the built-in sample, fuse, prove, serve on 127.0.0.1:7860
+# make demo DATA=folder     the same on your own pictures      (SERVE=0 stops after the proof)
+# make test                 every notebook and test that CI runs
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DATA   ?=
+SERVE  ?= 1
+PORT   ?= 7860
+RUN    ?= runs/demo
+SAMPLE := data/synthetic_silkworm_sample
+TRAIN_ARGS ?=
+
+export NO_ALBUMENTATIONS_UPDATE := 1
+export GRADIO_ANALYTICS_ENABLED := False
+
+.PHONY: demo test env clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '1,3s/^# //p' Makefile
+
+env: $(VENV)/.ready
+
+# The virtual environment is made again whenever the requirements change.
+$(VENV)/.ready: settings.ini setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "make: $(PYTHON) is older than Python 3.10; name a newer one with make PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { echo "make: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu install the package python3-venv"; exit 2; }
+	@echo "Installing the packages named in settings.ini into $(VENV) (torch among them: some minutes the first time)"
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --progress-bar off -e ".[dev]"
+	@touch $@
+
+demo: env
+ifeq ($(strip $(DATA)),)
+	$(BIN)/python data_prep/make_sample.py $(SAMPLE)
+	$(BIN)/silkworm-train --data_path $(SAMPLE) --output_dir $(RUN) --overwrite $(TRAIN_ARGS)
+else
+	$(BIN)/silkworm-train --data_path "$(DATA)" --output_dir $(RUN) --overwrite $(TRAIN_ARGS)
+endif
+ifneq ($(SERVE),0)
+	$(BIN)/python app.py --bundle $(RUN)/bundle --port $(PORT)
+endif
+
+test: env
+	$(BIN)/python tests/check_notebooks.py
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing
+	$(BIN)/python -m pytest tests
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info _proc

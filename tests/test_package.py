@@ -1,0 +1,43 @@
+"The package says the same about itself everywhere, and importing it is cheap."
+import configparser
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import silkworm_app
+
+root = Path(__file__).resolve().parent.parent
+cfg = configparser.ConfigParser(delimiters=['='])
+cfg.read(root / 'settings.ini', encoding='utf-8')
+cfg = cfg['DEFAULT']
+scripts = dict(o.split('=') for o in cfg['console_scripts'].split())
+
+
+def test_version_is_the_one_of_settings_ini():
+    assert silkworm_app.__version__ == cfg['version']
+
+
+def test_pyproject_repeats_nothing_of_settings_ini():
+    text = (root / 'pyproject.toml').read_text()
+    assert {o.strip() for o in text.splitlines() if o.startswith('[')} == {'[build-system]', '[tool.nbdev]'}
+
+
+@pytest.mark.parametrize('name', scripts)
+def test_console_script_points_at_a_function(name):
+    module, func = scripts[name].split(':')
+    assert callable(getattr(importlib.import_module(module), func))
+
+
+@pytest.mark.parametrize('name', scripts)
+def test_console_script_explains_itself(name):
+    exe = Path(sys.executable).parent / name
+    out = subprocess.run([exe, '--help'], capture_output=True, text=True, timeout=120)
+    assert out.returncode == 0 and 'usage' in out.stdout.lower(), out.stderr[-500:]
+
+
+def test_importing_the_package_loads_no_framework():
+    code = "import sys, silkworm_app; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == 'False'
