@@ -93,6 +93,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'silkworm_app.data._listdir': ('data.html#_listdir', 'silkworm_app/data.py'),
                                    'silkworm_app.data._make_room': ('data.html#_make_room', 'silkworm_app/data.py'),
                                    'silkworm_app.data._noise': ('data.html#_noise', 'silkworm_app/data.py'),
+                                   'silkworm_app.data._plain': ('data.html#_plain', 'silkworm_app/data.py'),
                                    'silkworm_app.data._seeded': ('data.html#_seeded', 'silkworm_app/data.py'),
                                    'silkworm_app.data._takes_whole': ('data.html#_takes_whole', 'silkworm_app/data.py'),
                                    'silkworm_app.data._workers': ('data.html#_workers', 'silkworm_app/data.py'),

@@ -40,7 +40,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from .imaging import IMAGENET_MEAN, IMAGENET_STD, ImageError, Preprocess, check_image, open_image
 
-# %% ../nbs/04b_data.ipynb #6b645236
+# %% ../nbs/04b_data.ipynb #b0abe9e1
 def _noise(rng, n, cells, lo, hi):
     "Smooth random field `[n, n]`: a small random grid, blown up."
     g = rng.uniform(lo, hi, (cells, cells)).astype(np.float32)
@@ -50,7 +50,7 @@ def _noise(rng, n, cells, lo, hi):
 def _background(rng, n):
     "Leaf, tray or paper with uneven light, veins and specks, as float RGB `[n, n, 3]`."
     base = np.array([(88, 128, 62), (126, 152, 84), (164, 150, 118), (196, 190, 176), (104, 92, 78)][rng.integers(5)], np.float32)
-    base = base + rng.normal(0, 14, 3)
+    base = base + rng.normal(0, 8, 3)
     im = np.ones((n, n, 3), np.float32) * base + _noise(rng, n, 4, -26, 26)[..., None] + _noise(rng, n, 24, -9, 9)[..., None]
     im = np.ascontiguousarray(im)
     shade = base + rng.normal(0, 10) + rng.choice([-26, 22])
@@ -70,7 +70,7 @@ def _background(rng, n):
 def _larva(rng, kind, n):
     "One larva of class `kind` on a background, as float RGB `[n, n, 3]`."
     im = _background(rng, n)
-    s = rng.beta(2.4, 1.5) if kind != 'healthy' else 0.            # severity of the signs, 0..1
+    s = .32 + .68 * rng.beta(2., 1.3) if kind != 'healthy' else 0.            # severity of the signs, 0..1
     length = n * rng.uniform(.62, .92) * (1 - .24 * s * (kind == 'pebrine'))
     width = length * rng.uniform(.085, .115) * {'grasserie': 1 + .42 * s, 'flacherie': 1 - .34 * s}.get(kind, 1)
     bend = rng.normal(0, .5) * {'muscardine': 1 - .8 * s, 'flacherie': 1 + 1.1 * s}.get(kind, 1)
@@ -109,7 +109,7 @@ def _larva(rng, kind, n):
     for i in (58, 66):                                             # the crescent marks many breeds carry, sick or not
         if rng.random() < .55:
             for side in (-.45, .45): cv2.circle(im, tuple(int(v) for v in spine[i] + normal[i] * prof[i] * side), max(1, int(width * .13)), (92, 74, 56), -1, cv2.LINE_AA)
-    specks = {'pebrine': int(8 + 44 * s), 'flacherie': int(5 * s), 'grasserie': int(rng.integers(0, 5)), 'healthy': int(rng.integers(0, 7))}.get(kind, int(rng.integers(0, 4)))
+    specks = {'pebrine': int(8 + 44 * s), 'flacherie': int(5 * s), 'grasserie': int(rng.integers(0, 5)), 'healthy': int(rng.integers(0, 5))}.get(kind, int(rng.integers(0, 4)))
     for _ in range(specks):
         i = rng.integers(3, 80)
         p = spine[i] + normal[i] * prof[i] * rng.uniform(-.85, .85)
@@ -127,12 +127,12 @@ def draw_larva(
 )->Image.Image:
     "One synthetic larva, drawn at twice the size and reduced."
     rng = np.random.default_rng([seed, zlib.crc32(kind.encode())])
-    im = _larva(rng, kind, 2 * size) * rng.uniform(.62, 1.22) * (1 + rng.normal(0, .045, 3)) + rng.normal(0, 8)
-    im = cv2.GaussianBlur(im.astype(np.float32), (0, 0), rng.uniform(.3, 1.5))
-    im = cv2.resize(im, (size, size), interpolation=cv2.INTER_AREA) + rng.normal(0, rng.uniform(1, 6), (size, size, 3))
+    im = _larva(rng, kind, 2 * size) * rng.uniform(.72, 1.16) * (1 + rng.normal(0, .025, 3)) + rng.normal(0, 6)
+    im = cv2.GaussianBlur(im.astype(np.float32), (0, 0), rng.uniform(.3, 1.1))
+    im = cv2.resize(im, (size, size), interpolation=cv2.INTER_AREA) + rng.normal(0, rng.uniform(1, 5), (size, size, 3))
     return Image.fromarray(np.rint(im.clip(0, 255)).astype(np.uint8))
 
-# %% ../nbs/04b_data.ipynb #bf0a4e37
+# %% ../nbs/04b_data.ipynb #3273a361
 _sample_readme = """# Synthetic silkworm sample
 
 These pictures are drawings made by a program (silkworm_app.data.draw_sample), not photographs. The shapes carry a cartoon of the signs of five states of
@@ -148,7 +148,7 @@ class DataError(ValueError):
 
 def draw_sample(
     dest='data/synthetic_silkworm_sample', # folder to make, with train, valid and test inside
-    n_per_class:int=160, # pictures per class, over all three splits
+    n_per_class:int=200, # pictures per class, over all three splits
     size:int=96, # side in pixels
     seed:int=0 # the same seed draws the same pictures
 )->Path: # the folder
@@ -177,17 +177,50 @@ def draw_sample(
     finally: shutil.rmtree(work, ignore_errors=True)
     return dest
 
-# %% ../nbs/04b_data.ipynb #b3a05983
-CLASS_INFO = {k: dict(title=k.capitalize(), what='', do='', source='', aliases=()) for k in ('flacherie', 'grasserie', 'healthy', 'muscardine', 'pebrine')}
+# %% ../nbs/04b_data.ipynb #975c8232
+_csb = 'Central Silk Board, India: Diseases and pests of mulberry silkworm (https://silks.csb.gov.in/malda/wp-content/themes/Common_District/malda/dpm-frame2.html)'
+_kssrdi = 'KSSRDI, technology 031: Silkworm disease management practices (http://www.kssrdi.org/technology/technology_view.asp?id=141)'
+_assam = 'Directorate of Sericulture, Assam: Diseases of silkworm (https://sericulture.assam.gov.in/portlet-innerpage/grasserie-phula-rog)'
+_fao = 'FAO: Manual on sericulture, vol. 2, Silkworm rearing (1976)'
+_remove = 'Pick out sick and dead larvae with tongs, never squeeze or throw them about, and burn or bury them away from the rearing house. Wash hands before touching healthy trays.'
+_ask = 'Ask the local sericulture office or laboratory to confirm.'
+
+CLASS_INFO = {
+    'flacherie': dict(title='Flacherie', cause='viruses, bacteria, or both together',
+        what='A group of gut diseases caused by viruses (infectious flacherie virus, densovirus) and bacteria (for example Bacillus thuringiensis, Streptococcus, Staphylococcus), often together. Larvae stop feeding, grow slack and listless, vomit '
+             'gut juice or pass soft droppings; the dead body is limp, turns dark and smells. Favoured by changing temperature, damp and poor leaves.',
+        do=_remove + ' Feed fresh, dry leaves of the right age, keep temperature steady, air the room, do not crowd the trays, and disinfect room and tools between rearings. ' + _ask,
+        source=f'{_csb}; {_fao}', aliases=('flacheria', 'flacherie disease', 'flachery', 'flecherie', 'flacheri')),
+    'grasserie': dict(title='Grasserie', cause='a virus (Bombyx mori nuclear polyhedrosis virus)',
+        what='A virus disease (nuclear polyhedrosis, BmNPV). The skin becomes thin, shiny and yellowish, the body swells between the segments, larvae wander restlessly, and the skin tears easily and lets out a milky fluid, '
+             'which infects others. It occurs all year, most in hot seasons.',
+        do=_remove + ' Keep the milky fluid off leaves, trays and hands. Avoid crowding, great heat and very tender or wet leaves late in rearing; clean the beds and disinfect room and tools before the next rearing. ' + _ask,
+        source=f'{_csb}; {_assam}; {_fao}', aliases=('grasseria', 'grasserie disease', 'grassery', 'jaundice', 'bmnpv', 'npv', 'nuclear polyhedrosis')),
+    'healthy': dict(title='Healthy', cause='',
+        what='No sign of the four diseases is seen in this picture. That does not prove health: early infections, pebrine above all, show nothing from outside.',
+        do='Go on as usual: clean dry leaves, clean beds, fresh air, room for every larva, and a look at the trays every day for larvae that lag behind, lie still or change colour.',
+        source=f'{_kssrdi}; {_fao}', aliases=('undiseased', 'un-diseased', 'health', 'normal', 'non diseased', 'not diseased', 'nondiseased', 'healthy silkworm', 'disease free', 'uninfected')),
+    'muscardine': dict(title='Muscardine', cause='a fungus (white muscardine: Beauveria bassiana)',
+        what='A fungus disease; white muscardine, by Beauveria bassiana, is the common one. Spores settle on the skin. Larvae stop feeding and move little; the dead body hardens, and a white powdery coat of spores covers it later on. '
+             'It comes in cool, damp, rainy weather.',
+        do='Remove dead larvae before the white coat appears, without shaking them, and burn or bury them deep: the spores fly. Dry the beds, air the room, lower the humidity and disinfect room and tools. Keep other caterpillars out, they carry it. ' + _ask,
+        source=f'{_csb}; {_fao}', aliases=('mascardine', 'muscardin', 'mascardin', 'white muscardine', 'green muscardine', 'muscardine disease', 'muscerdine')),
+    'pebrine': dict(title='Pebrine', cause='a microsporidian parasite (Nosema bombycis)',
+        what='Caused by the microsporidian Nosema bombycis; it passes from the mother moth through the egg and by soiled leaves. Larvae eat little, grow slowly and unevenly, moult irregularly; small dark spots like pepper may stand on the skin. '
+             'It is the disease rearers and egg producers fear most, since a whole stock can be lost.',
+        do='Do not breed from this stock. Have moths, eggs or larvae examined under the microscope: only that proves pebrine. If it is confirmed, destroy the whole infected batch, disinfect everything, and start again from tested disease-free eggs. ' + _ask,
+        source=f'{_kssrdi}; {_csb}; {_fao}', aliases=('pabrin', 'pabrine', 'pebrin', 'pebrine disease', 'pepper disease', 'nosema', 'nosemosis', 'microsporidiosis'))}
+
+
+def _plain(name): return ''.join(c for c in str(name).lower() if c.isalnum())
 
 
 def canonical_name(
     name:str # class name as found
 )->str: # one of `CLASS_INFO`, or `name` unchanged
     "The correct spelling of a class name found in a public set; an unknown name comes back as it is."
-    key = ''.join(c for c in str(name).lower() if c.isalnum())
     for canon, info in CLASS_INFO.items():
-        if key in {canon, *(''.join(c for c in a.lower() if c.isalnum()) for a in info['aliases'])}: return canon
+        if _plain(name) in {canon, *map(_plain, info['aliases'])}: return canon
     return name
 
 # %% ../nbs/04b_data.ipynb #25cdefcf
