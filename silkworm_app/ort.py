@@ -6,17 +6,18 @@
 __all__ = ['ONNX_FORMAT', 'BundleError', 'as_list', 'BasePredictor', 'pack_arrays', 'unpack_arrays', 'onnx_metadata',
            'OnnxPredictor']
 
-# %% ../nbs/06b_ort.ipynb #34bd3e5c
+# %% ../nbs/06b_ort.ipynb #7dda9039
 import base64, hashlib, json, os, tempfile
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from .imaging import Preprocess, open_image
+from .imaging import ImageError, Preprocess
 from .trust import Trust, picture_stats, softmax
 
-# %% ../nbs/06b_ort.ipynb #ebec765b
+# %% ../nbs/06b_ort.ipynb #ff22fa29
 class BundleError(ValueError):
     "A model file or folder that can't be used; the message is one sentence that names it."
 
@@ -73,6 +74,21 @@ class BasePredictor:
     )->list: # of `Decision`
         "An answer for each picture, or the reasons why there is none; probabilities after the temperature."
         return self.trust.decide(*self.forward(items)) if len(as_list(items)) else []
+
+    def decide_each(self,
+        items # iterable of pictures
+    ):
+        "Yield for each picture its `Decision`, or the `ImageError` that tells why it can't be used."
+        items = iter(items)
+        while chunk := list(islice(items, self.bs)):
+            out, xs = [], []
+            for o in chunk:
+                try: xs.append(self.preprocess.array(o)); out.append(None)
+                except ImageError as e: out.append(e)
+            if xs:
+                x = np.stack(xs)
+                decisions = iter(self.trust.decide(*self.run(x), picture_stats(x)))
+            yield from (next(decisions) if o is None else o for o in out)
 
     def warm_up(self):
         "Run once, so that the first picture isn't slower than the others."
