@@ -12,8 +12,8 @@ import os
 os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 
-# %% ../nbs/10_web.ipynb #93f50035
-import argparse,base64,binascii,csv,html,io,re,statistics,sys,tempfile,threading,time
+# %% ../nbs/10_web.ipynb #ed6eb324
+import argparse,base64,binascii,csv,html,io,re,signal,statistics,sys,tempfile,threading,time
 from pathlib import Path
 
 import gradio as gr
@@ -149,7 +149,7 @@ def latency(
         if i >= 3: times.append(time.perf_counter() - start)
     return statistics.median(times)
 
-# %% ../nbs/10_web.ipynb #25ce2ce6
+# %% ../nbs/10_web.ipynb #dbe32cca
 def _figure_html(fig, alt):
     "A matplotlib figure inside the page, as SVG in a data address."
     buf = io.BytesIO()
@@ -157,7 +157,7 @@ def _figure_html(fig, alt):
     return f'<img class="fig" alt="{esc(alt)}" src="data:image/svg+xml;base64,{base64.b64encode(buf.getvalue()).decode()}">'
 
 
-def _tile(name, value, note=''): return f'<div class="tile"><p class="kicker">{esc(name)}</p><p class="value">{esc(value)}</p><p class="small">{esc(note)}</p></div>'
+def _tile(name, value, note=''): return f'<div class="tile"><p class="kicker">{esc(name)}</p><p class="value{" long" if len(str(value)) > 12 else ""}">{esc(value)}</p><p class="small">{esc(note)}</p></div>'
 
 
 def banner_html(
@@ -187,7 +187,7 @@ def model_html(
     f:dict, # from `facts`
     seconds:float=None # live latency from `latency`
 )->str:
-    "The model page: warnings, metrics, confusion matrix, fusion, curves; all from the bundle."
+    "The model page: metrics, confusion matrix, fusion, curves; all from the bundle. The warnings stand above all tabs."
     m, tiles = f['metrics'], []
     note = f'{f["split"] or "test"} split' + (f', {m["n"]} pictures' if m.get('n') else '')
     for k, name in (('accuracy', 'Accuracy'), ('balanced_accuracy', 'Balanced accuracy')):
@@ -195,7 +195,7 @@ def model_html(
     if seconds is not None: tiles.append(_tile('One picture', f'{1000 * seconds:.0f} ms', f'median on this machine{", " + f["backend"] if f["backend"] else ""}, measured at start'))
     if f['arch']: tiles.append(_tile('Network', f['arch'], f'{len(f["classes"])} classes'))
     absent = lambda what: f'<p class="small">This bundle holds no {what}.</p>'
-    out = [banner_html(f), f'<div class="tiles">{"".join(tiles)}</div>']
+    out = [f'<div class="tiles">{"".join(tiles)}</div>']
     out.append('<h3>Confusion matrix</h3>' + (_figure_html(confusion_figure(f['confusion_matrix'], m.get('classes') or f['classes']), 'Confusion matrix, true class against predicted class')
                if f['confusion_matrix'] else absent('confusion matrix')))
     recall = m.get('per_class_recall')
@@ -207,7 +207,7 @@ def model_html(
                if rows else absent('comparison of the trained with the fused net')))
     exact = [f'{n} {_number(float(f["fusion"][k]))}' for k, n in (('max_rel_err', 'largest relative difference'), ('top1_agreement', 'same answer on a part of')) if isinstance(f['fusion'].get(k), (int, float))]
     if exact: out.append(f'<p class="small">Fusing is exact up to rounding: {esc("; ".join(exact))}.</p>')
-    out.append('<h3>Learned activation curves</h3>' + (_figure_html(activation_curves(f['curves'], cols=3), 'Activation curve of each LSLU before and after training') if f['curves'] else absent('activation curves')))
+    out.append('<h3>Learned activation curves</h3>' + (_figure_html(activation_curves(f['curves'], cols=2), 'Activation curve of each LSLU before and after training') if f['curves'] else absent('activation curves')))
     return '<div class="model">' + ''.join(out) + '</div>'
 
 # %% ../nbs/10_web.ipynb #89ead39e
@@ -263,7 +263,7 @@ def to_csv(
     for r in rows: w.writerow([safe(r['file']), safe(r['label'] or ''), r['can_tell'], r['probability'], *[r['probabilities'].get(c) for c in classes], safe('; '.join(r['reasons'])), safe(r['error'])])
     return out.getvalue()
 
-# %% ../nbs/10_web.ipynb #971ed694
+# %% ../nbs/10_web.ipynb #66f696d8
 def take_uploads(
     component # gr.Image or gr.File
 ):
@@ -286,6 +286,8 @@ def take_uploads(
     move = component.async_move_resource_to_block_cache
     async def local(path):
         if re.match(r'[a-z][a-z0-9+.-]*://', str(path or ''), re.I): raise gr.Error('Send the picture itself; addresses are not fetched.', print_exception=False)
+        # a folder here would enter gradio's list of files to delete and end its clean-up
+        if path is not None and not Path(path).is_file(): raise gr.Error('Only uploaded files can be read.', print_exception=False)
         return await move(path)
     component.preprocess, component.async_move_resource_to_block_cache = preprocess, local
     return component
@@ -299,24 +301,34 @@ class ClosedRoutes:
         if scope['type'] == 'http' and self.closed.match(scope['path']): return await PlainTextResponse('Not found.', 404)(scope, receive, send)
         await self.app(scope, receive, send)
 
-# %% ../nbs/10_web.ipynb #d2ab7e29
+# %% ../nbs/10_web.ipynb #1f96b93d
 CSS = """
-.gradio-container {max-width: 1080px !important; margin: 0 auto !important; padding: 12px 16px 40px !important}
-#head h1 {font-size: 1.6rem; font-weight: 700; margin: .4rem 0 0} #head p {margin: .15rem 0 .4rem; color: var(--body-text-color-subdued)}
-.verdict {border-radius: 12px; padding: 18px 22px; border: 1px solid var(--border-color-primary); border-left-width: 6px; background: var(--background-fill-primary)}
-.verdict h2 {font-size: 2.1rem; line-height: 1.15; font-weight: 700; margin: .1rem 0 .35rem; overflow-wrap: anywhere} .verdict .why {font-size: 1.05rem; margin: 0} .verdict ul.why {padding-left: 1.1rem; list-style: disc}
-.verdict.ok {border-left-color: #0f766e} .verdict.unsure {border-left-color: #b45309} .verdict.bad {border-left-color: #b91c1c} .verdict.idle {border-left-color: var(--border-color-primary)}
-.kicker {font-size: .78rem; letter-spacing: .05em; text-transform: uppercase; color: var(--body-text-color-subdued); margin: 0}
-.small {font-size: .85rem; color: var(--body-text-color-subdued); margin: .5rem 0 0}
-.banner {border-radius: 10px; padding: 12px 18px; background: #fef3c7; color: #78350f; border: 1px solid #f59e0b; margin: 4px 0}
-.banner strong {color: inherit} .banner ul {margin: .2rem 0 0; padding-left: 1.1rem; list-style: disc} .banner li {color: inherit}
-.care h3, .model h3 {font-size: 1.05rem; font-weight: 650; margin: 1.1rem 0 .35rem} .care ul {padding-left: 1.1rem; list-style: disc} .care > h3:first-child {margin-top: 0}
-.tiles {display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px; margin: 10px 0}
-.tile {border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 12px 14px; background: var(--background-fill-primary); min-width: 0}
-.tile .value {font-size: 1.3rem; font-weight: 700; margin: .1rem 0; overflow-wrap: anywhere} .tile .small {margin: 0}
-.model .fig {max-width: 100%; height: auto; background: #fff; border-radius: 10px; border: 1px solid var(--border-color-primary)}
-table.plain {border-collapse: collapse; min-width: 50%} table.plain td, table.plain th {padding: 6px 14px 6px 0; border-bottom: 1px solid var(--border-color-primary); text-align: left}
-.gradio-container img[width="56"] {border-radius: 6px; display: block; margin: 0 auto}
+.gradio-container {max-width: 1080px !important; margin: 0 auto !important}
+.gradio-container main.app, .gradio-container > .main, .gradio-container .fillable {padding: 12px 16px 32px !important; max-width: none !important}
+#head h1 {font-size: 1.6rem; font-weight: 700; margin: .2rem 0 0} #head p {margin: .15rem 0 .6rem}
+#head p, .kicker, .small {color: color-mix(in srgb, var(--body-text-color) 72%, transparent)}
+.verdict {border-radius: 12px; padding: 16px 20px; border: 1px solid var(--border-color-primary); border-left: 6px solid var(--border-color-primary); background: var(--block-background-fill)}
+.verdict h2 {font-size: 2.1rem; line-height: 1.15; font-weight: 700; margin: .1rem 0 .35rem; overflow-wrap: anywhere}
+.verdict .why {font-size: 1.05rem; margin: 0; overflow-wrap: anywhere} .verdict ul.why {padding-left: 1.1rem; list-style: disc}
+.verdict.ok {border-left-color: #0f766e} .verdict.unsure {border-left-color: #b45309} .verdict.bad {border-left-color: #b91c1c}
+.kicker {font-size: .78rem; letter-spacing: .05em; text-transform: uppercase; margin: 0}
+.small {font-size: .85rem; line-height: 1.4; margin: .5rem 0 0}
+.banner {border-radius: 10px; padding: 10px 16px; background: #fef3c7; border: 1px solid #f59e0b}
+.banner, .banner strong, .banner li {color: #78350f !important} .banner ul {margin: .2rem 0 0; padding-left: 1.1rem; list-style: disc}
+.care h3, .model h3 {font-size: 1.05rem; font-weight: 650; margin: 1.3rem 0 .4rem} .care ul {padding-left: 1.1rem; list-style: disc} .care > h3:first-child {margin-top: 0}
+.tiles {display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px; margin: 4px 0 10px}
+.tile {border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 12px 14px; background: var(--block-background-fill); min-width: 0}
+.tile .value {font-size: 1.3rem; font-weight: 700; margin: .1rem 0; overflow-wrap: anywhere} .tile .value.long {font-size: 1rem} .tile .small {margin: 0}
+.model .fig {max-width: 100%; height: auto; background: #fff; border-radius: 10px; border: 1px solid var(--border-color-primary); margin: 0}
+table.plain tr, table.plain tbody, table.plain thead {border: 0 !important} table.plain {border-collapse: collapse; min-width: min(26rem, 100%); border: 0 !important} table.plain td, table.plain th {padding: 6px 18px 6px 0 !important; border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; text-align: left}
+#probabilities *, #table * {font-family: var(--font) !important} #table img {border-radius: 6px; display: block; margin: 0 auto}
+footer .divider {display: none !important} .html-container, .gradio-container .html-container {padding: 0 !important}
+.gradio-container .tabitem, .gradio-container .column, .gradio-container .form {min-width: 0} #table, #table > div {max-width: 100%; overflow-x: auto}
+@media (max-width: 640px) {
+ .verdict h2 {font-size: 1.8rem} #identify > .column {display: contents} #identify > .column > * {width: 100% !important; flex: none}
+ #picture {order: 1} #verdict {order: 2} #probabilities {order: 3} #care {order: 4} #looked {order: 5} #examples, #identify .gallery {order: 6}
+ #table {width: calc(100vw - 32px)} #table table {min-width: 640px}
+ .tab-container button {padding-left: 10px !important; padding-right: 10px !important}}
 """
 SYSTEM_FONTS = ['system-ui', '-apple-system', 'Segoe UI', 'Roboto', 'Noto Sans', 'Liberation Sans', 'sans-serif']
 
@@ -327,9 +339,10 @@ def _theme(): return gr.themes.Soft(primary_hue='teal', secondary_hue='teal', ne
 def _trust_line(f):
     "Where the probabilities come from, in one sentence."
     t = f['trust'] if isinstance(f['trust'], dict) else {}
-    if t.get('temperature') is None: return 'The probabilities of this bundle are not calibrated.'
-    n = t.get('n') or t.get('n_valid')
-    return f'Probabilities are scaled on {f"{n} " if n else ""}validation pictures' + (f'; below {t["threshold"]:.0%} the answer is “I can’t tell”.' if isinstance(t.get('threshold'), (int, float)) else '.')
+    if not t.get('n'): return 'The probabilities of this bundle are not calibrated.'
+    line = f'Probabilities are scaled on {t["n"]} validation pictures'
+    if t.get('threshold') is not None: line += f'; below {t["threshold"]:.0%} the answer is “I can’t tell”'
+    return line + ('.' if t.get('calibrated', True) or not t.get('note') else f'. Note: {t["note"]}.')
 
 
 def _looked(predictor, im, a):
@@ -348,15 +361,19 @@ def make_demo(
 )->gr.Blocks:
     "The page over a predictor; launch it with `serve`."
     f = facts(predictor)
-    seconds, trust, classes = latency(predictor), _trust_line(f), [title_of(c) for c in predictor.classes]
+    seconds, trust, names = latency(predictor), _trust_line(f), {c: title_of(c) for c in predictor.classes}
+    if len(set(names.values())) < len(names): names = {c: c for c in names}
+    titles = list(names.values())
     refuse = lambda msg: gr.Error(msg, print_exception=False, duration=12)
 
     def identify(src):
-        if not src: return verdict_html(), None, None, ''
+        empty = gr.Label(visible=False), gr.Image(visible=False), gr.HTML('', visible=False)
+        if not src: return verdict_html(), *empty
         try: im = load_picture(src)
-        except ImageError as e: return verdict_html(error=f'{e}.'), None, None, ''
+        except ImageError as e: return verdict_html(error=f'{e}.'), *empty
         a = answer(predictor, [im])[0]
-        return verdict_html(a, trust=trust), {title_of(c): p for c, p in a['probabilities'].items()}, _looked(predictor, im, a), care_html(a)
+        seen, care = _looked(predictor, im, a), care_html(a)
+        return verdict_html(a, trust=trust), gr.Label({names[c]: p for c, p in a['probabilities'].items()}, visible=True), gr.Image(seen, visible=seen is not None), gr.HTML(care, visible=bool(care))
 
     def predict(picture):
         "One picture: {label, can_tell, probability, probabilities, reasons}; label is null when the model can't tell."
@@ -391,18 +408,17 @@ def make_demo(
         examples = sorted(p for p in folder.iterdir() if p.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp'))[:8] if folder and folder.is_dir() else []
     one, group = dict(concurrency_id='net', concurrency_limit=workers), dict(api_visibility='private')
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=delete_cache) as demo:
-        gr.HTML(f'<div id="head"><h1>{esc(title)}</h1><p>Tells {esc(", ".join(classes[:-1]))} and {esc(classes[-1])} apart in a photograph, and says so when it can’t.</p></div>{banner_html(f)}')
+        gr.HTML(f'<div id="head"><h1>{esc(title)}</h1><p>{esc(", ".join(titles))}: or “I can’t tell”.</p></div>{banner_html(f)}', padding=False)
         with gr.Tab('Identify'):
-            with gr.Row(equal_height=False):
+            with gr.Row(equal_height=False, elem_id='identify'):
                 with gr.Column(min_width=300):
                     picture = take_uploads(gr.Image(type='filepath', image_mode=None, label='Photograph', sources=['upload', 'webcam', 'clipboard'], height=340, buttons=['fullscreen'], elem_id='picture'))
-                    if examples: gr.Examples([[str(p)] for p in examples], picture, cache_examples=False, label='Examples', examples_per_page=8, api_visibility='private')
+                    if examples: gr.Examples([[str(p)] for p in examples], picture, cache_examples=False, label='Examples', examples_per_page=8, api_visibility='private', elem_id='examples')
+                    looked = gr.Image(label='Where the net looked', interactive=False, visible=False, height=340, buttons=[], elem_id='looked', format='jpeg', alt_text='The picture with the places that counted most coloured warm')
                 with gr.Column(min_width=300):
-                    verdict = gr.HTML(verdict_html(), elem_id='verdict')
-                    label = gr.Label(label='Probabilities', num_top_classes=min(len(classes), 6), show_heading=False, elem_id='probabilities')
-            with gr.Row(equal_height=False):
-                with gr.Column(min_width=300): looked = gr.Image(label='Where the net looked', interactive=False, height=340, buttons=[], elem_id='looked', format='jpeg', alt_text='The picture with the places that counted most coloured warm')
-                with gr.Column(min_width=300): care = gr.HTML('', elem_id='care')
+                    verdict = gr.HTML(verdict_html(), elem_id='verdict', padding=False)
+                    label = gr.Label(label='Probabilities', num_top_classes=min(len(titles), 6), show_heading=False, visible=False, elem_id='probabilities')
+                    care = gr.HTML('', elem_id='care', visible=False, padding=False)
             picture.change(identify, picture, [verdict, label, looked, care], show_progress='minimal', show_progress_on=verdict, trigger_mode='always_last', **group, **one)
         with gr.Tab('Many pictures'):
             many = take_uploads(gr.File(file_count='multiple', file_types=['image'], label=f'Up to {MAX_FILES} pictures', height=180, elem_id='files'))
@@ -410,16 +426,16 @@ def make_demo(
                 go = gr.Button('Identify all', variant='primary', elem_id='go')
                 csv_out = gr.DownloadButton('Download as CSV', visible=False, elem_id='csv')
             summary = gr.Markdown('Drop the pictures above, then press the button. A click on a column head sorts the table.', elem_id='summary')
-            table = gr.Dataframe(headers=['Picture', 'File', 'Answer', 'Per cent', 'Note'], datatype=['html', 'str', 'str', 'number', 'str'], interactive=False, visible=False, wrap=True, max_height=720, column_widths=['84px', '170px', '130px', '90px', '300px'], elem_id='table', buttons=[])
+            table = gr.Dataframe(headers=['Picture', 'File', 'Answer', 'Per cent', 'Note'], datatype=['html', 'str', 'str', 'number', 'str'], interactive=False, visible=False, wrap=True, max_height=720, column_widths=['84px', '230px', '150px', '94px', '486px'], elem_id='table', buttons=[])
             go.click(identify_many, many, [summary, table, csv_out], **group, **one)
-        with gr.Tab('The model'): gr.HTML(model_html(f, seconds), elem_id='model')
+        with gr.Tab('The model'): gr.HTML(model_html(f, seconds), elem_id='model', padding=False)
         hidden, result = gr.Button(visible=False), gr.JSON(visible=False)
         hidden.click(predict, picture, result, api_name='predict', **one)
         hidden.click(predict_many, many, result, api_name='predict_many', **one)
         hidden.click(model_info, None, result, api_name='model_info', queue=False)
     return demo
 
-# %% ../nbs/10_web.ipynb #593519b3
+# %% ../nbs/10_web.ipynb #1edf72c1
 def read_login(
     env=os.environ # where SILKWORM_APP_AUTH is looked up
 )->tuple: # (user, password) or None
@@ -467,8 +483,10 @@ def serve(
     demo.close, demo.upload_folder = close_and_tidy, folder.name
     if not quiet: print(f'Listening on {demo.local_url}' + (' with a login' if login else '') + ('' if host in ('127.0.0.1', 'localhost') else f': every machine that can reach {host} can use it'), flush=True)
     if block:
-        try: threading.Event().wait()
-        except KeyboardInterrupt: print('Stopped.')
+        stop = threading.Event()
+        if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, lambda *_: stop.set())
+        try: stop.wait()
+        except KeyboardInterrupt: pass
         finally: demo.close()
     return demo
 

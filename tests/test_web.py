@@ -1,0 +1,202 @@
+"The page over HTTP and gradio_client: answers, messages, limits, and what nobody may read."
+import os
+import re
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from PIL import Image
+
+from web_tools import Colours, as_file, call, encode, picture, random_bundle, serving, upload
+
+root = Path(__file__).resolve().parent.parent
+red = encode(Image.new('RGB', (40, 30), 'red'), 'JPEG')
+
+
+@pytest.fixture(scope='module')
+def demo():
+    with serving(Colours()) as demo: yield demo
+
+
+@pytest.fixture
+def http(demo):
+    with httpx.Client(base_url=demo.local_url.rstrip('/'), timeout=30) as client: yield client
+
+
+@pytest.fixture(scope='module')
+def bundle(tmp_path_factory): return random_bundle(tmp_path_factory.mktemp('web') / 'bundle')
+
+
+def uploaded(http, data=red, name='picture.jpg'):
+    r = upload(http, data, name)
+    assert r.status_code == 200, r.text
+    return r.json()[0]
+
+
+def test_client_gets_the_same_as_the_predictor(demo, tmp_path):
+    (tmp_path / 'red.jpg').write_bytes(red)
+    client = Client(demo.local_url, verbose=False)
+    out = client.predict(handle_file(tmp_path / 'red.jpg'), api_name='/predict')
+    assert out['label'] == 'red' and out['can_tell'] and set(out) == {'label', 'can_tell', 'probability', 'probabilities', 'reasons'}
+    assert set(client.view_api(return_format='dict')['named_endpoints']) == {'/predict', '/predict_many', '/model_info'}
+
+
+def test_dark_picture_gets_no_label_but_reasons(http):
+    status, (out,) = call(http, 'predict', [as_file(uploaded(http, encode(Image.new('RGB', (40, 30), (9, 0, 0)), 'PNG'), 'd.png'))])
+    assert status == 'complete' and out['label'] is None and not out['can_tell'] and out['reasons'] == ['the picture is too dark']
+
+
+def test_bad_upload_gets_one_sentence_without_a_path(http, demo):
+    status, out = call(http, 'predict', [as_file(uploaded(http, b'not a picture', 'x.jpg'))])
+    assert status == 'error' and 'x.jpg' in out['error'] and demo.upload_folder not in out['error'] and 'Traceback' not in out['error']
+
+
+def test_many_goes_on_after_a_bad_one(http):
+    paths = [uploaded(http, data, name) for data, name in ((red, 'a.jpg'), (b'nothing', 'b.jpg'), (red[:200], 'c.jpg'), (red, 'd.jpg'))]
+    status, (rows,) = call(http, 'predict_many', [[as_file(p) for p in paths]])
+    assert status == 'complete' and [r['label'] for r in rows] == ['red', None, None, 'red']
+    assert [bool(r['error']) for r in rows] == [False, True, True, False]
+
+
+def test_too_many_pictures_get_a_message(http):
+    status, out = call(http, 'predict_many', [[as_file(uploaded(http))] * 301])
+    assert status == 'error' and '301' in out['error'] and '300' in out['error']
+
+
+@pytest.mark.parametrize('path', ['/etc/passwd', '{app}', '{folder}', '{folder}/../app.py', '../../../../etc/passwd', '%2Fetc%2Fpasswd', '/proc/self/environ', 'file:///etc/passwd', 'http://127.0.0.1:1/x'])
+def test_no_server_file_can_be_read(http, demo, path):
+    path = path.format(app=root / 'app.py', folder=demo.upload_folder)
+    for prefix in ('/gradio_api/file=', '/gradio_api/file/', '/file=', '/static/', '/assets/', '/gradio_api/proxy='):
+        r = http.get(prefix + path)
+        assert r.status_code in (403, 404), (prefix + path, r.status_code)
+    for args in ([as_file(path)], [{'path': path}], [{'path': path, 'url': path}]):
+        assert call(http, 'predict', args)[0] in ('error', 'refused')
+        assert call(http, 'predict_many', [args])[0] in ('error', 'refused')
+
+
+def test_addresses_are_not_fetched(http, demo):
+    hits = []
+    class Handler(__import__('http.server').server.BaseHTTPRequestHandler):
+        def do_GET(self): hits.append(self.path); self.send_error(404)
+        def log_message(self, *a): pass
+    server = __import__('http.server').server.HTTPServer(('127.0.0.1', 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f'http://127.0.0.1:{server.server_port}/p.jpg'
+    assert call(http, 'predict', [as_file(url)])[0] == 'error'
+    assert call(http, 'predict', [{'path': url, 'url': url, 'meta': {'_type': 'gradio.FileData'}}])[0] == 'error'
+    assert call(http, 'predict_many', [[as_file(url)]])[0] == 'error'
+    for u in (f'/gradio_api/file={url}', f'/gradio_api/proxy={url}'): assert http.get(u).status_code == 404
+    server.shutdown()
+    assert not hits
+
+
+def test_picture_inside_the_request(http):
+    import base64
+    status, (out,) = call(http, 'predict', [{'url': 'data:image/jpeg;base64,' + base64.b64encode(red).decode()}])
+    assert status == 'complete' and out['label'] == 'red'
+    assert call(http, 'predict', [{'url': 'data:image/jpeg;base64,%%%'}])[0] == 'error'
+
+
+def test_upload_over_the_limit_is_refused_and_leaves_nothing():
+    with serving(Colours(), max_file_size='100kb') as demo, httpx.Client(base_url=demo.local_url.rstrip('/'), timeout=30) as http:
+        r = upload(http, b'\0' * 300_000)
+        assert r.status_code == 413 and 'maximum allowed size' in r.text
+        assert [p for p in Path(demo.upload_folder).rglob('*') if p.is_file()] == []
+        assert call(http, 'predict', [as_file(uploaded(http))])[0] == 'complete'
+
+
+def test_uploads_are_private_and_go_away():
+    before = os.environ.get('GRADIO_TEMP_DIR')
+    with serving(Colours(), delete_cache=(1, 1)) as demo, httpx.Client(base_url=demo.local_url.rstrip('/'), timeout=30) as http:
+        folder = Path(demo.upload_folder)
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        path = uploaded(http)
+        assert call(http, 'predict', [as_file(folder)])[0] == 'error'           # must not end the clean-up
+        assert call(http, 'predict', [as_file(path)])[0] == 'complete' and Path(path).is_file()
+        end = time.monotonic() + 15
+        while Path(path).exists() and time.monotonic() < end: time.sleep(.3)
+        assert [p for p in folder.rglob('*') if p.is_file()] == []
+    assert not folder.exists() and os.environ.get('GRADIO_TEMP_DIR') == before
+
+
+def test_full_queue_says_so():
+    slow = Colours()
+    with serving(slow, workers=1, queue_size=1) as demo:
+        slow.wait = .6
+        answers = []
+        def ask():
+            with httpx.Client(base_url=demo.local_url.rstrip('/'), timeout=60) as http: answers.append(call(http, 'predict', [as_file(path)]))
+        with httpx.Client(base_url=demo.local_url.rstrip('/'), timeout=60) as http:
+            path = uploaded(http)
+            threads = [threading.Thread(target=ask) for _ in range(8)]
+            for t in threads: t.start()
+            for t in threads: t.join()
+            refused = [a for a in answers if a[0] == 'refused']
+            assert refused and all('queue is full' in a[1].lower() for a in refused), answers
+            assert any(a[0] == 'complete' for a in answers)
+            assert call(http, 'predict', [as_file(path)])[0] == 'complete'      # and it recovers
+
+
+def test_login_from_the_environment(monkeypatch):
+    monkeypatch.setenv('SILKWORM_APP_AUTH', 'keeper:mulberry')
+    with serving(Colours()) as demo, httpx.Client(base_url=demo.local_url.rstrip('/'), timeout=30) as http:
+        assert http.get('/config').status_code == 401 and upload(http, red).status_code == 401
+        assert http.post('/gradio_api/call/predict', json={'data': [None]}).status_code == 401
+        assert http.post('/login', data={'username': 'keeper', 'password': 'wrong'}).status_code == 400
+        assert http.post('/login', data={'username': 'keeper', 'password': 'mulberry'}).status_code == 200
+        assert call(http, 'predict', [as_file(uploaded(http))])[0] == 'complete'
+
+
+def code_block(language, nth=0): return re.findall(rf'```{language}\n(.*?)```', (root / 'docs/web.md').read_text(), re.S)[nth]
+
+
+def test_documented_python_example_runs(demo, tmp_path):
+    (tmp_path / 'larva.jpg').write_bytes(red)
+    code = code_block('python').replace('http://127.0.0.1:7860', demo.local_url)
+    assert len(code.strip().splitlines()) <= 10
+    out = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert out.returncode == 0 and 'red' in out.stdout, out.stderr[-800:]
+
+
+def test_documented_curl_example_runs(demo, tmp_path):
+    import shutil
+    if not shutil.which('curl'): pytest.skip('curl is not installed')
+    (tmp_path / 'larva.jpg').write_bytes(red)
+    code = code_block('bash').replace('http://127.0.0.1:7860', demo.local_url.rstrip('/'))
+    out = subprocess.run(['bash', '-euc', code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert out.returncode == 0 and '"label"' in out.stdout and 'red' in out.stdout, out.stdout + out.stderr
+
+
+@pytest.mark.parametrize('args,say', [([], '--bundle'), (['--bundle', 'no/such/bundle'], 'no/such/bundle'), (['--bundle', '.', '--port', 'x'], '--port')])
+def test_app_says_what_is_wrong(args, say):
+    out = subprocess.run([sys.executable, root / 'app.py', *args], capture_output=True, text=True, timeout=120)
+    assert out.returncode == 2 and say in out.stderr and 'Traceback' not in out.stderr
+
+
+def test_app_serves_a_bundle_and_stops_clean(bundle, tmp_path):
+    from silkworm_app.bundle import load_bundle
+    env = dict(os.environ, TMPDIR=str(tmp_path), OMP_NUM_THREADS='1')
+    app = subprocess.Popen([sys.executable, '-u', root / 'app.py', '--bundle', bundle, '--port', '0'], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env, cwd=root)
+    try:
+        line = app.stdout.readline()
+        url = re.search(r'http://127\.0\.0\.1:\d+', line).group()
+        rng = np.random.default_rng(3)
+        pictures = [picture(rng, (160, 120)) for _ in range(6)]
+        offline = load_bundle(bundle).decide(pictures)
+        with httpx.Client(base_url=url, timeout=30) as http:
+            for im, d in zip(pictures, offline):
+                status, (out,) = call(http, 'predict', [as_file(uploaded(http, encode(im, 'PNG'), 'p.png'))])
+                assert status == 'complete' and out['label'] == d.label
+                assert max(abs(out['probabilities'][k] - v) for k, v in d.probs.items()) < 1e-4
+            assert call(http, 'model_info', [])[1][0]['classes'] == list(load_bundle(bundle).classes)
+    finally:
+        app.terminate()
+        app.wait(20)
+    assert list(tmp_path.glob('silkworm_app_*')) == []

@@ -1,0 +1,46 @@
+"""Generated bad uploads: each gets an answer or a clear message, and leaves nothing behind.
+
+60 in CI; SILKWORM_BAD_UPLOADS=1000 for the full number, with one file of 200 MB among them."""
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+from PIL import Image
+
+from web_tools import Colours, as_file, bad_uploads, call, encode, serving, upload
+
+count = int(os.environ.get('SILKWORM_BAD_UPLOADS', 60))
+
+
+def test_bad_uploads(monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))      # what the server forgets would lie here
+    good, seen, slowest = encode(Image.new('RGB', (40, 30), 'red'), 'JPEG'), {}, 0.
+    with serving(Colours(), delete_cache=(2, 2)) as demo, httpx.Client(base_url=demo.local_url.rstrip('/'), timeout=30) as http:
+        for kind, name, data in bad_uploads(count):
+            start = time.perf_counter()
+            r = upload(http, data, name)
+            if r.status_code != 200: status, out = 'refused', r.text
+            else: status, out = call(http, 'predict', [as_file(r.json()[0])])
+            slowest = max(slowest, time.perf_counter() - start)
+            seen[kind, status] = seen.get((kind, status), 0) + 1
+            if status == 'complete': assert set(out[0]['probabilities']) == set(Colours.classes), (kind, name)
+            else:
+                message = out['error'] if status == 'error' else out
+                assert isinstance(message, str) and 10 < len(message) < 600 and '\n' not in message.strip(), (kind, name, status, out)
+                assert 'Traceback' not in message and demo.upload_folder not in message, (kind, name, message)
+        if count >= 1000:
+            r = upload(http, bytes(200 * 2**20))
+            assert r.status_code == 413, r.status_code
+        status, (out,) = call(http, 'predict', [as_file(upload(http, good).json()[0])])
+        assert status == 'complete' and out['label'] == 'red'
+        end, folder = time.monotonic() + 30, Path(demo.upload_folder)
+        while any(p.is_file() for p in folder.rglob('*')) and time.monotonic() < end: time.sleep(.5)
+        assert [p for p in folder.rglob('*') if p.is_file()] == []
+    assert [p for p in tmp_path.rglob('*') if p.is_file()] == []
+    text = capfd.readouterr()
+    assert 'Traceback' not in text.out + text.err, (text.out + text.err)[-3000:]
+    print(f'{count} bad uploads, slowest {slowest:.2f} s:', {f'{k} {s}': n for (k, s), n in sorted(seen.items())})
+    for kind in ('empty', 'svg', 'zipped', 'huge', 'noise', 'text', 'wrong_magic'): assert (kind, 'complete') not in seen, seen
+    for kind in ('cmyk', 'modes', 'shape', 'wrong_name'): assert seen.get((kind, 'complete')), seen
