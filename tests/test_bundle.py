@@ -1,0 +1,284 @@
+"Bundles: real pictures through every backend, files that lie, and nothing that runs."
+import hashlib
+import json
+import os
+import pickle
+import random
+import shutil
+import struct
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from silkworm_app.bundle import BundleError, Predictor, load_bundle, save_bundle
+from silkworm_app.data import image_dls
+from silkworm_app.imaging import Preprocess
+from silkworm_app.lslu import LSLU
+from silkworm_app.ort import OnnxPredictor
+from silkworm_app.patch import lslu_model
+from silkworm_app.trust import fit_trust
+
+
+def moved(model, seed=0):
+    "Statistics and activations away from their start, so that fusing has something to do."
+    torch.manual_seed(seed)
+    for o in model.modules():
+        if isinstance(o, nn.BatchNorm2d): o.running_mean.normal_(0, .1); o.running_var.uniform_(.5, 2)
+        if isinstance(o, LSLU): nn.init.uniform_(o.alphas, .7, 1.3); nn.init.uniform_(o.biases, -.1, .1)
+    return model.eval()
+
+
+@pytest.fixture(scope='module')
+def learn(sample_dir):
+    from fastai.learner import Learner
+    from fastai.losses import CrossEntropyLossFlat
+    dls = image_dls(sample_dir, size=64, bs=16, num_workers=0)
+    return Learner(dls, moved(lslu_model('vanillanet_5_x0_125', len(dls.vocab))), loss_func=CrossEntropyLossFlat())
+
+
+@pytest.fixture(scope='module')
+def bundle(learn, tmp_path_factory):
+    return save_bundle(tmp_path_factory.mktemp('bundle') / 'b', learn, metrics={'valid': {'accuracy': .2}}, onnx=True)
+
+
+def test_predicts_as_the_learner(learn, bundle):
+    want, _ = learn.get_preds(dl=learn.dls.valid)
+    files = [p for p, _ in learn.dls.splits.valid]
+    for backend in ('torch', 'onnx'):
+        got = load_bundle(bundle, backend).predict(files)
+        np.testing.assert_allclose(got, want.numpy(), atol=1e-5)
+        assert (got.argmax(1) == want.numpy().argmax(1)).all()
+
+
+def test_learner_untouched_and_config_complete(learn, bundle):
+    assert any(isinstance(m, LSLU) for m in learn.model.modules()) and any(isinstance(m, nn.BatchNorm2d) for m in learn.model.modules())
+    c = load_bundle(bundle).config
+    assert c['curves'] and c['fusion'] and c['metrics'] == {'valid': {'accuracy': .2}} and c['leak'] and c['versions']['torch']
+    assert c['trust']['n'] == len(learn.dls.splits.valid)
+
+
+def test_untrained_net_never_answers(learn, bundle):
+    assert [d.label for d in load_bundle(bundle).decide([p for p, _ in learn.dls.splits.valid])] == [None] * len(learn.dls.splits.valid)
+
+
+@pytest.mark.parametrize('arch,kw', [('vanillanet_5_x0_125', {}), ('resnet10t', dict(where='stem')), ('mobilenetv3_small_050', dict(where='none'))])
+def test_onnx_on_real_photographs(hymenoptera_dir, tmp_path, arch, kw):
+    files = sorted((hymenoptera_dir / 'valid').rglob('*.jpg'))[::8]
+    model = moved(lslu_model(arch, 2, input_size=96, **kw))
+    b = save_bundle(tmp_path / 'b', model, Preprocess(96), ['ants', 'bees'], onnx=True)
+    with torch.no_grad(): want = model(torch.from_numpy(Preprocess(96).batch(files))).numpy()
+    for p in (load_bundle(b, 'torch'), load_bundle(b, 'onnx'), OnnxPredictor(b / 'model.onnx')):
+        got = p.logits(files)
+        assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+        assert (got.argmax(1) == want.argmax(1)).all()
+    import onnx
+    assert not [n for n in onnx.load(b / 'model.onnx').graph.node if n.op_type == 'BatchNormalization']
+
+
+def test_onnx_needs_no_torch(bundle, learn):
+    pic = learn.dls.splits.valid[0][0]
+    code = f'''import sys
+from silkworm_app.ort import OnnxPredictor
+from silkworm_app.cli import predict_main
+p = OnnxPredictor({str(bundle / "model.onnx")!r})
+p.decide({str(pic)!r}), p.predict({str(pic)!r})
+assert predict_main([{str(bundle / "model.onnx")!r}, {str(pic)!r}]) == 0
+bad = [m for m in ("torch", "fastai", "timm", "onnx", "sklearn", "scipy", "matplotlib", "gradio") if m in sys.modules]
+assert not bad, bad'''
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+
+
+def test_many_threads_agree(bundle, learn):
+    files = [p for p, _ in learn.dls.splits.valid][:12]
+    for backend in ('torch', 'onnx'):
+        p = load_bundle(bundle, backend)
+        want = p.predict(files)
+        with ThreadPoolExecutor(8) as ex: got = list(ex.map(lambda i: p.predict(files[i % 12])[0], range(96)))
+        np.testing.assert_allclose(got, want[np.arange(96) % 12], atol=1e-5)
+
+
+def test_failed_save_keeps_the_old_bundle(bundle, learn, tmp_path, monkeypatch):
+    d = tmp_path / 'b'
+    shutil.copytree(bundle, d)
+    before = {f.name: f.read_bytes() for f in d.iterdir() if f.is_file()}
+    import silkworm_app.bundle as B
+    monkeypatch.setattr(B, 'save_onnx', lambda *a, **k: (_ for _ in ()).throw(OSError('disk full')))
+    with pytest.raises(OSError, match='disk full'): save_bundle(d, learn, onnx=True)
+    assert {f.name: f.read_bytes() for f in d.iterdir() if f.is_file()} == before
+    assert [f.name for f in tmp_path.iterdir()] == ['b']
+
+
+# ---- files that lie ----
+
+def rehash(d):
+    "Make the hashes of the config fit what lies there, as somebody would who forges a bundle."
+    c = json.loads((d / 'config.json').read_text())
+    for n in list(c['files']):
+        data = (d / n).read_bytes()
+        c['files'][n] = dict(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+    (d / 'config.json').write_text(json.dumps(c))
+
+
+@pytest.fixture
+def copy(bundle, tmp_path):
+    def make():
+        shutil.rmtree(tmp_path / 'c', ignore_errors=True)
+        shutil.copytree(bundle, tmp_path / 'c')
+        return tmp_path / 'c'
+    return make
+
+
+def refused(d, backend='torch'):
+    with pytest.raises(BundleError) as e: load_bundle(d, backend)
+    assert '\n' not in str(e.value) and str(d.name) in str(e.value), e.value
+    return str(e.value)
+
+
+@pytest.mark.parametrize('name', ['model.safetensors', 'model.onnx', 'trust.safetensors'])
+def test_damaged_files(copy, name):
+    rng = random.Random(0)
+    for i in range(60):
+        d = copy()
+        f = d / name
+        data = bytearray(f.read_bytes())
+        how = rng.choice(['cut', 'flip', 'grow', 'empty', 'head'])
+        if how == 'cut': data = data[:rng.randrange(len(data))]
+        elif how == 'flip': data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        elif how == 'grow': data += os.urandom(rng.randrange(1, 50))
+        elif how == 'empty': data = b''
+        else: data[:8] = struct.pack('<Q', rng.choice([0, 1, len(data), 1 << 40, (1 << 64) - 1]))
+        f.write_bytes(data)
+        refused(d, 'onnx' if name == 'model.onnx' else 'torch')
+        rehash(d)                       # a forger fixes the hash: a readable file may load, anything else is one sentence
+        try: load_bundle(d, 'onnx' if name == 'model.onnx' else 'torch')
+        except BundleError as e: assert '\n' not in str(e)
+
+
+def mutate(o, rng):
+    "Change one random place of a JSON value."
+    junk = [None, True, -1, 0, 1e300, 10**12, 'x' * 300, '../../etc/passwd', 'hf_hub:a/b', [], {}, [[[[]]]], {'pretrained': True}, 'nan', [1, 2, 3]]
+    if isinstance(o, dict) and o and rng.random() < .9:
+        k = rng.choice(list(o))
+        if rng.random() < .1: return {a: b for a, b in o.items() if a != k}
+        return {**o, k: mutate(o[k], rng)}
+    if isinstance(o, list) and o and rng.random() < .9:
+        i = rng.randrange(len(o))
+        return o[:i] + [mutate(o[i], rng)] + o[i + 1:]
+    return rng.choice(junk)
+
+
+@pytest.mark.timeout(120)
+def test_forged_configs(copy):
+    rng, d = random.Random(1), copy()
+    good = json.loads((d / 'config.json').read_text())
+    good['curves'] = []
+    loaded = 0
+    for i in range(300):
+        c = good
+        for _ in range(rng.choice([1, 1, 3])): c = mutate(c, rng) if isinstance(c, dict) else c
+        (d / 'config.json').write_text(json.dumps(c))
+        try: p = load_bundle(d, 'torch'); p.decide(np.zeros((20, 20, 3), np.uint8)); loaded += 1
+        except BundleError as e: assert '\n' not in str(e) and len(str(e)) < 600
+    assert loaded < 250
+
+
+def test_foreign_things(copy, tmp_path):
+    for text in ('', '{', '[]', 'null', '{"a": 1}', '{"format": 3}', '[' * 100000, '{"_name_or_path": "bert"}'):
+        d = copy()
+        (d / 'config.json').write_text(text)
+        refused(d)
+    d = copy(); (d / 'config.json').write_bytes(b'\xff\xfe\x00'); refused(d)
+    d = copy(); (d / 'config.json').unlink(); refused(d)
+    d = copy(); (d / 'model.safetensors').unlink(); refused(d)
+    d = copy(); (d / 'model.safetensors').unlink(); os.symlink('/etc/passwd', d / 'model.safetensors'); refused(d)
+    d = copy()
+    for make in (lambda f: torch.save({'a': torch.ones(1)}, f), lambda f: torch.save({'a': torch.ones(1)}, f, _use_new_zipfile_serialization=False), lambda f: f.write_bytes(pickle.dumps({}))):
+        make(d / 'model.safetensors'); rehash(d)
+        assert 'pickle or zip' in refused(d)
+    with pytest.raises(BundleError, match='does not exist'): load_bundle(tmp_path / 'none')
+    with pytest.raises(BundleError, match='backend'): load_bundle(d, 'tensorflow')
+    f = tmp_path / 'learner.pkl'; f.write_bytes(pickle.dumps({}))
+    with pytest.raises(BundleError, match='pickle or zip'): load_bundle(f)
+
+
+def test_trust_of_other_classes(learn, tmp_path):
+    t = fit_trust(np.eye(2), None, [0, 1], ['a', 'b'])
+    with pytest.raises(BundleError, match='trust is for the classes a, b'): save_bundle(tmp_path / 'x', learn, trust=t)
+
+
+def test_onnx_reads_no_other_file(tmp_path, monkeypatch, copy):
+    "An ONNX file may point to weights in another file; the predictor opens none, not even beside it or in the working directory."
+    import onnx
+    d = copy()
+    onnx.save(onnx.load(d / 'model.onnx'), d / 'model.onnx', save_as_external_data=True, location='beside.bin', size_threshold=16)
+    assert (d / 'beside.bin').stat().st_size > 1000
+    monkeypatch.chdir(d)
+    with pytest.raises(BundleError, match='model.onnx'): OnnxPredictor('model.onnx')
+    rehash(d)
+    refused(d, 'onnx')
+
+
+EVIL = '''
+import sys
+seen = []
+def hook(event, args):
+    if event in ('pickle.find_class', 'subprocess.Popen', 'os.system', 'os.exec', 'socket.connect', 'socket.getaddrinfo', 'marshal.loads') and watching: seen.append((event, str(args)[:200]))
+    if event == 'open' and watching and 'secret' in str(args[0]): seen.append((event, str(args[0])))
+watching = False
+sys.addaudithook(hook)
+from silkworm_app.bundle import load_bundle, BundleError
+from silkworm_app.ort import OnnxPredictor
+import numpy as np, pathlib, warnings, torch.onnx
+load_bundle(sys.argv[1], 'torch').model       # all imports done
+load_bundle(sys.argv[1], 'onnx').decide(np.zeros((30, 30, 3), np.uint8))
+watching = True
+n = 0
+for d in sorted(pathlib.Path(sys.argv[2]).iterdir()):
+    for backend in ('torch', 'onnx'):
+        try: load_bundle(d, backend).decide(np.zeros((30, 30, 3), np.uint8))
+        except BundleError: n += 1
+watching = False
+print(n, seen)
+'''
+
+
+def test_executes_nothing(bundle, tmp_path):
+    "Bundles that try: no pickle is opened, no process started, no address looked up, no file outside read."
+    class Boom:
+        def __reduce__(self): return (os.system, (f'touch {tmp_path}/pwned',))
+    folder = tmp_path / 'evil'
+    folder.mkdir()
+    (tmp_path / 'secret.txt').write_text('secret')
+
+    def evil(name, change=None, file=None, data=None):
+        d = folder / name
+        shutil.copytree(bundle, d)
+        if file: (d / file).write_bytes(data); rehash(d)
+        c = json.loads((d / 'config.json').read_text())
+        if change: change(c)
+        (d / 'config.json').write_text(json.dumps(c))
+    evil('pickle', file='model.safetensors', data=pickle.dumps(Boom()))
+    evil('pickle_trust', file='trust.safetensors', data=pickle.dumps(Boom()))
+    evil('pickle_onnx', file='model.onnx', data=pickle.dumps(Boom()))
+    kw = lambda **k: lambda c: c['build_cfg']['kwargs'].update(k)
+    evil('pretrained', kw(pretrained=True))
+    evil('overlay', kw(pretrained_cfg_overlay=dict(file=f'{tmp_path}/secret.txt')))
+    evil('checkpoint', kw(checkpoint_path=f'{tmp_path}/secret.txt'))
+    evil('cfg', kw(pretrained_cfg=dict(url='http://127.0.0.1:9/x')))
+    evil('arch', lambda c: c['build_cfg'].update(arch='hf-hub:evil/net'))
+    evil('arch2', lambda c: c['build_cfg'].update(arch='local-dir:' + str(tmp_path)))
+    evil('files', lambda c: c['files'].update({f'{tmp_path}/secret.txt': c['files']['model.safetensors']}))
+    evil('files2', lambda c: c['files'].update({'../../secret.txt': c['files']['model.safetensors']}))
+    evil('examples', lambda c: c['files'].update({'examples/../../../secret.txt': c['files']['model.safetensors']}))
+    r = subprocess.run([sys.executable, '-c', EVIL, str(bundle), str(folder)], capture_output=True, text=True, env={**os.environ, 'HF_HUB_OFFLINE': '0'})
+    assert r.returncode == 0, r.stderr[-2000:]
+    n, seen = r.stdout.strip().splitlines()[-1].split(' ', 1)
+    assert seen == '[]' and not (tmp_path / 'pwned').exists(), seen
+    assert int(n) >= 22, n            # 12 forgeries, 2 backends; a wrong model.onnx matters only to onnx
