@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CLASS_INFO', 'AUGMENTATIONS', 'FAST_AUGMENTATIONS', 'DataError', 'canonical_name', 'draw_larva', 'draw_sample',
-           'list_pictures', 'check_pictures', 'Splits', 'find_splits', 'aug_pipeline', 'Item', 'OpenPicture', 'LabelOf',
-           'Fit', 'AlbumentationsTransform', 'TimmTransform', 'TimmErasing', 'EpochDL', 'PictureDataLoaders',
-           'BatchAugment', 'FastDL', 'load_pixels', 'image_dls', 'test_loader', 'cifar_splits', 'cifar_dls']
+           'picture_grid', 'list_pictures', 'check_pictures', 'Splits', 'find_splits', 'aug_pipeline', 'Item',
+           'OpenPicture', 'LabelOf', 'Fit', 'AlbumentationsTransform', 'TimmTransform', 'TimmErasing', 'EpochDL',
+           'PictureDataLoaders', 'BatchAugment', 'FastDL', 'load_pixels', 'image_dls', 'test_loader', 'cifar_splits',
+           'cifar_dls']
 
 # %% ../nbs/04b_data.ipynb #d6b644fe
 import os
@@ -223,6 +224,20 @@ def draw_sample(
     finally: shutil.rmtree(work, ignore_errors=True)
     return dest
 
+# %% ../nbs/04b_data.ipynb #bb01e4b2
+def picture_grid(
+    rows, # list of lists of PIL images or arrays
+    names:list=None, # text at the left of each row
+    side:int=72 # of one picture in the grid
+)->Image.Image:
+    "Pictures side by side, for a look."
+    left = 0 if names is None else 84
+    out = Image.new('RGB', (left + max(map(len, rows)) * (side + 2), len(rows) * (side + 2)), 'white')
+    for r, row in enumerate(rows):
+        if names: ImageDraw.Draw(out).text((2, r * (side + 2) + side // 2 - 6), str(names[r]), fill='black')
+        for c, im in enumerate(row): out.paste(open_image(im).resize((side, side)), (left + c * (side + 2), r * (side + 2)))
+    return out
+
 # %% ../nbs/04b_data.ipynb #25cdefcf
 _split_names = {'train': 'train', 'training': 'train', 'valid': 'valid', 'val': 'valid', 'validation': 'valid', 'dev': 'valid', 'test': 'test', 'testing': 'test'}
 _litter = {'thumbs.db', 'desktop.ini', '__macosx'}
@@ -297,7 +312,7 @@ def _check_classes(found, path):
             miss, extra = sorted(names['train'] - c), sorted(c - names['train'])
             raise DataError(f'{path}: the classes of {s} differ from those of train:' + (f' missing {", ".join(miss)}' if miss else '') + (f' unknown {", ".join(extra)}' if extra else ''))
 
-# %% ../nbs/04b_data.ipynb #0f6fd809
+# %% ../nbs/04b_data.ipynb #20304efd
 @dataclass
 class Splits:
     "Which picture is used for what: lists of `(Path, class)`; `leak` and `warnings` say how far a test result can be trusted."
@@ -331,7 +346,7 @@ def _group(files, how):
 
 
 def _carve(items, groups, parts, seed, names):
-    "Split `[(path, class)]` into `len(parts) + 1` lists, stratified, groups whole; `parts` are numbers of pictures wanted per class."
+    "Split `[(path, class)]` into `len(parts) + 1` lists, stratified, groups whole; `parts` are fractions of each class."
     members = defaultdict(list)
     for it in items: members[groups[it[0]] if groups else it[0]].append(it)
     by_class = defaultdict(list)
@@ -411,7 +426,7 @@ def find_splits(
     files = [f for its in items.values() for f, _ in its]
     numbers, level = _group(files, group)
     groups = None if numbers is None else dict(zip(files, map(int, numbers)))
-    if 'all' in items: (valid, test, train), more = _carve(items['all'], groups, (valid_pct, test_pct / (1 - valid_pct)), seed, ('validation', 'test'))
+    if 'all' in items: (valid, test, train), more = _carve(items['all'], groups, (valid_pct, test_pct), seed, ('validation', 'test'))
     else:
         train, valid, test, more = items['train'], items.get('valid', []), items.get('test', []), []
         if not valid and valid_pct: (valid, train), more = _carve(train, groups, (valid_pct,), seed, ('validation',))
