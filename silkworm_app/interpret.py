@@ -184,14 +184,17 @@ class ShowParamsCallback(Callback):
         if self.handle is None: self.handle = display(self.figure(), display_id=True)
         else: self.handle.update(self.figure())
 
-# %% ../nbs/08_interpret.ipynb #9db891a2
+# %% ../nbs/08_interpret.ipynb #9965cc43
 _ACTS = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.Hardtanh)
 
 
 def _response(m):
     "For a layer: a function from its input to its non-negative response."
-    if isinstance(m, LSLU): return lambda x: (series_sum if m.form == 'sum' else series)(x, m.alphas, m.biases).relu()
-    if isinstance(m, FusedLSLU): return lambda x: m.pre(x).relu()
+    if isinstance(m, (LSLU, FusedLSLU)):
+        if hasattr(m, 'pre'): f = m.pre
+        elif m.form == 'series': f = torch.relu
+        else: f = lambda x: (series_sum if m.form == 'sum' else series)(x, m.alphas, m.biases)
+        return lambda x: f(x.permute(0, 3, 1, 2) if m.layout == 'NHWC' else x).relu()
     return lambda x: m(x).relu()
 
 
@@ -338,7 +341,7 @@ def grad_cam_figure(
     for ax in axs: ax.set_axis_off()
     return fig
 
-# %% ../nbs/08_interpret.ipynb #2a9e4be8
+# %% ../nbs/08_interpret.ipynb #81bee879
 def confusion_figure(
     cm, # counts [true, predicted]
     classes:list, # names
@@ -374,9 +377,9 @@ def top_losses(
     xs = inps[0] if isinstance(inps, tuple) else inps
     shown, vocab = interp.dl.decode((xs, targs))[0], learn.dls.vocab
     fig, axs = _figure(*_grid(len(idxs), cols), (2.4, 2.6))
-    for ax, im, p, t, d, l in zip(axs, shown, probs, targs, decoded, losses):
+    for ax, im, p, t, d, l in zip(axs, shown, probs, targs, decoded, losses.tolist()):
         ax.imshow(np.asarray(im.float().cpu()).transpose(1, 2, 0).clip(0, 255) / (255 if im.max() > 1.5 else 1))
-        ax.set_title(f'{vocab[int(d)]} / {vocab[int(t)]}\nloss {l:.2f}, p {p[int(t)]:.2f}', fontsize=8)
+        ax.set_title(f"{vocab[int(d)]} / {vocab[int(t)]}\nloss {l:.2f}, p {float(p[int(t)]):.2f}", fontsize=8)
     for ax in axs: ax.set_axis_off()
     return fig
 

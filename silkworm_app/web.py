@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_FILES', 'MAX_MB', 'esc', 'CSS', 'SYSTEM_FONTS', 'title_of', 'load_picture', 'answer', 'sure_words',
            'verdict_html', 'care_html', 'facts', 'latency', 'banner_html', 'model_html', 'table_rows', 'table_cells',
-           'to_csv', 'take_uploads', 'ClosedRoutes', 'make_demo', 'read_login', 'serve', 'main']
+           'to_csv', 'take_uploads', 'ClosedRoutes', 'make_demo', 'read_login', 'sweep', 'serve', 'main']
 
 # %% ../nbs/10_web.ipynb #14a28614
 import os
@@ -111,7 +111,7 @@ def care_html(
     source = f'<p class="small">Source: {esc(info["source"])}</p>' if info.get('source') else ''
     return f'<div class="care">{block("What it is", info.get("what"))}{block("What to do", info.get("do"))}{source}</div>'
 
-# %% ../nbs/10_web.ipynb #0d6e9387
+# %% ../nbs/10_web.ipynb #d92f9f00
 def facts(
     predictor # what `load_bundle` gives
 )->dict: # warnings, split, metrics, confusion_matrix, classes, fusion, trust, ...
@@ -121,7 +121,7 @@ def facts(
     split = next((k for k in ('test', 'valid') if isinstance(m.get(k), dict)), None)
     m = {**{k: v for k, v in m.items() if k not in ('test', 'valid')}, **m[split]} if split else m
     extra = c.get('extra') or {}
-    first = lambda *keys: next((d[k] for k in keys for d in (m, c, extra) if d.get(k)), None)
+    first = lambda *keys: next((d[k] for k in keys for d in (m, c, extra) if isinstance(d, dict) and d.get(k)), None)
     data = c.get('data') or extra.get('data') or {}
     leak = first('leak') or data.get('leak') or {}
     warn = [str(w) for w in (first('warnings') or data.get('warnings') or [])]
@@ -263,7 +263,7 @@ def to_csv(
     for r in rows: w.writerow([safe(r['file']), safe(r['label'] or ''), r['can_tell'], r['probability'], *[r['probabilities'].get(c) for c in classes], safe('; '.join(r['reasons'])), safe(r['error'])])
     return out.getvalue()
 
-# %% ../nbs/10_web.ipynb #66f696d8
+# %% ../nbs/10_web.ipynb #663c3b48
 def take_uploads(
     component # gr.Image or gr.File
 ):
@@ -286,7 +286,6 @@ def take_uploads(
     move = component.async_move_resource_to_block_cache
     async def local(path):
         if re.match(r'[a-z][a-z0-9+.-]*://', str(path or ''), re.I): raise gr.Error('Send the picture itself; addresses are not fetched.', print_exception=False)
-        # a folder here would enter gradio's list of files to delete and end its clean-up
         if path is not None and not Path(path).is_file(): raise gr.Error('Only uploaded files can be read.', print_exception=False)
         return await move(path)
     component.preprocess, component.async_move_resource_to_block_cache = preprocess, local
@@ -301,7 +300,7 @@ class ClosedRoutes:
         if scope['type'] == 'http' and self.closed.match(scope['path']): return await PlainTextResponse('Not found.', 404)(scope, receive, send)
         await self.app(scope, receive, send)
 
-# %% ../nbs/10_web.ipynb #1f96b93d
+# %% ../nbs/10_web.ipynb #5c5a6379
 CSS = """
 .gradio-container {max-width: 1080px !important; margin: 0 auto !important}
 .gradio-container main.app, .gradio-container > .main, .gradio-container .fillable {padding: 12px 16px 32px !important; max-width: none !important}
@@ -354,9 +353,8 @@ def _looked(predictor, im, a):
 
 def make_demo(
     predictor, # what `load_bundle` gives
-    examples:list=None, # pictures to click on; default: the bundle's `examples` folder
+    examples:list=(), # pictures to click on
     title:str='Silkworm check', # page title
-    delete_cache:tuple=(300, 1800), # look every .. seconds for uploads older than .. seconds
     workers:int=2, # pictures decided at the same time
 )->gr.Blocks:
     "The page over a predictor; launch it with `serve`."
@@ -390,7 +388,6 @@ def make_demo(
         folder = Path(tempfile.mkdtemp(prefix='csv_', dir=many.GRADIO_CACHE))
         path = folder / 'silkworm_answers.csv'
         path.write_text(to_csv(rows, predictor.classes), encoding='utf-8')
-        demo.upload_file_set.add(str(path))
         n = lambda k: sum(_verdict(r) == k for r in rows)
         told = sum(r['can_tell'] for r in rows)
         return f'{len(rows)} pictures: {told} answered, {n("Can’t tell")} can’t tell, {n("Not readable")} not readable.', gr.Dataframe(value=table_cells(rows), visible=True), gr.DownloadButton(value=str(path), visible=True)
@@ -403,11 +400,8 @@ def make_demo(
         "What the bundle says about itself."
         return {**{k: v for k, v in f.items() if k != 'curves'}, 'latency_ms': round(1000 * seconds, 2)}
 
-    if examples is None:
-        folder = Path(getattr(predictor, 'path', None) or '.') / 'examples' if getattr(predictor, 'path', None) else None
-        examples = sorted(p for p in folder.iterdir() if p.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp'))[:8] if folder and folder.is_dir() else []
     one, group = dict(concurrency_id='net', concurrency_limit=workers), dict(api_visibility='private')
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=delete_cache) as demo:
+    with gr.Blocks(title=title, analytics_enabled=False) as demo:
         gr.HTML(f'<div id="head"><h1>{esc(title)}</h1><p>{esc(", ".join(titles))}: or “I can’t tell”.</p></div>{banner_html(f)}', padding=False)
         with gr.Tab('Identify'):
             with gr.Row(equal_height=False, elem_id='identify'):
@@ -435,7 +429,7 @@ def make_demo(
         hidden.click(model_info, None, result, api_name='model_info', queue=False)
     return demo
 
-# %% ../nbs/10_web.ipynb #1edf72c1
+# %% ../nbs/10_web.ipynb #91a809de
 def read_login(
     env=os.environ # where SILKWORM_APP_AUTH is looked up
 )->tuple: # (user, password) or None
@@ -447,6 +441,21 @@ def read_login(
     return user, password
 
 
+def sweep(
+    folder, # of the uploads
+    age:float, # seconds
+    keep:set=frozenset() # files that stay
+):
+    "Delete files older than `age` below `folder`, and folders that this leaves empty."
+    now = time.time()
+    for root, _, files in os.walk(folder, topdown=False):        # os.walk passes over what goes away meanwhile
+        for path in [*(Path(root, f) for f in files), Path(root)]:
+            try:
+                if now - path.lstat().st_mtime <= age or path in keep or path == Path(folder): continue
+                path.rmdir() if path == Path(root) else path.unlink()
+            except OSError: pass       # not empty, or gone already
+
+
 def serve(
     predictor, # what `load_bundle` gives
     host:str='127.0.0.1', # address to listen on
@@ -455,6 +464,7 @@ def serve(
     queue_size:int=64, # requests that may wait
     max_file_size:str=f'{MAX_MB}mb', # larger uploads are refused while they arrive
     workers:int=2, # pictures decided at the same time
+    delete_after:tuple=(60, 1800), # look every .. seconds for uploads older than .. seconds
     quiet:bool=False, # print nothing
     **kwargs # for `make_demo`
 )->gr.Blocks:
@@ -462,7 +472,9 @@ def serve(
     login, before = read_login(), os.environ.get('GRADIO_TEMP_DIR')
     folder = tempfile.TemporaryDirectory(prefix='silkworm_app_')
     os.environ['GRADIO_TEMP_DIR'] = folder.name
+    done = threading.Event()
     def tidy():
+        done.set()
         folder.cleanup()
         if os.environ.get('GRADIO_TEMP_DIR') == folder.name: os.environ.pop('GRADIO_TEMP_DIR') if before is None else os.environ.update(GRADIO_TEMP_DIR=before)
     demo = None
@@ -476,6 +488,10 @@ def serve(
         if demo is not None: demo.close(verbose=False)
         tidy()
         raise
+    keep = {p for p in Path(folder.name).rglob('*')}            # the examples
+    def sweeper():
+        while not done.wait(delete_after[0]): sweep(folder.name, delete_after[1], keep)
+    threading.Thread(target=sweeper, daemon=True).start()
     close = demo.close
     def close_and_tidy(verbose=False):
         try: close(verbose=verbose)
@@ -505,10 +521,12 @@ def main(argv=None):
     from silkworm_app.bundle import load_bundle
     try:
         if args.workers < 1 or args.queue_size < 1: raise ValueError('--workers and --queue-size must be at least 1')
-        examples = None
         if args.examples:
             if not Path(args.examples).is_dir(): raise ValueError(f'--examples: {args.examples} is not a folder')
             examples = sorted(q for q in Path(args.examples).iterdir() if q.suffix.lower() in ('.jpg', '.jpeg', '.png', '.webp'))[:8]
+        else:
+            folder = Path(args.bundle) / 'examples'
+            examples = sorted(folder.glob('*.jpg')) + sorted(folder.glob('*.png')) if folder.is_dir() else []
         serve(load_bundle(args.bundle, backend=args.backend), host=args.host, port=args.port, workers=args.workers, queue_size=args.queue_size, examples=examples)
     except (ValueError, OSError) as e:
         print(f'app.py: {e}', file=sys.stderr)

@@ -14,7 +14,7 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from web_tools import Colours, as_file, call, encode, picture, random_bundle, serving, upload
+from web_tools import Colours, as_file, call, encode, files_in, picture, random_bundle, serving, upload
 
 root = Path(__file__).resolve().parent.parent
 red = encode(Image.new('RGB', (40, 30), 'red'), 'JPEG')
@@ -108,21 +108,21 @@ def test_upload_over_the_limit_is_refused_and_leaves_nothing():
     with serving(Colours(), max_file_size='100kb') as demo, httpx.Client(base_url=demo.local_url.rstrip('/'), timeout=30) as http:
         r = upload(http, b'\0' * 300_000)
         assert r.status_code == 413 and 'maximum allowed size' in r.text
-        assert [p for p in Path(demo.upload_folder).rglob('*') if p.is_file()] == []
+        assert files_in(demo.upload_folder) == []
         assert call(http, 'predict', [as_file(uploaded(http))])[0] == 'complete'
 
 
 def test_uploads_are_private_and_go_away():
     before = os.environ.get('GRADIO_TEMP_DIR')
-    with serving(Colours(), delete_cache=(1, 1)) as demo, httpx.Client(base_url=demo.local_url.rstrip('/'), timeout=30) as http:
+    with serving(Colours(), delete_after=(1, 1)) as demo, httpx.Client(base_url=demo.local_url.rstrip('/'), timeout=30) as http:
         folder = Path(demo.upload_folder)
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         path = uploaded(http)
-        assert call(http, 'predict', [as_file(folder)])[0] == 'error'           # must not end the clean-up
+        assert call(http, "predict", [as_file(folder)])[0] == "error"
         assert call(http, 'predict', [as_file(path)])[0] == 'complete' and Path(path).is_file()
         end = time.monotonic() + 15
         while Path(path).exists() and time.monotonic() < end: time.sleep(.3)
-        assert [p for p in folder.rglob('*') if p.is_file()] == []
+        assert files_in(folder) == []
     assert not folder.exists() and os.environ.get('GRADIO_TEMP_DIR') == before
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 from PIL import Image
 
-from web_tools import Colours, as_file, bad_uploads, call, encode, serving, upload
+from web_tools import Colours, as_file, bad_uploads, call, encode, files_in, serving, upload
 
 count = int(os.environ.get('SILKWORM_BAD_UPLOADS', 60))
 
@@ -17,7 +17,7 @@ count = int(os.environ.get('SILKWORM_BAD_UPLOADS', 60))
 def test_bad_uploads(monkeypatch, tmp_path, capfd):
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))      # what the server forgets would lie here
     good, seen, slowest = encode(Image.new('RGB', (40, 30), 'red'), 'JPEG'), {}, 0.
-    with serving(Colours(), delete_cache=(2, 2)) as demo, httpx.Client(base_url=demo.local_url.rstrip('/'), timeout=30) as http:
+    with serving(Colours(), delete_after=(2, 2)) as demo, httpx.Client(base_url=demo.local_url.rstrip('/'), timeout=30) as http:
         for kind, name, data in bad_uploads(count):
             start = time.perf_counter()
             r = upload(http, data, name)
@@ -36,9 +36,9 @@ def test_bad_uploads(monkeypatch, tmp_path, capfd):
         status, (out,) = call(http, 'predict', [as_file(upload(http, good).json()[0])])
         assert status == 'complete' and out['label'] == 'red'
         end, folder = time.monotonic() + 30, Path(demo.upload_folder)
-        while any(p.is_file() for p in folder.rglob('*')) and time.monotonic() < end: time.sleep(.5)
-        assert [p for p in folder.rglob('*') if p.is_file()] == []
-    assert [p for p in tmp_path.rglob('*') if p.is_file()] == []
+        while files_in(folder) and time.monotonic() < end: time.sleep(.5)
+        assert files_in(folder) == []
+    assert files_in(tmp_path) == []
     text = capfd.readouterr()
     assert 'Traceback' not in text.out + text.err, (text.out + text.err)[-3000:]
     print(f'{count} bad uploads, slowest {slowest:.2f} s:', {f'{k} {s}': n for (k, s), n in sorted(seen.items())})

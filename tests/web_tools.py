@@ -1,6 +1,7 @@
 "What the tests of the page share: a stand-in for a predictor, a server, a client without a queue of its own, and bad uploads."
 import io
 import json
+import os
 import time
 import zipfile
 from contextlib import contextmanager
@@ -82,6 +83,9 @@ def call(http, api, args):
             if line.startswith('event:'): event = line.split(':', 1)[1].strip()
             elif line.startswith('data:') and event in ('complete', 'error'): return event, json.loads(line.split(':', 1)[1])
     return 'lost', None
+
+
+def files_in(folder): return [os.path.join(root, f) for root, _, files in os.walk(folder) for f in files]
 
 
 def as_file(path): return {'path': str(path), 'meta': {'_type': 'gradio.FileData'}}
