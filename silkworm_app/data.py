@@ -312,7 +312,7 @@ def _check_classes(found, path):
             miss, extra = sorted(names['train'] - c), sorted(c - names['train'])
             raise DataError(f'{path}: the classes of {s} differ from those of train:' + (f' missing {", ".join(miss)}' if miss else '') + (f' unknown {", ".join(extra)}' if extra else ''))
 
-# %% ../nbs/04b_data.ipynb #20304efd
+# %% ../nbs/04b_data.ipynb #d4101f5a
 @dataclass
 class Splits:
     "Which picture is used for what: lists of `(Path, class)`; `leak` and `warnings` say how far a test result can be trusted."
@@ -339,10 +339,10 @@ def _group(files, how):
     "`(group numbers, level used)` of `files`."
     if how == 'auto': how = 'copies' if len(files) <= 2000 else 'hash'
     if how is None: return None, None
-    from silkworm_app import duplicates
-    find = {'hash': duplicates.hash_groups, 'copies': duplicates.copy_groups}.get(how)
-    if find is None: raise DataError(f"group must be 'hash', 'copies', 'auto' or None, not {how!r}")
-    return find(files), how
+    if how not in ('hash', 'copies'): raise DataError(f"group must be 'hash', 'copies', 'auto' or None, not {how!r}")
+    try: from silkworm_app import duplicates
+    except ImportError: return [hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in files], how
+    return {'hash': duplicates.hash_groups, 'copies': duplicates.copy_groups}[how](files), how
 
 
 def _carve(items, groups, parts, seed, names):
@@ -425,7 +425,7 @@ def find_splits(
     items = {s: [(f, c) for c, fs in cs.items() for f in fs] for s, cs in found.items()}
     files = [f for its in items.values() for f, _ in its]
     numbers, level = _group(files, group)
-    groups = None if numbers is None else dict(zip(files, map(int, numbers)))
+    groups = None if numbers is None else dict(zip(files, numbers))
     if 'all' in items: (valid, test, train), more = _carve(items['all'], groups, (valid_pct, test_pct), seed, ('validation', 'test'))
     else:
         train, valid, test, more = items['train'], items.get('valid', []), items.get('test', []), []
