@@ -155,7 +155,7 @@ def _pct(p): return f'{100*p:.3g} %' if p < .1 or p > .995 else f'{100*p:.0f} %'
 
 def _number(v): return None if v is None or not np.isfinite(v) else float(v)
 
-# %% ../nbs/06a_trust.ipynb #31cd285c
+# %% ../nbs/06a_trust.ipynb #3a93ddae
 @dataclass
 class Trust:
     "When a model may answer; made by `fit_trust`, stored with the model."
@@ -165,6 +165,7 @@ class Trust:
     distance_limit:float = None # largest distance to answer at; None: not checked
     min_contrast:float = None # smallest contrast to answer at; None: not checked
     min_sharpness:float = None # smallest sharpness to answer at; None: not checked
+    max_grain:float = None # largest ratio of sharpness to contrast to answer at; None: not checked
     calibrated:bool = False # whether the threshold was proven on pictures that say something about new ones
     note:str = 'this model was never calibrated' # how it was calibrated, or why not
     target:float = .9 # wanted accuracy of the answers
@@ -178,7 +179,7 @@ class Trust:
         self.classes = [str(c) for c in self.classes]
         num = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and np.isfinite(v)
         if not num(self.temperature) or self.temperature <= 0: raise ValueError(f'Trust: temperature must be above 0, not {self.temperature!r}')
-        for k in ('threshold', 'distance_limit', 'min_contrast', 'min_sharpness', 'accuracy'):
+        for k in ('threshold', 'distance_limit', 'min_contrast', 'min_sharpness', 'max_grain', 'accuracy'):
             if getattr(self, k) is not None and not num(getattr(self, k)): raise ValueError(f'Trust: {k} must be a number or null, not {getattr(self, k)!r}')
         if self.distance_limit is not None:
             need = {'mean', 'axes', 'means', 'precision', 'rest_var'}
@@ -228,6 +229,7 @@ class Trust:
         top, prob = self.classes[order[0]], float(p[order[0]])
         if stats is not None and self.min_contrast is not None and stats[0] < self.min_contrast: reasons.append('the picture is almost blank')
         elif stats is not None and self.min_sharpness is not None and stats[1] < self.min_sharpness: reasons.append('the picture is blurred')
+        elif stats is not None and self.max_grain is not None and stats[1] > self.max_grain * stats[0]: reasons.append('the picture looks like noise')
         if not np.isfinite(prob): reasons.append('the model gave no number for this picture')
         if d is not None and not d <= self.distance_limit: reasons.append('the picture does not resemble the training pictures')
         if self.threshold is None: reasons.append(self.note)
@@ -237,7 +239,7 @@ class Trust:
             else: reasons.append(f'the most likely class, {top}, reaches {_pct(prob)}, and an answer needs {_pct(self.threshold)}')
         return Decision(None if reasons else top, prob, {c: float(v) for c, v in zip(self.classes, p)}, reasons, top, d)
 
-# %% ../nbs/06a_trust.ipynb #48de5e62
+# %% ../nbs/06a_trust.ipynb #b5ed6e06
 def _leaky(leak):
     "Why validation pictures with this leak prove nothing, or None."
     if leak is None or leak == {}: return None
@@ -312,8 +314,9 @@ def _fit_limits(features, labels, train_features, train_labels, stats, quantile)
         d = _held_out(features, labels, 64) if own else distance(features, fitted)
         out |= dict(fitted=fitted, distance_limit=float(np.quantile(d, quantile)))
     if stats is not None and len(stats):
-        low = np.quantile(np.asarray(stats, np.float64), .01, axis=0)
-        out |= dict(min_contrast=_number(.5 * low[0]), min_sharpness=_number(.5 * low[1]))
+        stats = np.asarray(stats, np.float64)
+        low = np.quantile(stats, .01, axis=0)
+        out |= dict(min_contrast=_number(.5 * low[0]), min_sharpness=_number(.5 * low[1]), max_grain=_number(1.25 * (stats[:, 1] / np.maximum(stats[:, 0], 1e-9)).max()))
     return out
 
 # %% ../nbs/06a_trust.ipynb #b0073b00
