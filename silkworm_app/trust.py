@@ -239,7 +239,7 @@ class Trust:
             else: reasons.append(f'the most likely class, {top}, reaches {_pct(prob)}, and an answer needs {_pct(self.threshold)}')
         return Decision(None if reasons else top, prob, {c: float(v) for c, v in zip(self.classes, p)}, reasons, top, d)
 
-# %% ../nbs/06a_trust.ipynb #b5ed6e06
+# %% ../nbs/06a_trust.ipynb #a2124865
 def _leaky(leak):
     "Why validation pictures with this leak prove nothing, or None."
     if leak is None or leak == {}: return None
@@ -316,7 +316,7 @@ def _fit_limits(features, labels, train_features, train_labels, stats, quantile)
     if stats is not None and len(stats):
         stats = np.asarray(stats, np.float64)
         low = np.quantile(stats, .01, axis=0)
-        out |= dict(min_contrast=_number(.5 * low[0]), min_sharpness=_number(.5 * low[1]), max_grain=_number(1.25 * (stats[:, 1] / np.maximum(stats[:, 0], 1e-9)).max()))
+        out |= dict(min_contrast=_number(.5 * low[0]), min_sharpness=_number(.5 * low[1]), max_grain=_number(1.5 * np.quantile(stats[:, 1] / np.maximum(stats[:, 0], 1e-9), .99)))
     return out
 
 # %% ../nbs/06a_trust.ipynb #b0073b00
