@@ -13,7 +13,7 @@ __all__ = ['CLASS_INFO', 'AUGMENTATIONS', 'FAST_AUGMENTATIONS', 'DataError', 'ca
 import os
 os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
 
-# %% ../nbs/04b_data.ipynb #f9cfcaf0
+# %% ../nbs/04b_data.ipynb #07b18828
 import hashlib
 import io
 import json
@@ -31,6 +31,7 @@ from pathlib import Path
 
 import albumentations as A
 import cv2
+import fastai.vision.data # registers how batches of pictures are shown
 import numpy as np
 import torch
 from fastai.data.all import Categorize, DataLoaders, Datasets, DisplayedTransform, IntToFloatTensor, Normalize, TfmdDL, ToTensor, Transform
@@ -312,7 +313,7 @@ def _check_classes(found, path):
             miss, extra = sorted(names['train'] - c), sorted(c - names['train'])
             raise DataError(f'{path}: the classes of {s} differ from those of train:' + (f' missing {", ".join(miss)}' if miss else '') + (f' unknown {", ".join(extra)}' if extra else ''))
 
-# %% ../nbs/04b_data.ipynb #d4101f5a
+# %% ../nbs/04b_data.ipynb #fe22ca5c
 @dataclass
 class Splits:
     "Which picture is used for what: lists of `(Path, class)`; `leak` and `warnings` say how far a test result can be trusted."
@@ -373,14 +374,15 @@ def _carve(items, groups, parts, seed, names):
     return [sorted(o) for o in out], notes
 
 
-def _leak(splits, groups, level):
-    "Fractions of pictures whose group occurs in another split, conflicting labels and distinct pictures per class."
+def _leak(splits, groups, level, carved=False):
+    "Fractions of pictures whose group occurs in another split, conflicting labels and distinct pictures per class; validation pictures `carved` from train count as train."
     seen = {s: {groups[p] for p, _ in splits[s]} for s in splits}
+    if carved: seen['train'], seen['valid'] = seen['train'] | seen['valid'], set()
     frac = lambda a, b: sum(groups[p] in seen[b] for p, _ in splits[a]) / max(1, len(splits[a]))
     labels, distinct = defaultdict(set), defaultdict(set)
     for s in splits.values():
         for p, c in s: labels[groups[p]].add(c); distinct[c].add(groups[p])
-    return dict(level=level, test_seen_in_train=frac('test', 'train'), valid_seen_in_train=frac('valid', 'train'), test_seen_in_valid=frac('test', 'valid'),
+    return dict(level=level, test_seen_in_train=frac('test', 'train'), valid_seen_in_train=0. if carved else frac('valid', 'train'), test_seen_in_valid=frac('test', 'valid'),
                 label_conflicts=sum(len(v) > 1 for v in labels.values()), distinct={c: len(g) for c, g in sorted(distinct.items())}, files=sum(map(len, splits.values())))
 
 
@@ -431,7 +433,7 @@ def find_splits(
         train, valid, test, more = items['train'], items.get('valid', []), items.get('test', []), []
         if not valid and valid_pct: (valid, train), more = _carve(train, groups, (valid_pct,), seed, ('validation',))
         if not test: notes.append('there is no test split: the validation pictures choose the best epoch, so the accuracy on them is a little too good')
-    leak = _leak(dict(train=train, valid=valid, test=test), groups, level) if groups else {}
+    leak = _leak(dict(train=train, valid=valid, test=test), groups, level, carved='valid' not in items) if groups else {}
     return Splits(train, valid, test, sorted({c for _, c in train}), groups, notes + more + (_leak_warnings(leak) if leak else []), leak, path)
 
 # %% ../nbs/04b_data.ipynb #b5629898

@@ -69,7 +69,7 @@ def answer(
     "Decide on pictures."
     return [_as_dict(d, predictor.classes) for d in predictor.decide(items)]
 
-# %% ../nbs/10_web.ipynb #de4beed7
+# %% ../nbs/10_web.ipynb #ee7bc5c9
 esc = lambda s: html.escape(str(s), quote=True)
 
 
@@ -108,7 +108,8 @@ def care_html(
     if not info or not (info.get('what') or info.get('do')): return ''
     lines = lambda v: ''.join(f'<li>{esc(x)}</li>' for x in v) if isinstance(v, (list, tuple)) else ''
     block = lambda head, v: f'<h3>{head}</h3>' + (f'<ul>{lines(v)}</ul>' if lines(v) else f'<p>{esc(v)}</p>') if v else ''
-    source = f'<p class="small">Source: {esc(info["source"])}</p>' if info.get('source') else ''
+    link = lambda t: re.sub(r'https?://[^\s)&;,]+', lambda m: f'<a href="{m[0]}" target="_blank" rel="noopener noreferrer">{m[0].split("/")[2]}</a>', esc(t))
+    source = f'<p class="small">Source: {link(info["source"])}</p>' if info.get('source') else ''
     return f'<div class="care">{block("What it is", info.get("what"))}{block("What to do", info.get("do"))}{source}</div>'
 
 # %% ../nbs/10_web.ipynb #d92f9f00
@@ -300,7 +301,7 @@ class ClosedRoutes:
         if scope['type'] == 'http' and self.closed.match(scope['path']): return await PlainTextResponse('Not found.', 404)(scope, receive, send)
         await self.app(scope, receive, send)
 
-# %% ../nbs/10_web.ipynb #5c5a6379
+# %% ../nbs/10_web.ipynb #851e449e
 CSS = """
 .gradio-container {max-width: 1080px !important; margin: 0 auto !important}
 .gradio-container main.app, .gradio-container > .main, .gradio-container .fillable {padding: 12px 16px 32px !important; max-width: none !important}
@@ -370,7 +371,7 @@ def make_demo(
         try: im = load_picture(src)
         except ImageError as e: return verdict_html(error=f'{e}.'), *empty
         a = answer(predictor, [im])[0]
-        seen, care = _looked(predictor, im, a), care_html(a)
+        seen, care = _looked(predictor, im, a) if a['can_tell'] else None, care_html(a)
         return verdict_html(a, trust=trust), gr.Label({names[c]: p for c, p in a['probabilities'].items()}, visible=True), gr.Image(seen, visible=seen is not None), gr.HTML(care, visible=bool(care))
 
     def predict(picture):

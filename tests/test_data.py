@@ -159,12 +159,12 @@ def test_leak_of_a_given_split_is_said(tmp_path):
         for i in range(4): shutil.copy(tmp_path / 'train' / c / f'bild {i} – ö.png', tmp_path / 'test' / c / f'{i}.png')
         for i in range(4): draw_larva('pebrine', 40, 1000 + i + zlib.crc32(c.encode())).save(tmp_path / 'test' / c / f'new{i}.png')
     s = find_splits(tmp_path)
-    assert s.leak['test_seen_in_train'] + s.leak['test_seen_in_valid'] >= .5 and any('also occur' in w for w in s.warnings)
+    assert s.leak['test_seen_in_train'] == .5 and any('50 % of the test pictures also occur in train' in w for w in s.warnings)
 
 
 def test_real_silkworm_leak(silkworm_dir):
     s = find_splits(silkworm_dir)
-    assert s.leak['test_seen_in_train'] + s.leak['test_seen_in_valid'] > .99
+    assert s.leak['test_seen_in_train'] > .99 and s.leak['valid_seen_in_train'] == 0
     assert any('the accuracy on this test split is not a result' in w for w in s.warnings)
     assert len(s.test) == 628 and s.classes == ['flacheria', 'grasseria', 'mascardine', 'pabrin', 'undiseased']
 
@@ -263,7 +263,6 @@ def test_make_sample_command(tmp_path):
     run = lambda *a: subprocess.run([sys.executable, '-W', 'ignore', ROOT / 'data_prep/make_sample.py', *map(str, a)], capture_output=True, text=True)
     dest = tmp_path / 'x y/sample'
     assert '50 drawn pictures' in run(dest, '--n_per_class', 10, '--size', 32).stdout
-    assert run(dest, '--n_per_class', 10, '--size', 32).returncode == 0
     bad = run(dest, '--n_per_class', 11, '--size', 32)
     assert bad.returncode == 2 and 'is not this sample' in bad.stderr and 'Traceback' not in bad.stderr
     assert [p.name for p in dest.parent.iterdir()] == ['sample']

@@ -40,11 +40,12 @@ class Colours:
         return out
 
 
-def random_bundle(dest, metrics=None, extra=None, seed=0):
-    "A bundle of the small net with random weights and random batch norms: what it answers is noise, but always the same noise."
+def random_bundle(dest, seed=0, **kwargs):
+    "A bundle of the small net with random weights: what it answers is noise, but always the same noise; it can't tell on blank pictures."
     import torch
     from silkworm_app.bundle import save_bundle
     from silkworm_app.patch import lslu_model
+    from silkworm_app.trust import Trust
     torch.manual_seed(seed)
     classes = ['flacherie', 'grasserie', 'healthy', 'muscardine', 'pebrine']
     model = lslu_model('vanillanet_5_x0_125', num_classes=len(classes))
@@ -56,7 +57,8 @@ def random_bundle(dest, metrics=None, extra=None, seed=0):
                 m.weight.uniform_(.6, 1.4)
                 m.bias.normal_(0, .2)
     if hasattr(model, 'set_act_slope'): model.set_act_slope(1.)
-    return save_bundle(dest, model.eval(), preprocess=Preprocess(size=96), classes=classes, metrics=metrics, extra=extra)
+    trust = Trust(classes, temperature=1., threshold=.01, min_contrast=.02, calibrated=True, note='', n=10)
+    return save_bundle(dest, model.eval(), preprocess=Preprocess(size=96), classes=classes, trust=trust, **kwargs)
 
 
 @contextmanager

@@ -1,0 +1,196 @@
+"LSLU in timm nets: every step from patching to export, on a sample of families; what must stay true of plans, starts and checkpoints."
+import argparse
+import json
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from silkworm_app.coverage import check_family, coverage, randomise
+from silkworm_app.fuse import fuse
+from silkworm_app.lslu import LSLU
+from silkworm_app.patch import (LSLUPlan, apply_plan, load_reference, lslu_model, lslus, patch_lslu, plan_lslu, rebuild_model)
+
+
+@pytest.mark.parametrize('arch,size', [('test_resnet', 64), ('test_efficientnet', 64), ('test_byobnet', 64), ('test_nfnet', 96), ('test_mambaout', 96), ('mobilenetv3_small_050', 64),
+                                       ('hgnetv2_b0', 64)])
+def test_family_passes_every_step(arch, size):
+    row = check_family(arch, act_num=1, size=size)
+    assert row['outcome'] == 'ok', row
+    assert row['fuse_error'] < 1e-10 and row['lslus'] > 0
+
+
+@pytest.mark.parametrize('kw', [dict(per_channel=True), dict(form='sum'), dict(form='sum', per_channel=True)])
+@pytest.mark.parametrize('arch', ['test_efficientnet', 'test_mambaout'])
+def test_every_form_passes_every_step(arch, kw):
+    row = check_family(arch, act_num=2, size=96, export=False, **kw)
+    assert row['outcome'] == 'ok', row
+
+
+@pytest.mark.parametrize('arch,n', [('resnet18', 17), ('resnet34', 33), ('resnet50', 49), ('resnet101', 100)])
+def test_resnet_lslu_of_the_paper(arch, n):
+    with torch.device('meta'): net = timm.create_model(arch)
+    plan = plan_lslu(net, where=None, input_size=224)
+    assert [p.name for p in plan.replaced] == ['act1'] and plan.where == 'stem' and len(plan.places) == n
+    assert (plan.replaced[0].channels, plan.replaced[0].shape) == (64, [64, 112, 112])
+
+
+def test_efficientnetv2_takes_the_stem_by_default_and_anything_on_request():
+    with torch.device('meta'): net = timm.create_model('tf_efficientnetv2_b0')
+    assert [p.name for p in plan_lslu(net, where=None).replaced] == ['bn1.act']
+    some = plan_lslu(net, where=r'^blocks\.[01]\.', act_num={'blocks.0': 5, '*': 2})
+    assert {p.act_num for p in some.replaced if p.name.startswith('blocks.0')} == {5} and all(p.name.startswith(('blocks.0.', 'blocks.1.')) for p in some.replaced)
+    assert {p.name for p in plan_lslu(net, where='all').replaced} == {p.name for w in ('stem', 'stages') for p in plan_lslu(net, where=w).replaced}
+
+
+@pytest.mark.parametrize('arch,size', [('resnet18', 64), ('resnet50', 64), ('mobilenetv2_035', 96), ('regnetx_002', 96), ('densenet121', 64), ('repvgg_a0', 64)])
+def test_identity_start_computes_what_the_net_computed(arch, size):
+    torch.manual_seed(0)
+    net = timm.create_model(arch, num_classes=7).double()
+    x = torch.randn(4, 3, size, size, dtype=torch.float64)
+    randomise(net, x)
+    with torch.no_grad(): y = net(x)
+    stats = {k: v.clone() for k, v in net.state_dict().items()}
+    net, report = patch_lslu(net, where='all', act_num=2, init='identity', input_size=size)
+    with torch.no_grad(): moved = (net(x) - y).abs().max()/y.abs().max()
+    assert moved < 1e-9 and report.deviation < 1e-9 and len(report.plan.replaced) > 5
+    assert all(torch.equal(net.state_dict()[k], v) for k, v in stats.items())  # weights and statistics of the net untouched
+    grads = torch.autograd.grad(net.train()(x).square().mean(), [p for m in lslus(net).values() for p in m.parameters()])
+    assert all(g.isfinite().all() for g in grads)
+
+
+def test_identity_start_is_kept_by_fusing():
+    net = timm.create_model('test_resnet').double()
+    x = torch.randn(4, 3, 64, 64, dtype=torch.float64)
+    randomise(net, x)
+    with torch.no_grad(): y = net(x)
+    patch_lslu(net, init='identity', input_size=64)
+    with torch.no_grad(): assert (fuse(net)(x) - y).abs().max()/y.abs().max() < 1e-9
+
+
+class Shared(nn.Module):
+    "One activation at two places, under two names"
+    def __init__(self):
+        super().__init__()
+        self.c1, self.b1, self.c2, self.b2, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Linear(8, 2)
+        self.act = self.same = nn.ReLU(inplace=True)
+    def forward(self, x):
+        x = self.act(self.b1(self.c1(x)))
+        return self.fc(self.same(self.b2(self.c2(x))).mean((2, 3)))
+
+
+def test_a_shared_activation_stays_shared_and_fuses():
+    torch.manual_seed(0)
+    net = Shared().double()
+    x = torch.randn(2, 3, 12, 12, dtype=torch.float64)
+    patch_lslu(net, input_size=12)
+    assert net.act is net.same and isinstance(net.act, LSLU)
+    net.train()(x).square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in net.act.parameters())
+    randomise(net, x)
+    with torch.no_grad(): y = net(x); assert (fuse(net)(x) - y).abs().max()/y.abs().max() < 1e-10
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_type_and_mode_are_kept(dtype):
+    net = timm.create_model('test_efficientnet').to(dtype).eval()
+    net.blocks[0].train()
+    net, _ = patch_lslu(net, input_size=64)
+    assert {p.dtype for p in net.parameters()} == {dtype}
+    assert net.blocks[0][0].bn1.act.training and not net.bn1.act.training
+    assert net(torch.randn(1, 3, 64, 64, dtype=dtype)).isfinite().all()
+
+
+def test_a_failed_patch_changes_nothing():
+    net = timm.create_model('test_resnet')
+    names = [(n, type(m)) for n, m in net.named_modules()]
+    for kw in [dict(where='nowhere'), dict(act_num=99), dict(input_size=1), dict(init='no')]:
+        with pytest.raises(ValueError): patch_lslu(net, **{'input_size': 64, **kw})
+    assert names == [(n, type(m)) for n, m in net.named_modules()] and not hasattr(net, 'lslu_plan')
+
+
+def test_plan_does_not_depend_on_the_picture_size_at_loading_time():
+    net = lslu_model('test_resnet', 3, where='all', input_size=160)
+    again = rebuild_model(json.loads(json.dumps(net.build_cfg)))
+    again.load_state_dict(net.state_dict(), strict=True)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad(): assert torch.equal(net.eval()(x), again.eval()(x))
+    with pytest.raises(ValueError, match='another net'): apply_plan(timm.create_model('test_vit'), LSLUPlan.from_dict(net.build_cfg['plan']))
+
+
+@pytest.mark.parametrize('arch', ['vanillanet_5_x0_125', 'vanillanet_5_x0_25'])
+def test_vanillanet_uses_its_own_activations(arch):
+    net = lslu_model(arch, 4, act_num=2)
+    assert len(lslus(net)) > 0 and all(m.act_num == 2 for m in lslus(net).values()) and net.build_cfg['plan'] is None
+    rebuild_model(json.loads(json.dumps(net.build_cfg))).load_state_dict(net.state_dict(), strict=True)
+    assert not lslus(lslu_model(arch, 4, act='relu')) and not lslus(lslu_model(arch, 4, where='none'))
+    with pytest.raises(ValueError, match='where=stem is not possible'): lslu_model(arch, 4, where='stem')
+
+
+@pytest.mark.parametrize('make,says', [
+    (lambda: lslu_model('resnet_18', 10), 'resnet18'),
+    (lambda: lslu_model('resnet18', 10, where='block', input_size=64), 'matches no activation'),
+    (lambda: lslu_model('resnet18', 10, where='stem', act_num=40, input_size=64), 'act_num=40 is larger than the maps'),
+    (lambda: lslu_model('inception_v3', 10, input_size=32), 'does not run on pictures of 3x32x32'),
+    (lambda: lslu_model('vit_tiny_patch16_224', 10), 'tokens, no map'),
+    (lambda: patch_lslu(timm.create_model('test_nfnet'), init='identity'), 'no batch norm statistics'),
+    (lambda: lslu_model('resnet18', 10, input_size='big'), 'input_size'),
+    (lambda: lslu_model('resnet18', 0.5), 'num_classes'),
+    (lambda: rebuild_model({'arch': 'resnet18', 'num_classes': 2, 'kwargs': {'pretrained': True}, 'plan': None}), 'build_cfg')])
+def test_bad_input_is_one_clear_sentence(make, says):
+    with pytest.raises(ValueError, match=says) as e: make()
+    assert '\n' not in str(e.value) and len(str(e.value)) < 500
+
+
+def test_pretrained_weights_are_loaded_before_patching(tmp_path):
+    "Weights from a file, as there may be no network: the identity start is then the default"
+    torch.manual_seed(0)
+    plain = timm.create_model('test_resnet', num_classes=5)
+    randomise(plain, torch.randn(4, 3, 64, 64))
+    torch.save(plain.state_dict(), tmp_path / 'w.pth')
+    net = lslu_model('test_resnet', 5, pretrained=True, input_size=64, pretrained_cfg_overlay=dict(file=str(tmp_path / 'w.pth'), num_classes=5))
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad(): assert (net.eval()(x) - plain(x)).abs().max()/plain(x).abs().max() < 1e-4
+    assert str(tmp_path) not in json.dumps(net.build_cfg) and lslus(net)
+
+
+@pytest.mark.parametrize('key,pre,act', [('model', '', 'act1'), ('model_ema', 'module.', 'lslu'), ('module', 'module.', 'act1')])
+def test_reference_checkpoint(tmp_path, key, pre, act):
+    "alphas and biases of one entry per channel, of which the series uses the first ones; the step-by-step definition is the judge"
+    torch.manual_seed(0)
+    net = lslu_model('resnet18', 10, where='stem', input_size=64).double()
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    randomise(net, x)
+    a, b = torch.rand(64, dtype=torch.float64) + .5, torch.randn(64, dtype=torch.float64)*.1
+    state = {k: v for k, v in net.state_dict().items()} | {'act1.alphas': a, 'act1.biases': b}
+    torch.save({key: {pre + k.replace('act1.', act + '.', 1) if k.startswith('act1.') else pre + k: v for k, v in state.items()}, 'args': argparse.Namespace(lr=1), 'epoch': 1}, tmp_path / 'ref.pth')
+    mine = lslu_model('resnet18', 4, where='stem', input_size=64).double().eval()
+    assert load_reference(mine, tmp_path / 'ref.pth') == ['fc.weight', 'fc.bias']
+    z = u = mine.bn1(mine.conv1(x))
+    for i in range(3): u = F.relu(u)*a[i] + b[i]
+    u = mine.act1.bn(F.conv2d(F.relu(u), state['act1.weight'], None, padding=3, groups=64))
+    with torch.no_grad(): assert (mine.act1(z) - u).abs().max()/u.abs().max() < 1e-12
+
+
+def test_coverage_command(tmp_path):
+    out = tmp_path / 'c.csv'
+    coverage(out, ['starnet', 'mlp_mixer/gmlp'], timeout=120)
+    assert '| starnet | starnet_s050 |' in out.with_suffix('.md').read_text()
+    rows = coverage(out, ['starnet'])  # has it already
+    assert [r['outcome'][:6] for r in rows] == ['cannot', 'ok'] and not list(tmp_path.glob('*.tmp'))
+    bad = subprocess.run([sys.executable, '-m', 'silkworm_app.coverage', '--families', 'resnot', '--out', str(out)], capture_output=True, text=True)
+    assert bad.returncode == 2 and "'resnot' is no family" in bad.stderr and 'Traceback' not in bad.stderr
+
+
+@pytest.mark.slow
+def test_pretrained_net_keeps_what_it_knows(data_dir):
+    import pretrained
+    runs = pretrained.main(['--data', str(data_dir)])
+    for r in runs:
+        for k in ('stem, identity', 'all, identity'): assert abs(r[k][0] - r['unpatched'][0]) < .1  # at step 0
+    after = {k: sum(r[k][1] for r in runs)/len(runs) for k in runs[0]}
+    assert min(after['stem, identity'], after['all, identity']) > after['unpatched'] - 1

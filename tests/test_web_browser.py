@@ -1,0 +1,154 @@
+"""The page in a real browser: each tab, a failure, a phone, and no request to anywhere else.
+
+SILKWORM_SCREENSHOTS=1 writes the screenshots of the README and docs/web.md into docs/img (else they go to a temporary folder);
+SILKWORM_BUNDLE=DIR takes a trained bundle instead of one with random weights."""
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from web_tools import random_bundle, serving
+
+root = Path(__file__).resolve().parent.parent
+chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+pytest.importorskip('playwright')
+pytestmark = pytest.mark.skipif(chromium is None, reason='needs a chromium on the PATH')
+
+
+@pytest.fixture(scope='module')
+def shots(tmp_path_factory):
+    folder = root / 'docs/img' if os.environ.get('SILKWORM_SCREENSHOTS') else tmp_path_factory.mktemp('shots')
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    from silkworm_app.data import CLASS_INFO, draw_larva
+    folder = tmp_path_factory.mktemp('pictures')
+    for i, k in enumerate(CLASS_INFO): draw_larva(k, 256, 7 * i + 3).save(folder / f'{k}.jpg', quality=92)
+    (folder / 'broken.jpg').write_bytes((folder / 'healthy.jpg').read_bytes()[:900])
+    Image.new('RGB', (300, 200), (120, 120, 120)).save(folder / 'blank.png')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def demo(tmp_path_factory, pictures):
+    from silkworm_app.bundle import load_bundle
+    bundle = os.environ.get('SILKWORM_BUNDLE')
+    if not bundle:
+        metrics = dict(test=dict(accuracy=.9, n=50, classes=['flacherie', 'grasserie', 'healthy', 'muscardine', 'pebrine'], confusion_matrix=[[10 if i == j else 0 for j in range(5)] for i in range(5)], leak=dict(test_seen_in_train=.97)))
+        bundle = random_bundle(tmp_path_factory.mktemp('web') / 'bundle', metrics=metrics)
+    with serving(load_bundle(bundle), examples=sorted(pictures.glob('*e.jpg'))) as demo: yield demo
+
+
+@pytest.fixture(scope='module')
+def browser():
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=['desktop', 'phone'])
+def page(request, browser, demo):
+    "A page that fails the test when it asks another host for anything or reports a script error."
+    phone = request.param == 'phone'
+    context = browser.new_context(viewport=dict(width=390, height=844) if phone else dict(width=1280, height=860), device_scale_factor=2 if phone else 1, is_mobile=phone, has_touch=phone)
+    page, asked, errors = context.new_page(), [], []
+    page.kind = request.param
+    page.on('request', lambda r: asked.append(r.url))
+    page.on('pageerror', lambda e: errors.append(str(e)))
+    page.goto(demo.local_url)
+    page.wait_for_selector('#verdict .verdict')
+    yield page
+    context.close()
+    elsewhere = [u for u in asked if not u.startswith((demo.local_url, 'data:', f'blob:{demo.local_url}'))]
+    assert not elsewhere and not errors, (elsewhere, errors)
+
+
+def fits(page): return page.evaluate('document.documentElement.scrollWidth') <= page.viewport_size['width']
+
+
+def give(page, *files):
+    "Put a file on the Identify tab."
+    clear = page.locator('#picture').get_by_role('button', name='Remove Image')
+    if clear.count(): clear.first.click()
+    page.locator('#picture input[type=file]').set_input_files([str(f) for f in files])
+
+
+def shoot(page, shots, name):
+    page.wait_for_timeout(900)                  # fonts, fades
+    page.screenshot(path=shots / f'{page.kind}_{name}.png', full_page=True)
+
+
+def test_identify(page, pictures, shots):
+    give(page, pictures / 'grasserie.jpg')
+    page.wait_for_selector('.verdict.ok, .verdict.unsure')
+    page.wait_for_selector('#probabilities .label, #probabilities dt', timeout=10_000)
+    page.wait_for_selector('#looked img')
+    assert page.locator('#probabilities').inner_text().count('%') >= 5
+    page.wait_for_function("document.querySelector('#looked img').naturalWidth > 100")
+    assert fits(page)
+    shoot(page, shots, 'identify')
+
+
+def test_blank_picture_gets_no_answer(page, pictures, shots):
+    give(page, pictures / 'blank.png')
+    page.wait_for_selector('.verdict.unsure')
+    text = page.locator('.verdict').inner_text()
+    assert 'I can’t tell' in text and 'blank' in text
+    assert fits(page)
+    if page.kind == 'phone': shoot(page, shots, 'cant_tell')
+
+
+def test_broken_file_gets_a_sentence_and_the_next_one_works(page, pictures):
+    give(page, pictures / 'broken.jpg')
+    page.wait_for_selector('.verdict.bad')
+    assert 'broken.jpg' in page.locator('.verdict').inner_text()
+    assert not page.locator('#looked img').is_visible()
+    give(page, pictures / 'healthy.jpg')
+    page.wait_for_selector('.verdict.ok, .verdict.unsure')
+
+
+def test_example_click_answers(page):
+    page.locator('#examples button img, #examples img, .gallery img').first.click()
+    page.wait_for_selector('.verdict.ok, .verdict.unsure')
+
+
+def test_many_pictures(page, pictures, shots, tmp_path):
+    page.get_by_role('tab', name='Many pictures').click()
+    files = sorted(pictures.iterdir())
+    page.locator('#files input[type=file]').set_input_files([str(f) for f in files])
+    page.wait_for_function(f"document.querySelectorAll('#files tr.file, #files .file').length >= {len(files)}")
+    page.locator('#go').click()
+    page.wait_for_selector('#table .virtual-row img')
+    summary = page.locator('#summary').inner_text()
+    assert summary.startswith(f'{len(files)} pictures') and '1 not readable' in summary
+    with page.expect_download() as got: page.locator('#csv').click()
+    got.value.save_as(tmp_path / 'a.csv')
+    lines = (tmp_path / 'a.csv').read_text().splitlines()
+    assert len(lines) == len(files) + 1 and lines[0].startswith('file,label,can_tell,probability')
+    assert fits(page)
+    shoot(page, shots, 'many')
+    def column(): return [t.strip() for t in page.locator('#table .virtual-row [data-col="1"]').all_inner_texts() if t.strip()]
+    before = column()
+    head = page.locator('#table [data-testid="header-1"] span').first
+    for _ in range(2):
+        head.click()
+        page.wait_for_timeout(500)
+        if column() != before: break
+    assert sorted(column()) == sorted(before) and column() != before
+
+
+def test_model_tab(page, shots):
+    page.get_by_role('tab', name='The model').click()
+    page.wait_for_selector('#model .tiles')
+    text = page.locator('#model').inner_text()
+    for part in ('Confusion matrix', 'Learned activation curves', 'Trained net against fused net', 'ms'): assert part in text, part
+    page.wait_for_function("[...document.querySelectorAll('#model img.fig')].every(i => i.naturalWidth > 100)")
+    assert fits(page)
+    shoot(page, shots, 'model')
