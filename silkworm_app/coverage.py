@@ -34,7 +34,7 @@ def smallest_members(
 ) -> dict:
     "Name and parameters of the smallest net of each family, the smallest family of each file first"
     best = {}
-    for module in modules or timm.list_modules():
+    for module in timm.list_modules() if modules is None else modules:
         if module == 'vanillanet': continue
         for name in timm.list_models(module=module):
             if name.startswith('test_'): continue
@@ -57,10 +57,15 @@ def randomise(
     g = torch.Generator().manual_seed(seed)
     def rand(t, lo, hi): return (torch.rand(t.shape, generator=g, dtype=torch.float64)*(hi - lo) + lo).to(t)
     bns = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    seen,hooks = {},[m.register_forward_pre_hook(lambda m, args: seen.__setitem__(m, args[0].std())) for m in lslus(net).values()]
     with torch.no_grad():
-        for m in lslus(net).values():
-            m.alphas.copy_(rand(m.alphas, .5, 1.5)*torch.where(rand(m.alphas, 0, 1) < .2, -1, 1))
-            m.biases.add_(rand(m.biases, -.3, .3))
+        net.train()(x)
+        for h in hooks: h.remove()
+        for m,std in seen.items():
+            down = rand(m.alphas, 0, 1) < .2
+            m.alphas.copy_(rand(m.alphas, .5, 1.5)*torch.where(down, -1, 1))
+            m.biases.add_(rand(m.biases, -.3, .3)*std)
+            if m.form == 'chain': m.biases.copy_(torch.where(down, rand(m.biases, 1.5, 2.5)*std, m.biases))  # a falling step below zero would end the chain in a constant
             m.weight.add_(rand(m.weight, -.1, .1))
         for m in bns:
             if m.weight is not None: m.weight.copy_(rand(m.weight, .5, 1.5)); m.bias.copy_(rand(m.bias, -.3, .3))

@@ -149,13 +149,19 @@ def _cfg(model): return getattr(_timm_part(model)[1], 'pretrained_cfg', None) or
 
 def _arch(model): return _cfg(model).get('architecture') or type(_timm_part(model)[1]).__name__
 
+def _triple(size):
+    "A picture size as (height, width) or (channels, height, width)"
+    whole = lambda o: isinstance(o, int) and not isinstance(o, bool) and o > 0
+    if whole(size): return size,size
+    if isinstance(size, (tuple, list, torch.Size)) and len(size) in (2, 3) and all(map(whole, size)): return tuple(size)
+    raise ValueError(f'input_size={size!r} is neither a number of pixels, (height, width) nor (channels, height, width), in whole numbers above 0.')
+
 def _sizes(model, input_size):
     "Input sizes (channels, height, width) to try, in this order; `ValueError` if there is none"
     own = _cfg(model).get('input_size')
     if input_size is None and own is None: raise ValueError(f'{_arch(model)} does not say for what picture size it is made: give input_size, for example input_size=224.')
     size = own if input_size is None else input_size
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    if len(size) not in (2, 3) or min(size) < 1: raise ValueError(f'input_size={input_size} is neither a number, (height, width) nor (channels, height, width).')
+    size = _triple(size)
     if len(size) == 3 and input_size is not None: return [size]
     conv = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
     return [(c, *size[-2:]) for c in dict.fromkeys([own[0] if own else conv, conv])]
@@ -525,6 +531,8 @@ def lslu_model(
     "A timm net with LSLUs and a `build_cfg` from which `rebuild_model` builds it again; `ValueError` for what can't be built"
     _check_arch(arch)
     own = _is_vanillanet(arch)
+    for name,v,least in (('num_classes', num_classes, 0), ('in_chans', in_chans, 1)):
+        if isinstance(v, bool) or not isinstance(v, int) or v < least: raise ValueError(f'{name}={v!r} is not a whole number of {least} or more.')
     if act not in (None, 'lslu', 'relu') and not (own and act == 'series'): raise ValueError(f"act={act!r} is not possible for {arch}: take 'lslu', 'relu'" + (" or 'series'." if own else '.'))
     plain = where == 'none' or act == 'relu'
     kwargs = {**kw, 'in_chans': in_chans}
@@ -533,7 +541,7 @@ def lslu_model(
     if own:
         if where not in (None, 'all', 'none'): raise ValueError(f"where={_name(where)} is not possible for {arch}: a VanillaNet has its LSLUs everywhere ('all') or not at all ('none').")
         kwargs |= dict(act='relu' if plain else act or 'lslu', act_num=act_num, per_channel=per_channel, form=form)
-    size = None if input_size is None else (in_chans, input_size, input_size) if isinstance(input_size, int) else (in_chans, *tuple(input_size)[-2:])
+    size = None if input_size is None else (in_chans, *_triple(input_size)[-2:])
     if size and timm.get_pretrained_cfg(arch).fixed_input_size: kwargs.setdefault('img_size', list(size[1:]))
     model = _create(arch, pretrained, num_classes, kwargs)
     cfg = dict(arch=arch, num_classes=num_classes, kwargs={k: v for k,v in kwargs.items() if k not in _SOURCE}, plan=None)
