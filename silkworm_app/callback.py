@@ -30,7 +30,7 @@ from torch import nn
 from .lslu import LSLU
 from .patch import lslus,patch_lslu
 
-# %% ../nbs/05_callback.ipynb #d0c0ab3b
+# %% ../nbs/05_callback.ipynb #ce7eef02
 def _quiet_run(cb): return hasattr(cb, 'lr_finder') or hasattr(cb, 'gather_preds')
 
 def _replace_text(path, text):
@@ -43,7 +43,7 @@ class LSLUCallback(Callback):
     "Put LSLUs in place of activations of `learn.model`, before the optimiser is made, and log alphas and biases after every epoch"
     order,run_valid = -20,False
     def __init__(self,
-        where=None, # as in `plan_lslu`; None: by depth (`default_where`)
+        where=None, # as in `plan_lslu`; None: by depth (`default_where`); 'none': log only
         act_num=3, # number of activations in an LSLU, or a mapping from names to it
         init:str=None, # 'reference' or 'identity' (see `patch_lslu`); None: 'identity' for a net that was trained before
         per_channel:bool=False, # own alphas and biases for each channel
@@ -69,7 +69,7 @@ class LSLUCallback(Callback):
 
     def _patch(self):
         model = get_model(self.learn.model)
-        if lslus(model) or any(isinstance(m, nn.Module) and getattr(m, 'act_slope', None) is not None for m in model.modules()): return False
+        if self.where == 'none' or lslus(model) or hasattr(model, 'act_slope'): return False  # a VanillaNet has what it was made with
         x = self.dls.valid.one_batch()[0] if len(self.dls.valid) else self.dls.one_batch()[0]
         init = self.init or ('identity' if _was_trained(model) else 'reference')
         _,self.report = patch_lslu(model, self.where, self.act_num, init, self.per_channel, self.form, self.input_size or tuple(x.shape[1:]),
