@@ -346,6 +346,7 @@ class Comparison:
     params:tuple # before, after
     ops:tuple # multiply-adds of one picture, before, after
     latency_ratio:float # time of the original over time of the fused net, one batch; above 1: the fused one is faster
+    latency_ms:tuple=() # of one picture, given alone, before, after
     def to_dict(self): return json.loads(json.dumps(asdict(self)))
     def __str__(self):
         return (f'{self.n} pictures: largest relative difference {self.max_rel_err:.1e}, same top class {self.top1_agreement:.2%}\n'
@@ -383,6 +384,7 @@ def compare(
         if n == 0: raise ValueError('compare: there is no picture to compare on')
         (p,o),(pf,of) = count_ops(model, first),count_ops(fused, first)
         t,tf = _seconds((model, fused), first, seconds)
+        one = _seconds((model, fused), first[:1], seconds/4)
     finally:
         for m,mode in was.items(): m.training = mode
-    return Comparison(worst/max(top, 1e-300), same/n, n, (p,pf), (o,of), t/tf)
+    return Comparison(worst/max(top, 1e-300), same/n, n, (p,pf), (o,of), t/tf, tuple(round(1000*s, 4) for s in one))
