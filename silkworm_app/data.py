@@ -341,8 +341,7 @@ def _group(files, how):
     if how == 'auto': how = 'copies' if len(files) <= 2000 else 'hash'
     if how is None: return None, None
     if how not in ('hash', 'copies'): raise DataError(f"group must be 'hash', 'copies', 'auto' or None, not {how!r}")
-    try: from silkworm_app import duplicates
-    except ImportError: return [hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in files], how
+    from silkworm_app import duplicates
     return {'hash': duplicates.hash_groups, 'copies': duplicates.copy_groups}[how](files), how
 
 
