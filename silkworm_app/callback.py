@@ -188,8 +188,8 @@ def save_weights(
 class _WhenFusible:
     "A tracker that looks away until the slope of deep training is 1"
     def after_epoch(self):
-        if act_slope(self.learn.model) == 1: super().after_epoch()
-        else: self.new_best = False
+        if act_slope(self.learn.model) == 1 and self.recorder.values[-1][self.idx] is not None: super().after_epoch()
+        else: self.new_best = False  # or there was no validation
     def state_dict(self): return {k: float(getattr(self, k)) for k in ('best', 'wait') if getattr(self, k, None) is not None}
     def load_state_dict(self, sd): vars(self).update({k: int(v) if k == 'wait' else v for k,v in sd.items()})
 
@@ -212,7 +212,7 @@ class SaveBest(_WhenFusible, SaveModelCallback):
         if not rank_distrib(): self.last_saved_path = save_weights(self.which(self.learn) if self.which else get_model(self.learn.model), Path(self.learn.path)/self.fname)
         self.saved = True
     def after_fit(self):
-        if self.saved and self.which is None: load_weights(get_model(self.learn.model), Path(self.learn.path)/self.fname)
+        if self.saved and self.which is None and not rank_distrib(): load_weights(get_model(self.learn.model), Path(self.learn.path)/self.fname)
     def state_dict(self): return {**super().state_dict(), 'saved': self.saved}
 
 def load_weights(
