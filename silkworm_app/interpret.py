@@ -17,6 +17,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from fastai.callback.core import Callback
 from fastai.interpret import Interpretation
@@ -283,21 +284,31 @@ def selectivity_figure(
     return fig
 
 # %% ../nbs/08_interpret.ipynb #1f1f72af
+class _Maps(TorchFunctionMode):
+    "Keeps the last feature map of at least `side` that goes by in this thread."
+    def __init__(self, side): super().__init__(); self.side, self.last = side, None
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.ndim == 4 and out.requires_grad and out.shape[1] > 3 and min(out.shape[2:]) >= self.side: self.last = out
+        return out
+
+
 def grad_cam(
     model:nn.Module, # timm-style net in eval mode, fused or not
     x:torch.Tensor, # one normalised picture [3, H, W] or [1, 3, H, W]
     class_idx:int=None, # class to explain; default: the net's answer
-)->np.ndarray: # [h, w] in 0..1, the size of the last feature map
-    "How much each place of the last feature map supports the class; all zero when nothing does."
+    min_side:int=5, # smallest map worth a look; an earlier one is taken where the last is smaller
+)->np.ndarray: # [h, w] in 0..1, the size of the feature map
+    "How much each place of a late feature map supports the class; all zero when nothing does."
     if not (hasattr(model, 'forward_features') and hasattr(model, 'forward_head')):
         raise ValueError(f'{type(model).__name__} has no forward_features and forward_head (timm), which Grad-CAM needs')
     p = next(model.parameters())
     x = torch.as_tensor(x).as_subclass(torch.Tensor).to(p.device, p.dtype)
-    with torch.no_grad(): feat = model.forward_features(x if x.ndim == 4 else x[None])
-    if feat.ndim != 4: raise ValueError(f'the last features have shape {list(feat.shape)}; Grad-CAM needs a map [1, channels, height, width]')
     with torch.enable_grad():
-        feat = feat.detach().requires_grad_()
+        with _Maps(min_side) as maps: feat = model.forward_features((x if x.ndim == 4 else x[None]).requires_grad_())
+        if feat.ndim != 4: raise ValueError(f'the last features have shape {list(feat.shape)}; Grad-CAM needs a map [1, channels, height, width]')
         score = model.forward_head(feat)
+        if min(feat.shape[2:]) < min_side and maps.last is not None: feat = maps.last
         k = int(score[0].argmax()) if class_idx is None else int(class_idx)
         if not 0 <= k < score.shape[1]: raise ValueError(f'class_idx must lie in 0..{score.shape[1]-1}, not {k}')
         g, = torch.autograd.grad(score[0, k], feat)

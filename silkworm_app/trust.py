@@ -150,7 +150,7 @@ class Decision:
     def __str__(self): return f'{self.label} ({self.prob:.0%})' if self.label is not None else f"can't tell: {'; '.join(self.reasons)}"
 
 
-def _pct(p): return f'{100*p:.3g} %' if p < .1 or p > .995 else f'{100*p:.0f} %'
+def _pct(p): return f'{100*p:.3g}%' if p < .1 or p > .995 else f'{100*p:.0f}%'
 
 
 def _number(v): return None if v is None or not np.isfinite(v) else float(v)
