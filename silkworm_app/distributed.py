@@ -5,15 +5,12 @@
 # %% auto #0
 __all__ = ['ShardedDL', 'SyncBatchNormCPU', 'sync_batch_norms', 'plain_batch_norms', 'Processes', 'WholeLoss', 'leave']
 
-# %% ../nbs/05a_distributed.ipynb #0a049d42
-import math, os
-from contextlib import contextmanager
+# %% ../nbs/05a_distributed.ipynb #1bff29ea
+import math, warnings
 
 import torch
-from fastai.callback.core import Callback
 from fastai.distributed import DistributedDL, DistributedTrainer
 from fastai.metrics import AccumMetric
-from fastai.torch_core import num_distrib, rank_distrib
 from torch import nn
 
 # %% ../nbs/05a_distributed.ipynb #7747a91b
@@ -40,16 +37,27 @@ class ShardedDL(DistributedDL):
         for t in getattr(self.dl.after_batch, 'fs', []): # augmentation of whole batches: not the same numbers in every process
             if hasattr(t, 'start_epoch'): t.start_epoch(self.dl.seed + 1_000_003*self.rank, self.dl.epoch)
 
-# %% ../nbs/05a_distributed.ipynb #c2a2c2b8
+# %% ../nbs/05a_distributed.ipynb #1548e13a
+class _Sum(torch.autograd.Function):
+    "The sum of a tensor over all processes; its gradient is the sum of theirs"
+    @staticmethod
+    def forward(ctx, x): return _Sum._all(x)
+    @staticmethod
+    def backward(ctx, g): return _Sum._all(g)
+    @staticmethod
+    def _all(x):
+        x = x.clone()
+        torch.distributed.all_reduce(x)
+        return x
+
 class SyncBatchNormCPU(nn.BatchNorm2d):
     "A batch norm that sees the batches of all processes; they must be equally large"
     def forward(self, x):
         if not self.training or not torch.distributed.is_initialized(): return super().forward(x)
-        from torch.distributed.nn.functional import all_reduce
         n = x.numel()//x.shape[1]*torch.distributed.get_world_size()
-        mean = all_reduce(x.sum((0, 2, 3)))/n
+        mean = _Sum.apply(x.sum((0, 2, 3)))/n
         x = x - mean[:, None, None]
-        var = all_reduce((x*x).sum((0, 2, 3)))/n
+        var = _Sum.apply((x*x).sum((0, 2, 3)))/n
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked += 1
@@ -77,7 +85,7 @@ def plain_batch_norms(model:nn.Module)->nn.Module:
         if type(m) is SyncBatchNormCPU: m.__class__ = nn.BatchNorm2d
     return model
 
-# %% ../nbs/05a_distributed.ipynb #8e16d932
+# %% ../nbs/05a_distributed.ipynb #81e1ba2b
 class Processes(DistributedTrainer):
     "fastai's `DistributedTrainer` with `ShardedDL` and batch norms that work on CPUs"
     def __init__(self,
@@ -85,6 +93,7 @@ class Processes(DistributedTrainer):
         cpu:bool=None, # default: no GPU is there
         **kwargs # for `Accelerator`
     ):
+        warnings.filterwarnings('ignore', 'Grad strides do not match') # of depth-wise kernels
         cpu = not torch.cuda.is_available() if cpu is None else cpu
         super().__init__(False, cpu=cpu, **kwargs)
         self.bn, self.cpu = sync_bn, cpu

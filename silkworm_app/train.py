@@ -9,8 +9,9 @@ __all__ = ['Opt', 'OPTIONS', 'TrainError', 'convert', 'make_parser', 'Settings',
            'PrintEpoch', 'Scalars', 'open_run', 'build_learner', 'load_checkpoint', 'predict_logits', 'best_model',
            'warn_box', 'finish', 'save_deploy', 'evaluate', 'train', 'main']
 
-# %% ../nbs/09a_train.ipynb #1536687e
+# %% ../nbs/09a_train.ipynb #04060bca
 import argparse, difflib, json, os, shutil, signal, sys, time, warnings
+warnings.filterwarnings('ignore', '.torch.jit.script. is deprecated') # said by a package that is imported below
 from collections import namedtuple
 from pathlib import Path
 
@@ -224,7 +225,7 @@ def _with_valid(splits, other, group):
     splits.warnings = notes + (_leak_warnings(splits.leak) if splits.leak else [])
     return splits
 
-# %% ../nbs/09a_train.ipynb #897c74c3
+# %% ../nbs/09a_train.ipynb #e36f1b82
 def _short_side(splits):
     "Median of the shorter sides of some training pictures"
     import numpy as np
@@ -237,10 +238,12 @@ def pick_device(
 ): # torch.device
     "The device; `TrainError` when it is not there"
     import torch
-    if name == 'auto': return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
     try: device = torch.device(name)
     except RuntimeError: raise TrainError(f'device must be auto, cpu or cuda, not {name!r}') from None
     if device.type == 'cuda' and not torch.cuda.is_available(): raise TrainError('device is cuda, but torch finds no GPU: take --device cpu')
+    if device.type == 'cuda' and device.index is None: device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
+    if device.type == 'cuda': torch.cuda.set_device(device)
     return device
 
 def resolve(
@@ -294,7 +297,7 @@ def make_dls(
     if cfg.reprob: dls.train.after_batch.add(TimmErasing(cfg.reprob, cfg.remode, cfg.recount))
     return dls
 
-# %% ../nbs/09a_train.ipynb #9df4b214
+# %% ../nbs/09a_train.ipynb #a7e615ba
 import numpy as np, torch
 from fastai.callback.core import Callback, CancelValidException
 from fastai.callback.fp16 import MixedPrecision
@@ -304,10 +307,11 @@ from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.callback.channelslast import ChannelsLast
 from fastai.metrics import AccumMetric, BalancedAccuracy
 from fastai.optimizer import OptimWrapper
-from fastai.torch_core import get_model, rank_distrib, set_seed
+from fastai.torch_core import get_model, num_distrib, rank_distrib, set_seed
 
 from .callback import Checkpoint, EarlyStopping, SaveBest, StopOnNaN, WeightEMA, act_slope, find_checkpoint, load_weights, save_weights
 from .data import DataError, test_loader
+from .distributed import Processes, WholeLoss, leave
 from .evaluate import evaluate_probs, metrics_report
 from .learner import lslu_learner
 
@@ -535,7 +539,7 @@ def open_run(
         _write_yaml(old, cfg)
     return run, state
 
-# %% ../nbs/09a_train.ipynb #f14154c4
+# %% ../nbs/09a_train.ipynb #dcfc1daf
 class _BestEMA(SaveBest):
     "The best weights of one average, chosen by its own validation loss"
     def __init__(self, decay):
@@ -581,6 +585,9 @@ def build_learner(
         learn.remove_cb(ProgressCallback)
         if main: cbs.append(PrintEpoch())
     learn.add_cbs(cbs)
+    if num_distrib() > 1:
+        learn.add_cb(Processes(cfg.sync_bn, device.type == 'cpu'))
+        learn.recorder.loss = WholeLoss(_ce)
     if cfg.compile: learn.model.compile()
     return learn
 
@@ -768,7 +775,7 @@ def evaluate(
         _write_json(Path(cfg.output_dir)/'eval.json', res)
     return res
 
-# %% ../nbs/09a_train.ipynb #a48c40ee
+# %% ../nbs/09a_train.ipynb #afc9e52b
 def train(
     cfg:Settings # of `read_settings`
 )->dict: # what metrics.json holds
@@ -790,6 +797,8 @@ def train(
     start = time.time()
     if learn.opt is None: learn.create_opt()
     learn.fit(cfg.epochs, cbs=ParamScheduler(schedules(cfg, learn.opt)))
+    leave()
+    if rank_distrib(): return {}
     return finish(cfg, learn, run, time.time() - start)
 
 def _sentence(e):
@@ -814,7 +823,7 @@ def main(
     from silkworm_app.imaging import ImageError
     cfg = None
     def fail(code, text):
-        print(f'silkworm-train: {text}', file=sys.stderr, flush=True)
+        if code != 130 or not rank_distrib(): print(f'silkworm-train: {text}', file=sys.stderr, flush=True)
         return code
     def stop(*_): raise KeyboardInterrupt
     try: old = signal.signal(signal.SIGTERM, stop)
@@ -830,6 +839,7 @@ def main(
         if isinstance(e, (TrainError, DataError, ImageError, OSError, ValueError)): return fail(1 if _kept(cfg) else 2, f'{_sentence(e)}{_kept(cfg) if isinstance(e, (ImageError, OSError)) else ""}')
         raise
     finally:
+        leave()
         if old is not None: signal.signal(signal.SIGTERM, old)
 
 # %% ../nbs/09a_train.ipynb #cc23ca9f
