@@ -39,6 +39,11 @@ def _replace_text(path, text):
     tmp.write_text(text, encoding='utf-8')
     os.replace(tmp, path)
 
+def _lslu_optimizer(learn, base, params, lr=None, **kw):
+    opt = base(params, lr=lr, **kw)
+    mark_lslu_params(get_model(learn.model), opt)
+    return opt
+
 class LSLUCallback(Callback):
     "Put LSLUs in place of activations of `learn.model`, before the optimiser is made, and log alphas and biases after every epoch"
     order,run_valid = -20,False
@@ -56,16 +61,14 @@ class LSLUCallback(Callback):
 
     def after_create(self):
         self._patch()
-        if callable(self.learn.opt_func): self.learn.opt_func = self._wrapped(self.learn.opt_func)
+        self._mark_always()
 
-    def _wrapped(self, base):
+    def _mark_always(self):
+        "Every optimiser that the learner makes from now on is marked, also after this callback was removed"
+        base = self.learn.opt_func
+        if not callable(base) or getattr(base, 'func', None) is _lslu_optimizer: return
         kw = {'lr': base.keywords['lr']} if isinstance(base, partial) and 'lr' in base.keywords else {}  # fastai looks for it
-        return partial(self._optimizer, base, **kw)
-
-    def _optimizer(self, base, params, lr=None, **kw):
-        opt = base(params, lr=lr, **kw)
-        if self.learn is not None: mark_lslu_params(get_model(self.learn.model), opt)
-        return opt
+        self.learn.opt_func = partial(_lslu_optimizer, self.learn, base, **kw)
 
     def _patch(self):
         model = get_model(self.learn.model)
@@ -79,7 +82,9 @@ class LSLUCallback(Callback):
     def before_fit(self):
         self.run = not _quiet_run(self)
         if not self.run: return
-        if self._patch(): _remake_opt(self.learn)
+        new = self._patch()
+        self._mark_always()
+        if new: _remake_opt(self.learn)
         mark_lslu_params(get_model(self.learn.model), self.learn.opt)
 
     def after_epoch(self):

@@ -113,6 +113,8 @@ def check_family(
         g = torch.Generator().manual_seed(1)
         x = torch.randn(2, 3, s, s, generator=g)
         step = 'training step'
+        for p in net.parameters():
+            if p.ndim > 1 and not p.any(): nn.init.normal_(p, std=.02)  # a classifier that starts at zero passes no gradient back
         F.cross_entropy(_out(net.train()(x)), torch.tensor([0, 1])).backward()
         grads = {f'{n}.{k}': p.grad for n,m in ls.items() for k,p in m.named_parameters()}
         bad = [k for k,v in grads.items() if v is None or not v.isfinite().all()]

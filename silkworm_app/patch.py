@@ -225,6 +225,7 @@ def _stem_acts(model, acts, order):
     return [m for m,names in acts.items() if order.get(m, 1e9) < end and not in_stage(names[0])]
 
 # %% ../nbs/02_patch.ipynb #f1a2b793
+_SMALL = 'act_num='  # how the reason of a map begins that is too small for a kernel
 SHALLOW = 13  # as many activations as VanillaNet-13 has; in nets with more, `where=None` means 'stem'
 
 def _why_not(m, calls, n, size, batch=2):
@@ -243,7 +244,7 @@ def _why_not(m, calls, n, size, batch=2):
     if len(widths) > 1: return shape,lay,None,f'one module used at several widths: {", ".join(map(str, widths))} channels'
     if abs(h*size[2] - w*size[1]) > max(size[1:]): return shape,lay,c,f'{h}x{w} is not a map of a {size[1]}x{size[2]} picture'
     if (h, w) == (1, 1): return shape,lay,c,'1x1 map: a squeeze-excite gate or pooled features'
-    if n >= min(h, w): return shape,lay,c,f'act_num={n} needs a map of at least {n+1}x{n+1}, this one is {h}x{w}'
+    if n >= min(h, w): return shape,lay,c,f'{_SMALL}{n} needs a map of at least {n+1}x{n+1}, this one is {h}x{w}'
     return shape,lay,c,''
 
 def _act_nums(act_num, names):
@@ -290,9 +291,10 @@ def _chosen(where, places, possible, stem):
 def default_where(
     possible:list, # names of the activations that can become LSLUs, in order of running
     stem:list, # those of them that lie in the stem
+    depth:int=None, # activations on maps of any size, so that the choice does not hang on the picture size; None: those that are possible
 ):
     "The paper's advice by depth: all activations of a shallow net, the stem of a deep one (its first activation if the stem has none)"
-    if len(possible) <= SHALLOW: return 'all'
+    if (len(possible) if depth is None else depth) <= SHALLOW: return 'all'
     return 'stem' if set(stem) & set(possible) else possible[:1]
 
 # %% ../nbs/02_patch.ipynb #c74ae052
@@ -328,7 +330,7 @@ def plan_lslu(
     places = [_place(model, m, names, calls[m], ns[names[0]], size) for m,names in acts.items()]
     possible = [p.name for p in places if not p.reason]
     stem = [acts[m][0] for m in _stem_acts(model, acts, order)]
-    if where is None: where = default_where(possible, stem)
+    if where is None: where = default_where(possible, stem, sum(not p.reason or p.reason.startswith(_SMALL) for p in places))
     chosen = _chosen(where, places, possible, stem)
     for p in places:
         if p.name in chosen and not p.reason: p.replaced = True
@@ -349,7 +351,7 @@ def _nothing(plan, chosen):
     "The sentence for a plan without a place"
     mine = [p for p in plan.places if p.name in chosen]
     if not mine: return f'Nothing to replace in {plan.arch}: no activation runs inside where={plan.where}.'
-    small = [p for p in mine if p.reason.startswith('act_num=')]
+    small = [p for p in mine if p.reason.startswith(_SMALL)]
     if small:
         side = max(p.side for p in small)
         return (f'act_num={small[0].act_num} is larger than the maps of {plan.arch} at {"x".join(map(str, plan.input_size))}: the largest is {side}x{side}; '

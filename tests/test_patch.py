@@ -37,6 +37,7 @@ def test_resnet_lslu_of_the_paper(arch, n):
     plan = plan_lslu(net, where=None, input_size=224)
     assert [p.name for p in plan.replaced] == ['act1'] and plan.where == 'stem' and len(plan.places) == n
     assert (plan.replaced[0].channels, plan.replaced[0].shape) == (64, [64, 112, 112])
+    assert [p.name for p in plan_lslu(net, where=None, input_size=48).replaced] == ['act1']  # the advice is about the net, not about the pictures
 
 
 def test_efficientnetv2_takes_the_stem_by_default_and_anything_on_request():
