@@ -277,7 +277,7 @@ def run_one(
     if groups is not None: more |= dict(photo=list(map(int, groups)), target=y.tolist(), right=ok.astype(int).tolist())
     return row,more
 
-# %% ../nbs/11a_experiment.ipynb #1a7b5c96
+# %% ../nbs/11a_experiment.ipynb #89d4b802
 _measured = ('accuracy', 'balanced_accuracy', 'test_loss', 'valid_accuracy', 'train_loss', 'tested', 'by_class', 'params', 'ops', 'seconds')
 COLUMNS = ('id', 'arm', *SETTINGS, *_measured, 'error')
 assert len(set(COLUMNS)) == len(COLUMNS)
@@ -299,10 +299,8 @@ def _append(path, row):
     if not path.exists(): csv.writer(out, lineterminator='\n').writerow(COLUMNS)
     csv.writer(out, lineterminator='\n').writerow([row.get(k, '') if k in ('id', 'arm', 'error') else json.dumps(row.get(k)) for k in COLUMNS])
     with open(path, 'a+b') as f:
-        f.seek(0, 2)
-        if f.tell():
-            f.seek(-1, 2)
-            if f.read(1) != b'\n': f.write(b'\n')              # the line that an interrupted writer left behind
+        f.seek(0)
+        f.truncate(f.read().rfind(b'\n') + 1)                     # without the line that an interrupted writer left behind
         f.write(out.getvalue().encode()); f.flush(); os.fsync(f.fileno())
 
 def _job(s):

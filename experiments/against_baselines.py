@@ -1,0 +1,92 @@
+"""silkworm-train next to the same net with plain relus and to a linear model on colour histograms, several seeds, test split read once.
+
+    python experiments/against_baselines.py NAME DATA [--seeds 3] [--out docs/baselines.csv] [-- silkworm-train options]
+
+Every run is a process of its own; rows are added to the table as they come, and runs that are in it are not made again.
+The split, the pictures and all options are the same for the two nets; the linear model sees the same training pictures.
+"""
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from silkworm_app.imaging import open_image
+from silkworm_app.train import load_splits, read_settings
+
+FIELDS = ['data', 'what', 'seed', 'accuracy', 'balanced_accuracy', 'n_test', 'epochs', 'seconds']
+WHAT = {'lslu': ['--act', 'lslu'], 'relu': ['--act', 'relu']}
+
+
+def histogram(src):
+    "Part of the pixels in each of 8 x 8 x 8 colours."
+    im = open_image(src)
+    im.thumbnail((128, 128))
+    a = np.asarray(im).reshape(-1, 3) // 32
+    return np.bincount(a[:, 0] * 64 + a[:, 1] * 8 + a[:, 2], minlength=512) / len(a)
+
+
+def linear(options):
+    "Logistic regression, its strength of regularisation chosen by cross-validation inside the training pictures."
+    splits = load_splits(read_settings(options))
+    part = lambda items: (np.stack([histogram(p) for p, _ in items]), [c for _, c in items])
+    (x, y), (xt, yt) = part(splits.train + splits.valid), part(splits.test or splits.valid)
+    model = GridSearchCV(make_pipeline(StandardScaler(), LogisticRegression(max_iter=200)), {'logisticregression__C': [1e-4, 1e-3, 1e-2, 1e-1]}, cv=3)
+    pred = model.fit(x, y).predict(xt)
+    return dict(accuracy=accuracy_score(yt, pred), balanced_accuracy=balanced_accuracy_score(yt, pred), n_test=len(yt), epochs='')
+
+
+def net(options, what):
+    with tempfile.TemporaryDirectory() as run:
+        subprocess.run([sys.executable, '-m', 'silkworm_app.train', *options, *WHAT[what], '--output_dir', f'{run}/run', '--bundle', 'false', '--save_ckpt', 'false'], check=True)
+        m = json.loads(Path(run, 'run/metrics.json').read_text())
+        rows = len(Path(run, 'run/history.csv').read_text().splitlines()) - 1
+    m = m.get('test') or m['valid']
+    return dict(accuracy=m['accuracy'], balanced_accuracy=m['balanced_accuracy'], n_test=m['n'], epochs=rows)
+
+
+def main():
+    argv, rest = sys.argv[1:], []
+    if '--' in argv: argv, rest = argv[:argv.index('--')], argv[argv.index('--') + 1:]
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('name', help='of the data in the table')
+    p.add_argument('data', help='folder or zip file, as for silkworm-train --data_path')
+    p.add_argument('--seeds', type=int, default=3)
+    p.add_argument('--out', default='docs/baselines.csv')
+    args = p.parse_args(argv)
+    out = Path(args.out)
+    done = list(csv.DictReader(out.open())) if out.is_file() else []
+    for seed in range(args.seeds):
+        options = ['--data_path', args.data, '--seed', str(seed), *rest]
+        for what in ('lslu', 'relu', 'linear'):
+            if any((r['data'], r['what'], r['seed']) == (args.name, what, str(seed)) for r in done): continue
+            t = time.perf_counter()
+            row = linear(options) if what == 'linear' else net(options, what)
+            done.append({k: str(v) for k, v in dict(data=args.name, what=what, seed=seed, **row, seconds=round(time.perf_counter() - t)).items()})
+            part = out.with_name(f'.{out.name}.part')
+            with part.open('w', newline='') as f:
+                w = csv.DictWriter(f, FIELDS)
+                w.writeheader(); w.writerows(done)
+            part.replace(out)
+    for name in dict.fromkeys(r['data'] for r in done):
+        for what in ('lslu', 'relu', 'linear'):
+            rows = [r for r in done if (r['data'], r['what']) == (name, what)]
+            if not rows: continue
+            cell = lambda k: (lambda v: f'{100*statistics.mean(v):5.1f} ± {100*statistics.stdev(v) if len(v) > 1 else 0:.1f}')([float(r[k]) for r in rows])
+            print(f'{name:12} {what:7} {len(rows)} seeds: accuracy {cell("accuracy")} %, balanced {cell("balanced_accuracy")} %, {rows[0]["n_test"]} test pictures')
+
+
+if __name__ == '__main__': main()

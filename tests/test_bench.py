@@ -1,0 +1,121 @@
+"The benchmark compares like with like, counts memory right, and writes what it measured."
+import json
+
+import pytest
+import torch
+
+
+from silkworm_app.bench import StepLSLU, in_turns, layer_arms, main, net_arms, run_bench, saved_bytes, stats_of, step_by_step
+from silkworm_app.lslu import LSLU
+
+
+def grads(model, x):
+    x = x.clone().requires_grad_()
+    y = model(x)
+    (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
+    return [y.detach(), x.grad, *[p.grad for p in model.parameters()]]
+
+
+def close(a, b): return all((o - p).abs().max() <= 1e-9 * max(1e-6, p.abs().max()) for o, p in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize('ours, theirs', [('lslu', 'definition'), ('series', 'series, definition'), ('lslu per channel', 'per channel, definition'), ('lslu sum', 'sum, definition')])
+def test_layers_that_are_compared_compute_the_same(ours, theirs):
+    "Values and all gradients, in training mode, in float64."
+    torch.manual_seed(0)
+    arms = layer_arms(6)
+    x = torch.randn(2, 6, 9, 11, dtype=torch.float64)
+    a, b = (arms[k].double().train() for k in (ours, theirs))
+    assert isinstance(a, LSLU) and isinstance(b, StepLSLU)
+    assert close(grads(a, x), grads(b, x))
+    assert not close(grads(a, x), grads(arms['series' if ours != 'series' else 'lslu'].double().train(), x)[:2] + grads(b, x)[2:]), 'the check cannot tell layers apart'
+
+
+@pytest.mark.parametrize('arch, kw', [('vanillanet_5_x0_125', {}), ('resnet18', dict(where='stem')), ('test_resnet', dict(where='all'))])
+def test_nets_that_are_compared_compute_the_same(arch, kw):
+    arms = net_arms(arch, kw, 64)
+    x = torch.randn(3, 3, 64, 64, dtype=torch.float64)
+    a, b = (arms[k].double().eval() for k in ('lslu', 'definition'))
+    assert any(isinstance(m, StepLSLU) for m in b.modules()) and not any(isinstance(m, LSLU) for m in b.modules())
+    assert (a(x) - b(x)).abs().max() <= 1e-9 * b(x).abs().max()
+    assert not any(isinstance(m, (LSLU, StepLSLU)) for m in arms['relu'].modules())
+
+
+def test_the_definition_has_its_own_weights():
+    "Training one arm must not move another."
+    arms = layer_arms(4)
+    before = arms['lslu'].weight.detach().clone()
+    with torch.no_grad(): arms['definition'].weight.add_(1)
+    assert torch.equal(arms['lslu'].weight, before)
+
+
+def test_every_arm_runs_once_a_round_in_rotating_order():
+    calls = []
+    times = in_turns({k: (lambda k=k: calls.append(k)) for k in 'abc'}, rounds=4, warm=1)
+    assert all(len(v) == 4 for v in times.values()) and len(calls) == 15
+    rounds = [calls[i:i + 3] for i in range(0, 15, 3)]
+    assert all(sorted(r) == ['a', 'b', 'c'] for r in rounds) and len({r[0] for r in rounds}) == 3
+
+
+def test_ratios_are_taken_within_a_round():
+    "A machine that gets ten times slower half-way changes times, not ratios."
+    s = stats_of(dict(a=[2, 2, 20, 20], b=[1, 1, 10, 10]), 'a')
+    assert s['b']['faster'] == s['b']['faster_q1'] == s['b']['faster_q3'] == 2 and s['b']['q1'] < s['b']['q3']
+
+
+def test_saved_memory_is_counted_once():
+    x = torch.randn(10, 10, requires_grad=True)
+    assert saved_bytes(lambda: x.exp().exp()) == 2 * 400                       # two results
+    assert saved_bytes(lambda: (lambda y: y * y)(x.exp())) == 400              # one tensor, kept three times
+    assert saved_bytes(lambda: x * x, [x]) == 0
+
+
+@pytest.mark.parametrize('act_num, part', [(1, .67), (3, .5), (8, .5)])
+def test_an_lslu_keeps_half_of_the_definition_at_most(act_num, part):
+    "Whatever act_num is, ours keeps the input and the input of the batch norm."
+    arms = layer_arms(8, act_num)
+    x = torch.randn(4, 8, 32, 32)
+    kept = {k: saved_bytes(lambda: m.train()(x.clone().requires_grad_()), [*m.parameters(), *m.buffers()]) for k, m in arms.items()}
+    for k in ('lslu', 'lslu per channel', 'lslu sum'): assert kept[k] <= kept['series'] * 1.02, k
+    assert kept['lslu'] <= part * kept['definition']
+
+
+def test_step_by_step_leaves_the_net_alone():
+    net = net_arms('vanillanet_5_x0_125', {}, 32)['lslu']
+    keys = list(net.state_dict())
+    assert list(step_by_step(net).state_dict()) == keys and any(isinstance(m, LSLU) for m in net.modules())
+
+
+def test_the_command_writes_what_it_measured(tmp_path, capsys):
+    "All sections but peak memory at the small size: every arm, finite numbers, JSON and plots."
+    assert main(['--quick', '--rounds', '1', '--threads', '1', '--sections', 'layers', 'act_num', 'nets', 'inference', '--out', str(tmp_path / 'b.json')]) == 0
+    res = json.loads((tmp_path / 'b.json').read_text())
+    assert {r['section'] for r in res['rows']} >= {'layer, training step', 'layer, kept for backward', 'series part, forward and backward', 'net, training step', 'net, kept for backward', 'inference'}
+    arms = {r['arm'] for r in res['rows'] if r['section'] == 'inference'}
+    assert arms >= {'definition', 'lslu', 'lslu, fused', 'lslu, fused, ONNX Runtime', 'series, fused', 'relu, fused'}
+    assert all(r['ms'] > 0 and r['faster'] > 0 for r in res['rows'] if 'ms' in r)
+    assert all(r['megabytes'] >= 0 for r in res['rows'] if 'megabytes' in r)
+    assert {'cpu', 'threads', 'torch'} <= set(res['machine']) and res['machine']['threads'] == 1
+    assert len(list(tmp_path.glob('*.png'))) >= 4
+    out = capsys.readouterr().out
+    assert '| lslu |' in out and 'times as fast' in out
+
+
+@pytest.mark.slow
+def test_peak_memory_comes_from_processes_of_their_own():
+    rows = run_bench('quick', ['peak'], 1, log=lambda s: None)['rows']
+    assert {r['arm'] for r in rows} >= {'definition', 'lslu', 'series', 'relu'} and all(0 <= r['megabytes'] < 4096 for r in rows)
+
+
+@pytest.mark.parametrize('argv, word', [(['--out', '/nowhere/at/all/b.json'], '/nowhere'), (['--device', 'cuda'], 'CUDA')])
+def test_mistakes_are_one_sentence(argv, word, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    assert main(['--quick', *argv]) == 2
+    err = capsys.readouterr().err
+    assert word in err and len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize('argv', [['--rounds', '0'], ['--threads', '0'], ['--sections', 'nothing']])
+def test_wrong_options_are_refused(argv):
+    with pytest.raises(SystemExit) as e: main(argv)
+    assert e.value.code == 2

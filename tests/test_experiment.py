@@ -1,0 +1,172 @@
+"Grids of runs: resumed, repeatable, the same with several processes, cut by photograph, one sentence for each mistake."
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from silkworm_app import experiment
+from silkworm_app.experiment import GridError, cut_folds, main, make_grid, read_grid, read_results, rows_of, run_grid, run_id
+
+shipped = Path(__file__).resolve().parent.parent / 'experiments'
+TINY = dict(size=32, bs=8, epochs=1, aug='light', model=dict(stem_stride=4, dims=[8, 8, 8, 8]))
+quiet = dict(log=lambda s: None)
+
+
+def small_grid(folder, **base):
+    return dict(name='small', base=dict(data='folder', source=str(folder), **{**TINY, **base}), arms=dict(relu=dict(act='relu'), lslu={}), grid=dict(seed=[0, 1]))
+
+
+@pytest.fixture(scope='module')
+def drawings(tmp_path_factory):
+    from silkworm_app.data import draw_sample
+    return draw_sample(tmp_path_factory.mktemp('grid') / 'sample', n_per_class=10, size=32, seed=0)
+
+
+@pytest.fixture(scope='module')
+def done(drawings, tmp_path_factory):
+    out = tmp_path_factory.mktemp('done')
+    return out, run_grid(make_grid(small_grid(drawings)), out, **quiet)
+
+
+def test_a_run_repeats_bit_for_bit(drawings, done, tmp_path):
+    again = run_grid(make_grid(small_grid(drawings)), tmp_path, **quiet)
+    same = lambda rows: [{k: v for k, v in r.items() if k != 'seconds'} for r in rows]
+    assert same(again) == same(done[1])
+
+
+def test_two_processes_say_the_same(drawings, done, tmp_path):
+    again = run_grid(make_grid(small_grid(drawings)), tmp_path, procs=2, **quiet)
+    assert [(r['arm'], r['seed'], r['accuracy'], r['test_loss']) for r in again] == [(r['arm'], r['seed'], r['accuracy'], r['test_loss']) for r in done[1]]
+
+
+def test_seeds_differ(done):
+    relu = [r for r in done[1] if r['arm'] == 'relu']
+    assert relu[0]['train_loss'] != relu[1]['train_loss']
+
+
+def test_nothing_is_run_twice(drawings, done, tmp_path, monkeypatch):
+    shutil.copytree(done[0], tmp_path / 'out')
+    monkeypatch.setattr(experiment, 'run_one', lambda s: pytest.fail('a finished run was run again'))
+    assert len(run_grid(make_grid(small_grid(drawings)), tmp_path / 'out', **quiet)) == 4
+
+
+def test_a_failed_run_is_told_and_tried_again(drawings, tmp_path, monkeypatch):
+    real = experiment.run_one
+    def broken(s):
+        if s['act'] == 'relu': raise RuntimeError('no memory left')
+        return real(s)
+    monkeypatch.setattr(experiment, 'run_one', broken)
+    lines, grid = [], make_grid({**small_grid(drawings), 'grid': dict(seed=[0])})
+    assert [r['arm'] for r in run_grid(grid, tmp_path, log=lines.append)] == ['lslu']
+    assert any('relu' in o and 'no memory left' in o for o in lines)
+    monkeypatch.setattr(experiment, 'run_one', real)
+    assert len(run_grid(grid, tmp_path, **quiet)) == 2
+
+
+@pytest.mark.parametrize('cut', [1, 20, 200])
+def test_a_table_cut_anywhere_loses_only_the_last_row(done, tmp_path, cut):
+    data = (done[0] / 'results.csv').read_bytes()
+    (tmp_path / 'results.csv').write_bytes(data[:-cut])
+    rows = read_results(tmp_path / 'results.csv')
+    assert [r['id'] for r in rows] == [r['id'] for r in done[1]][:3]
+    experiment._append(tmp_path / 'results.csv', done[1][3])
+    assert [r['id'] for r in read_results(tmp_path / 'results.csv')] == [r['id'] for r in done[1]]
+
+
+def test_values_survive_the_table(done):
+    rows = read_results(done[0] / 'results.csv')
+    assert rows[0]['model'] == TINY['model'] and rows[0]['per_channel'] is False and isinstance(rows[0]['accuracy'], float)
+    with open(done[0] / 'results.csv') as f: assert len(list(csv.reader(f))) == 5
+
+
+def test_learning_rate_of_the_activation_alone(drawings):
+    "With act_lr 0 alphas and biases stay, and everything else learns."
+    def learned(act_lr):
+        s = make_grid(dict(base=dict(data='folder', source=str(drawings), act_lr=act_lr, **TINY))).runs[0]
+        return experiment.run_one(s)[1]['learned']
+    still, moved = learned(0.), learned(1.)
+    assert still[0] == still[1] and moved[0] == still[0] and moved[1] != moved[0]
+
+
+def test_folds_hold_photographs_together(tmp_path):
+    "Pictures and their rotated copies: no photograph is on both sides, all files are tested once, and cutting by file mixes them."
+    from PIL import Image
+    from silkworm_app.data import draw_larva
+    for c, kind in (('one', 'healthy'), ('two', 'muscardine')):
+        (tmp_path / 'p' / c).mkdir(parents=True)
+        for i in range(6):
+            im = draw_larva(kind, 160, seed=i)
+            for k, turned in enumerate((im, im.transpose(Image.Transpose.ROTATE_90), im.transpose(Image.Transpose.FLIP_LEFT_RIGHT))): turned.save(tmp_path / 'p' / c / f'{i}_{k}.png')
+    items, classes, note = experiment._photos(str(tmp_path / 'p'), str(tmp_path / 'photos.json'))
+    assert len(items) == 36 and len({g for *_, g in items}) == 12 and classes == ['one', 'two'], note
+    assert experiment._photos(str(tmp_path / 'p'), str(tmp_path / 'photos.json'))[0] == items
+    tested, s = [], make_grid(dict(base=dict(data='folder', source=str(tmp_path / 'p'), folds=3))).runs[0]
+    photo = {Path(p).name: None for p, *_ in items}
+    of = {str(p): g for p, _, g in items}
+    for f in range(3):
+        splits, groups = experiment._splits({**s, 'fold': f})
+        assert not {of[str(p)] for p, _ in splits.train} & {of[str(p)] for p, _ in splits.test}
+        assert groups == [of[str(p)] for p, _ in splits.test]
+        tested += [str(p) for p, _ in splits.test]
+    assert sorted(tested) == sorted(of)
+    splits, _ = experiment._splits({**s, 'by': 'file'})
+    assert {of[str(p)] for p, _ in splits.train} & {of[str(p)] for p, _ in splits.test}
+
+
+def test_summary_pairs_by_seed():
+    "A constant advantage under large seed noise is found; a missing seed is left out of the pairs."
+    grid = make_grid(dict(arms=dict(a={}, b=dict(act='relu')), grid=dict(seed=list(range(6))), baseline='a'))
+    noise = np.random.default_rng(0).normal(0, .05, 6)
+    rows = [dict(id=run_id(r), arm=r['arm'], **{k: r[k] for k in experiment.SETTINGS}, accuracy=.5 + noise[r['seed']] + (.01 if r['arm'] == 'b' else 0) + 1e-4 * r['seed'] * (r['arm'] == 'b'), seconds=1, params=1)
+            for r in grid.runs if not (r['arm'] == 'a' and r['seed'] == 5)]
+    b = next(d for d in experiment.summary(grid, rows) if d['arm'] == 'b')
+    assert b['n'] == 6 and b['against']['n'] == 5 and b['sd'] > .02
+    assert abs(b['against']['diff'] - .0102) < 1e-9 and b['against']['p'] < 1e-4 and b['against']['low'] > 0
+
+
+@pytest.mark.parametrize('file', sorted(shipped.glob('*.yaml')), ids=lambda f: f.stem)
+def test_shipped_grids_are_sound(file):
+    "They can be read, have a name and a size, and every net in them can be built."
+    from silkworm_app.patch import lslu_model
+    grid = read_grid(file)
+    assert grid.name == file.stem and 'Size:' in grid.about
+    nets = {json.dumps({k: r[k] for k in ('arch', 'act', 'act_num', 'per_channel', 'form', 'where', 'init', 'model', 'size')}): r for r in grid.runs if r['arch'] != 'vanillanet_5'}
+    for r in list(nets.values())[:6]:
+        lslu_model(r['arch'], 10, act=None if r['act'] == 'lslu' else r['act'], input_size=r['size'], **{k: r[k] for k in ('act_num', 'per_channel', 'form', 'where', 'init')}, **r['model'])
+
+
+def test_every_experiment_has_three_sizes():
+    names = {f.stem.rsplit('_', 1)[0] for f in shipped.glob('*.yaml')}
+    assert names >= {'cifar10', 'cifar100', 'act_num', 'regularisation', 'position', 'silkworm'}
+    assert all((shipped / f'{n}_{s}.yaml').is_file() for n in names for s in ('cpu', 'gpu', 'paper'))
+
+
+@pytest.mark.parametrize('text, word', [
+    ('base: {epoch: 3}', 'epoch'), ('arms: [a]', 'arms'), ('grid: {seed: 1}', 'seed'), ('bases: {}', 'bases'), ('- 1', 'mapping'), ('a: [', 'YAML'), ('baseline: x', 'baseline'),
+    ('base: {data: mnist}', 'mnist'), ('base: {data: folder}', 'source'), ('base: {source: /nowhere.zip}', '/nowhere.zip')])
+def test_mistakes_are_one_sentence(tmp_path, capsys, text, word):
+    (tmp_path / 'g.yaml').write_text(text)
+    assert main([str(tmp_path / 'g.yaml'), '--out', str(tmp_path / 'out')]) in (1, 2)
+    said = capsys.readouterr()
+    assert word in said.out + said.err and 'Traceback' not in said.out + said.err
+
+
+def test_command_makes_tables_and_plots(drawings, done, tmp_path, capsys):
+    shutil.copytree(done[0], tmp_path / 'out')
+    (tmp_path / 'g.yaml').write_text(yaml.safe_dump(small_grid(drawings)))
+    assert main([str(tmp_path / 'g.yaml'), '--out', str(tmp_path / 'out'), '--report']) == 0
+    said = capsys.readouterr().out
+    assert '| relu |' in said and '| lslu |' in said
+    for f in ('results.md', 'results.png', 'learned_lslu.png'): assert (tmp_path / 'out' / f).stat().st_size > 100
+    assert main([str(tmp_path / 'none.yaml')]) == 2 and 'none.yaml' in capsys.readouterr().err
+
+
+def test_one_writer_at_a_time(drawings, done):
+    import fcntl
+    with open(done[0] / '.lock', 'w') as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        with pytest.raises(GridError, match='another process'): run_grid(make_grid(small_grid(drawings)), done[0], **quiet)
