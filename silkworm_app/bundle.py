@@ -21,7 +21,7 @@ from .fuse import compare, fuse, fuse_like
 from .imaging import Preprocess, open_image
 from .ort import BasePredictor, BundleError, OnnxPredictor, as_list, onnx_metadata
 from .patch import rebuild_model
-from .trust import Trust, fit_trust, picture_stats
+from .trust import Trust, fit_trust, picture_stats, sampled_leak
 
 # %% ../nbs/07_bundle.ipynb #c9f87a0f
 class LogitsAndFeatures(nn.Module):
@@ -159,7 +159,7 @@ def learner_trust(
     max_train:int=2000, # training pictures looked at
     **kwargs # for `fit_trust`
 )->Trust:
-    "Fit `Trust` on a learner's validation pictures and what its `dls.splits` says about copies."
+    "Fit `Trust` on a learner's validation pictures and what its `dls.splits` says about copies; where it did not look for turned and zoomed ones, a sample is looked at here."
     zs, fs, ss, ys = [], [], [], []
     for b in learn.dls.valid:
         x = b[0].detach().cpu().as_subclass(torch.Tensor).float().numpy()
@@ -176,7 +176,11 @@ def learner_trust(
         pick = [splits.train[i] for i in np.random.default_rng(0).permutation(len(splits.train))[:max_train]]
         try: train = predictor.forward([p for p, _ in pick])[1], np.array([number[c] for _, c in pick])
         except (ValueError, KeyError): pass
-    kwargs.setdefault('leak', (getattr(splits, 'leak', None) or None))
+    leak = getattr(splits, 'leak', None) or None
+    if 'leak' not in kwargs and splits is not None and (leak or {}).get('level') != 'copies' and splits.train and splits.valid and all(isinstance(part[0][0], (str, Path)) for part in (splits.train, splits.valid)):
+        found = sampled_leak(splits)
+        if leak is None or found['valid_seen_in_train'] > .01: leak = found
+    kwargs.setdefault('leak', leak)
     kwargs.setdefault('groups', groups)
     return fit_trust(logits, features, labels, predictor.classes, *train, stats=stats, **kwargs)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['softmax', 'fit_temperature', 'selective_curve', 'accuracy_bound', 'choose_threshold', 'fit_distance', 'distance',
-           'picture_stats', 'Decision', 'Trust', 'fit_trust', 'ood_report']
+           'picture_stats', 'Decision', 'Trust', 'sampled_leak', 'fit_trust', 'ood_report']
 
 # %% ../nbs/06a_trust.ipynb #824f70e9
 from dataclasses import asdict, dataclass, field
@@ -240,6 +240,22 @@ class Trust:
         return Decision(None if reasons else top, prob, {c: float(v) for c, v in zip(self.classes, p)}, reasons, top, d)
 
 # %% ../nbs/06a_trust.ipynb #a2124865
+def sampled_leak(
+    splits, # `Splits` of files
+    n_valid:int=100, # validation pictures looked at
+    n_train:int=500, # training pictures looked at
+    seed:int=0 # of the sample
+)->dict: # for `fit_trust`
+    "The part of a sample of validation pictures whose copy (rotated, zoomed, ... too) is in a sample of the training pictures: at least so much has leaked."
+    from silkworm_app.duplicates import copy_groups
+    rng = np.random.default_rng(seed)
+    pick = lambda part, n: [part[i][0] for i in rng.permutation(len(part))[:n]]
+    valid, train = pick(splits.valid, n_valid), pick(splits.train, n_train)
+    groups = copy_groups(valid + train)
+    seen = set(groups[len(valid):])
+    return dict(level='sample', valid_seen_in_train=sum(g in seen for g in groups[:len(valid)]) / max(1, len(valid)), files=len(groups))
+
+
 def _leaky(leak):
     "Why validation pictures with this leak prove nothing, or None."
     if leak is None or leak == {}: return None
