@@ -6,8 +6,8 @@
 __all__ = ['Opt', 'OPTIONS', 'TrainError', 'convert', 'make_parser', 'Settings', 'read_settings', 'load_splits', 'pick_device',
            'resolve', 'say', 'make_dls', 'SeedEpoch', 'Mix', 'TrainLoss', 'train_loss', 'SkipValidation',
            'param_groups', 'make_opt_func', 'warmup_cosine', 'schedules', 'CPUMixedPrecision', 'precision',
-           'PrintEpoch', 'Scalars', 'open_run', 'build_learner', 'load_checkpoint', 'predict_logits', 'best_model',
-           'warn_box', 'finish', 'save_deploy', 'evaluate', 'train', 'main']
+           'PrintEpoch', 'Scalars', 'open_run', 'build_model', 'build_learner', 'load_checkpoint', 'predict_logits',
+           'best_model', 'warn_box', 'finish', 'save_deploy', 'evaluate', 'train', 'main']
 
 # %% ../nbs/09a_train.ipynb #04060bca
 import argparse, difflib, json, os, shutil, signal, sys, time, warnings
@@ -15,7 +15,7 @@ warnings.filterwarnings('ignore', '.torch.jit.script. is deprecated') # said by 
 from collections import namedtuple
 from pathlib import Path
 
-# %% ../nbs/09a_train.ipynb #dba2077b
+# %% ../nbs/09a_train.ipynb #84757e2e
 Opt = namedtuple('Opt', 'name kind default help by')
 
 _groups = {
@@ -35,7 +35,7 @@ _groups = {
     Opt('n_train', 'int', 0, 'CIFAR: number of training pictures; 0: all', 'cifar_splits'),
     Opt('n_test', 'int', 0, 'CIFAR: number of test pictures; 0: all', 'cifar_splits'),
     Opt('num_workers', 'int', 'auto', 'processes that prepare pictures', 'fastai DataLoader'),
-    Opt('fast', 'bool', 'auto', 'pictures in memory, augmented by the batch; auto: up to 64 pixels', 'FastDL'),
+    Opt('fast', 'bool', 'auto', 'pictures in memory, augmented by the batch; auto: where the pipeline has such a form and the pictures fit into 1 GB', 'FastDL'),
     Opt('cache', 'str', None, 'folder for decoded pictures that later runs reuse', 'image_dls')],
 'Augmentation': [
     Opt('aug', 'str', 'auto', 'albumentations pipeline: a name (none, light, silkworm, strong) or a YAML file; auto: silkworm, light for CIFAR', 'albumentations in a fastai Transform'),
@@ -225,7 +225,7 @@ def _with_valid(splits, other, group):
     splits.warnings = notes + (_leak_warnings(splits.leak) if splits.leak else [])
     return splits
 
-# %% ../nbs/09a_train.ipynb #e36f1b82
+# %% ../nbs/09a_train.ipynb #542cbdf9
 def _short_side(splits):
     "Median of the shorter sides of some training pictures"
     import numpy as np
@@ -251,7 +251,7 @@ def resolve(
     splits, # of `load_splits`
 )->Settings:
     "Put numbers in place of `auto`, and check what only the data can tell"
-    import torch
+    from silkworm_app.data import FAST_AUGMENTATIONS
     device, cifar, n = pick_device(cfg.device), cfg.data_set.startswith('CIFAR'), len(splits.train)
     if cfg.nb_classes and cfg.nb_classes != len(splits.classes): raise TrainError(f'nb_classes is {cfg.nb_classes}, but {cfg.data_path} holds {len(splits.classes)} classes ({", ".join(splits.classes[:8])})')
     vanilla = cfg.model.startswith('vanillanet')
@@ -260,6 +260,7 @@ def resolve(
                 epochs=min(40, max(8, round(24000/max(1, n)))), lr=1e-3 if cfg.pretrained or cfg.finetune else 4e-3, drop=.05 if vanilla else None)
     for k, v in auto.items():
         if cfg[k] == 'auto': cfg[k] = v
+    if cfg.fast == 'auto': cfg['fast'] = not cfg.aa and cfg.aug in FAST_AUGMENTATIONS and (n + len(splits.valid))*3*cfg.input_size**2 < 2**30
     if cfg.stem_stride == 'auto': cfg['stem_stride'] = (2 if cfg.input_size <= 48 else None) if vanilla else None
     for k, lo in dict(input_size=1, batch_size=2, epochs=1, update_freq=1, save_ckpt_freq=1, save_ckpt_num=1, test_freq=1, decay_epochs=0, early_stop_epochs=0, act_num=0, warmup_epochs=0).items():
         if cfg[k] < lo: raise TrainError(f'{k} must be {lo} or more, not {cfg[k]}')
@@ -280,7 +281,7 @@ def say(*text):
     "Print, on the first process only"
     if not int(os.environ.get('RANK', 0)): print(*text, flush=True)
 
-# %% ../nbs/09a_train.ipynb #202960f9
+# %% ../nbs/09a_train.ipynb #1425572a
 def make_dls(
     cfg:Settings, # resolved
     splits, # of `load_splits`
@@ -292,7 +293,7 @@ def make_dls(
     timm = {}
     if cfg.aa and cfg.aa != 'none': timm = dict(color_jitter=cfg.color_jitter, train_interpolation=cfg.train_interpolation)
     aug = f'timm:{cfg.aa}' if timm else cfg.aug
-    dls = image_dls(splits, bs=cfg.batch_size, aug=aug, seed=cfg.seed, num_workers=None if cfg.num_workers == 'auto' else cfg.num_workers, fast=False if timm and cfg.fast == 'auto' else cfg.fast,
+    dls = image_dls(splits, bs=cfg.batch_size, aug=aug, seed=cfg.seed, num_workers=None if cfg.num_workers == 'auto' else cfg.num_workers, fast=cfg.fast,
                     cache=cfg.cache, preprocess=pre, val_bs=max(64, cfg.batch_size), device=pick_device(cfg.device), **timm)
     if cfg.reprob: dls.train.after_batch.add(TimmErasing(cfg.reprob, cfg.remode, cfg.recount))
     return dls
@@ -539,7 +540,7 @@ def open_run(
         _write_yaml(old, cfg)
     return run, state
 
-# %% ../nbs/09a_train.ipynb #dcfc1daf
+# %% ../nbs/09a_train.ipynb #5abb921c
 class _BestEMA(SaveBest):
     "The best weights of one average, chosen by its own validation loss"
     def __init__(self, decay):
@@ -550,6 +551,15 @@ class _BestEMA(SaveBest):
 
 def _ce(pred, targ): return torch.nn.functional.cross_entropy(pred.float(), targ.long())
 def _acc(pred, targ): return (pred.argmax(-1) == targ).float().mean()
+
+def build_model(
+    cfg:Settings, # resolved
+    n:int, # classes
+):
+    "The net of the settings, untrained"
+    from silkworm_app.patch import lslu_model
+    return lslu_model(cfg.model, n, act_num=cfg.act_num, where=cfg.where, per_channel=cfg.per_channel, form=cfg.form, act=cfg.act, drop_rate=cfg.drop, input_size=cfg.input_size,
+                      **(dict(stem_stride=cfg.stem_stride) if cfg.stem_stride is not None else {}))
 
 def build_learner(
     cfg:Settings, # resolved
@@ -728,7 +738,7 @@ def _plots(run):
     try: plot_run(run)
     except (ValueError, KeyError) as e: print(f'No plots: {e}', file=sys.stderr)
 
-# %% ../nbs/09a_train.ipynb #1ea682d1
+# %% ../nbs/09a_train.ipynb #9f42b7bf
 def _deployed(path, cfg, n):
     "The net of a file of `save_deploy`, or a VanillaNet in deploy form"
     from silkworm_app.fuse import fuse_like
@@ -748,7 +758,6 @@ def evaluate(
 )->dict: # name -> metrics
     "`--eval`: weights on pictures, unfused and, with `switch_to_deploy`, fused"
     from silkworm_app.fuse import compare, fuse
-    from silkworm_app.patch import lslu_model
     path = cfg.finetune or cfg.resume
     if not path: raise TrainError('eval needs weights: name them with --finetune')
     splits = load_splits(cfg)
@@ -758,8 +767,7 @@ def evaluate(
     n, device = len(splits.classes), pick_device(cfg.device)
     if cfg.deploy: nets = dict(fused=_deployed(Path(path), cfg, n).to(device))
     else:
-        model = lslu_model(cfg.model, n, act_num=cfg.act_num, where=cfg.where, per_channel=cfg.per_channel, form=cfg.form, act=cfg.act, drop_rate=cfg.drop, input_size=cfg.input_size,
-                           **(dict(stem_stride=cfg.stem_stride) if cfg.stem_stride is not None else {}))
+        model = build_model(cfg, n)
         cfg['finetune'] = path
         load_checkpoint(model, cfg)
         nets = dict(unfused=model.to(device).eval())
