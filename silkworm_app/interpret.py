@@ -6,7 +6,8 @@
 __all__ = ['save_figure', 'lslu_layers', 'layer_curves', 'activation_curves', 'read_params', 'params_over_epochs',
            'ShowParamsCallback', 'class_means', 'selectivity_index', 'selectivity', 'weight_selectivity',
            'selectivity_figure', 'grad_cam', 'cam_overlay', 'grad_cam_figure', 'confusion_figure', 'top_losses',
-           'read_history', 'read_metrics', 'loss_curves', 'compare_runs', 'plot_run', 'find_curves', 'main']
+           'read_history', 'read_metrics', 'loss_curves', 'compare_runs', 'picture_figures', 'plot_run', 'find_curves',
+           'main']
 
 # %% ../nbs/08_interpret.ipynb #0ccaed3a
 import argparse,csv,json,os,re,sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np,torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -159,6 +161,7 @@ def params_over_epochs(
             if v.ndim > 2: ax.fill_between(epochs, *np.quantile(v[:, i], [.1, .9], axis=-1), color=line.get_color(), alpha=.15, lw=0)
         ax.set_title(name, fontsize=8)
         ax.set_xlabel('epoch', fontsize=8)
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         ax.set_ylabel('value', fontsize=8)
         ax.legend(title='step', fontsize=6, title_fontsize=6, frameon=False)
     for ax in axs[len(params):]: ax.set_visible(False)
@@ -387,10 +390,15 @@ def top_losses(
     inps, probs, targs, decoded, _ = interp[idxs]
     xs = inps[0] if isinstance(inps, tuple) else inps
     shown, vocab = interp.dl.decode((xs, targs))[0], learn.dls.vocab
-    fig, axs = _figure(*_grid(len(idxs), cols), (2.4, 2.6))
-    for ax, im, p, t, d, l in zip(axs, shown, probs, targs, decoded, losses.tolist()):
-        ax.imshow(np.asarray(im.float().cpu()).transpose(1, 2, 0).clip(0, 255) / (255 if im.max() > 1.5 else 1))
-        ax.set_title(f"{vocab[int(d)]} / {vocab[int(t)]}\nloss {l:.2f}, p {float(p[int(t)]):.2f}", fontsize=8)
+    ims = [np.asarray(im.float().cpu()).transpose(1, 2, 0).clip(0, 255) / (255 if im.max() > 1.5 else 1) for im in shown]
+    return _loss_panels(ims, [vocab[int(d)] for d in decoded], [vocab[int(t)] for t in targs], losses.tolist(), [float(p[int(t)]) for p, t in zip(probs, targs)], cols)
+
+
+def _loss_panels(ims, said, true, losses, probs, cols=3):
+    fig, axs = _figure(*_grid(len(ims), cols), (2.4, 2.6))
+    for ax, im, s, t, l, p in zip(axs, ims, said, true, losses, probs):
+        ax.imshow(im)
+        ax.set_title(f'{s} / {t}\nloss {l:.2f}, p {p:.2f}', fontsize=8)
     for ax in axs: ax.set_axis_off()
     return fig
 
@@ -430,13 +438,14 @@ def _draw_history(
     "Losses and metrics over epochs; the second run dashed."
     for i, run in enumerate(runs):
         h, style, tag = read_history(run), '-' if i == 0 else '--', f' ({Path(run).name})' if len(runs) > 1 else ''
-        x = h.get('epoch', np.arange(len(next(iter(h.values())))))
+        x = h.get('epoch', np.arange(len(next(iter(h.values()))))) + 1       # fastai counts from 0
         losses = [k for k in ('train_loss', 'valid_loss') if k in h]
         metrics = [k for k in h if k not in losses and re.search('acc|f1|recall|precision|auc|error', k)]
         for ax, keys in zip(axs, (losses, metrics)):
             for j, k in enumerate(keys): ax.plot(x, h[k], style, marker='.', ms=3, lw=1.3, color=f'C{j}', label=k.replace('_', ' ') + tag)
     for ax, y in zip(axs, ('loss (cross-entropy)', 'metric')):
         ax.set_xlabel('epoch', fontsize=9); ax.set_ylabel(y, fontsize=9)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         if ax.lines: ax.legend(fontsize=7, frameon=False)
 
 
@@ -466,10 +475,43 @@ def compare_runs(
     return fig
 
 # %% ../nbs/08_interpret.ipynb #4c9d7e6b
+def picture_figures(
+    run, # run folder with a bundle
+    data, # image folder with the classes of the run
+    n:int=400, # pictures looked at
+)->dict: # name -> figure
+    "Selectivity (from activations, and from weights), Grad-CAM and top losses of a run's best net on the test pictures of a folder (on all where it has no splits); raises `ValueError`."
+    from silkworm_app.bundle import load_bundle
+    from silkworm_app.data import find_splits
+    from silkworm_app.imaging import open_image
+    from silkworm_app.patch import load_reference, rebuild_model
+    run, p = Path(run), load_bundle(Path(run) / 'bundle', backend='torch')
+    s = find_splits(data, 0, 0, group=None)
+    items = s.test or s.valid or s.train
+    unknown = sorted({c for _, c in items} - set(p.classes))
+    if unknown: raise ValueError(f'{data} has the class {unknown[0]}, which {run} does not know; its classes are {", ".join(p.classes)}')
+    items = [items[i] for i in np.random.default_rng(0).permutation(len(items))[:n]]
+    model = p.model
+    if (run / 'best.safetensors').is_file():
+        model = rebuild_model(p.config['build_cfg'])
+        load_reference(model, run / 'best.safetensors')
+    labels = np.array([p.classes.index(c) for _, c in items])
+    batch = lambda i: torch.from_numpy(p.preprocess.batch([f for f, _ in items[i:i + 32]]))
+    dl = [(batch(i), torch.from_numpy(labels[i:i + 32])) for i in range(0, len(items), 32)]
+    probs = p.predict([f for f, _ in items])
+    loss = -np.log(np.maximum(probs[np.arange(len(items)), labels], 1e-12))
+    worst, each = np.argsort(-loss)[:9], [int(np.flatnonzero(labels == k)[0]) for k in np.unique(labels)][:8]
+    ims = [p.preprocess.image(open_image(items[i][0])) for i in worst]
+    return dict(selectivity=selectivity_figure(selectivity(model, dl)), weight_selectivity=selectivity_figure(weight_selectivity(model), 'weight selectivity (no data)'),
+                grad_cam=grad_cam_figure(p.model, p.preprocess, [items[i][0] for i in each], p.classes),
+                top_losses=_loss_panels(ims, [p.classes[probs[i].argmax()] for i in worst], [items[i][1] for i in worst], loss[worst], probs[worst, labels[worst]]))
+
+
 def plot_run(
     run, # run folder
     out=None, # folder for the figures; default: `plots` in the run folder
     other=None, # second run folder to compare with
+    data=None, # image folder for the figures that need pictures
 )->list: # paths written
     "Save every figure that the files of a run allow; raises `ValueError` when there is nothing to draw."
     run = Path(run)
@@ -487,6 +529,9 @@ def plot_run(
         curves = find_curves(json.loads(config.read_text(encoding='utf-8')))
         if curves: done += save_figure(activation_curves(curves), out / 'activation_curves')
     if other is not None: done += save_figure(compare_runs(run, other), out / f'compare_with_{Path(other).resolve().name}')
+    if data is not None:
+        if not config.is_file(): raise ValueError(f'{run} holds no bundle, which the figures with pictures need')
+        for name, fig in picture_figures(run, data).items(): done += save_figure(fig, out / name)
     if not done: raise ValueError(f'{run} holds none of history.csv, learnable_params.jsonl, metrics.json; is it the output folder of silkworm-train?')
     return done
 
@@ -500,12 +545,13 @@ def find_curves(
 
 def main(argv=None):
     "silkworm-plot: figures of a training run as PNG and SVG."
-    p = argparse.ArgumentParser(prog='silkworm-plot', description='Save the figures of a training run as PNG and SVG: learning curves, alphas and biases over epochs, confusion matrix, activation curves; with a second run also the comparison.')
+    p = argparse.ArgumentParser(prog='silkworm-plot', description='Save the figures of a training run as PNG and SVG: learning curves, alphas and biases over epochs, confusion matrix, activation curves; with a second run also the comparison, and with --data what needs pictures.')
     p.add_argument('run', help='output folder of silkworm-train')
     p.add_argument('run_b', nargs='?', help='second run to compare with')
     p.add_argument('--out', help='folder for the figures (default: RUN/plots)')
+    p.add_argument('--data', metavar='FOLDER', help='pictures of the same classes: adds class selectivity, Grad-CAM and the worst answers')
     args = p.parse_args(argv)
-    try: done = plot_run(args.run, args.out, args.run_b)
+    try: done = plot_run(args.run, args.out, args.run_b, args.data)
     except (ValueError, OSError, KeyError) as e:
         print(f'silkworm-plot: {e}', file=sys.stderr)
         sys.exit(2)
