@@ -232,7 +232,8 @@ class _ActConv(torch.autograd.Function):
         ctx.act = act
         ctx.save_for_backward(x, weight, *params)
         nhwc = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        s = act(x, *params).contiguous(memory_format=torch.channels_last)            # the fast kernels are NHWC
+        ctx.fmt = torch.channels_last if nhwc or weight.shape[-1] > 3 else torch.contiguous_format   # the fast kernels are NHWC, except for 3x3
+        s = act(x, *params).contiguous(memory_format=ctx.fmt)
         y = F.conv2d(s, weight, None, padding=weight.shape[-1]//2, groups=len(weight))
         return y.contiguous(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
 
@@ -248,7 +249,7 @@ class _ActConv(torch.autograd.Function):
         with torch.enable_grad():
             ins = [o.detach().requires_grad_(need) for o,need in zip((x,*params), (needs[0],*needs[2:]))]
             s = ctx.act(*ins)
-        sd,g = (o.detach().contiguous(memory_format=torch.channels_last) for o in (s, g))
+        sd,g = (o.detach().contiguous(memory_format=ctx.fmt) for o in (s, g))
         gw = None
         if needs[1]: gw = _weight_grad(g, sd, n) if _has_fast_weight_grad(x, n) else _conv_grad(g, sd, weight, [False,True,False], (n,n))[1]
         gs = [None]*len(ins)
