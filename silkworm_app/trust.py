@@ -233,7 +233,7 @@ class Trust:
         if not np.isfinite(prob): reasons.append('the model gave no number for this picture')
         if d is not None and not d <= self.distance_limit: reasons.append('the picture does not resemble the training pictures')
         if self.threshold is None: reasons.append(self.note)
-        elif prob < self.threshold:
+        elif prob < self.threshold and not reasons:
             second = float(p[order[1]]) if len(p) > 1 else 0.
             if prob < 1.5 * second: reasons.append(f'two classes are nearly equally likely: {top} {_pct(prob)}, {self.classes[order[1]]} {_pct(second)}')
             else: reasons.append(f'the most likely class, {top}, reaches {_pct(prob)}, and an answer needs {_pct(self.threshold)}')

@@ -84,16 +84,17 @@ def sure_words(
 def verdict_html(
     a:dict=None, # from `answer`; None: nothing uploaded yet
     error:str='', # message instead of an answer
-    trust:str='' # where the probabilities come from
+    trust:str='', # where the probabilities come from
+    subject:str='one silkworm' # what the picture should show
 )->str:
     "The answer in large type, with the reason."
     if error: return f'<div class="verdict bad" role="alert"><p class="kicker">This picture can’t be used</p><p class="why">{esc(error)}</p></div>'
-    if a is None: return '<div class="verdict idle"><p class="kicker">No picture yet</p><p class="why">Add a photograph of one silkworm, sharp and well lit, with the animal filling most of the picture.</p></div>'
+    if a is None: return f'<div class="verdict idle"><p class="kicker">No picture yet</p><p class="why">Add a photograph of {esc(subject)}, sharp and well lit, that fills most of the picture.</p></div>'
     best = max(a['probabilities'], key=a['probabilities'].get)
     if not a['can_tell']:
         why = ''.join(f'<li>{esc(r)}</li>' for r in a['reasons']) or '<li>no class stands out</li>'
         return (f'<div class="verdict unsure" role="status"><p class="kicker">Answer</p><h2>I can’t tell</h2><ul class="why">{why}</ul>'
-                f'<p class="small">Try a sharper, brighter photograph with the animal filling the picture, or ask someone who knows. '
+                f'<p class="small">Try a sharper, brighter photograph that shows it larger, or ask someone who knows. '
                 f'The closest class would be {esc(title_of(best))}, which is not an answer.</p></div>')
     notes = ''.join(f'<li>{esc(r)}</li>' for r in a['reasons'])
     return (f'<div class="verdict ok" role="status"><p class="kicker">Most likely</p><h2>{esc(title_of(a["label"]))}</h2>'
@@ -393,21 +394,22 @@ def _looked(predictor, im, a):
 def make_demo(
     predictor, # what `load_bundle` gives
     examples:list=(), # pictures to click on
-    title:str='Silkworm check', # page title
+    title:str=None, # page title; default: by the classes
     workers:int=2, # pictures decided at the same time
 )->gr.Blocks:
     "The page over a predictor; launch it with `serve`."
     f = facts(predictor)
     seconds, trust, names = latency(predictor), _trust_line(f), {c: title_of(c) for c in predictor.classes}
     if len(set(names.values())) < len(names): names = {c: c for c in names}
-    titles = list(names.values())
+    titles, silk = list(names.values()), any(canonical_name(c) in CLASS_INFO for c in predictor.classes)
+    title, idle = title or ('Silkworm check' if silk else 'Picture check'), verdict_html(subject='one silkworm' if silk else 'one thing')
     start = Image.new('RGB', (64, 64), 'gray')
     _looked(predictor, start, answer(predictor, [start])[0])          # warm: the first visitor waits no longer than the others
     refuse = lambda msg: gr.Error(msg, print_exception=False, duration=12)
 
     def identify(src):
         empty = gr.Label(visible=False), gr.Image(visible=False), gr.HTML('', visible=False)
-        if not src: return verdict_html(), *empty
+        if not src: return idle, *empty
         try: im = load_picture(src)
         except ImageError as e: return verdict_html(error=f'{e}.'), *empty
         a = answer(predictor, [im])[0]
@@ -451,7 +453,7 @@ def make_demo(
                     if examples: gr.Examples([[str(p)] for p in examples], picture, cache_examples=False, label='Examples', examples_per_page=8, api_visibility='private', elem_id='examples')
                     looked = gr.Image(label='Where the net looked', interactive=False, visible=False, height=340, buttons=[], elem_id='looked', format='jpeg', alt_text='The picture with the places that counted most coloured warm')
                 with gr.Column(min_width=300):
-                    verdict = gr.HTML(verdict_html(), elem_id='verdict', padding=False)
+                    verdict = gr.HTML(idle, elem_id='verdict', padding=False)
                     label = gr.Label(label='Probabilities', num_top_classes=min(len(titles), 6), show_heading=False, visible=False, elem_id='probabilities')
                     care = gr.HTML('', elem_id='care', visible=False, padding=False)
             picture.change(identify, picture, [verdict, label, looked, care], show_progress='minimal', show_progress_on=verdict, trigger_mode='always_last', **group, **one)
@@ -576,6 +578,7 @@ def main(argv=None):
     p.add_argument('--port', type=int, default=7860)
     p.add_argument('--backend', default='auto', choices=['auto', 'torch', 'onnx'], help='what computes (default: the faster one on this machine)')
     p.add_argument('--examples', help='folder of pictures to click on (default: the examples of the bundle)')
+    p.add_argument('--title', help='title of the page')
     p.add_argument('--workers', type=int, default=2, help='pictures decided at the same time')
     p.add_argument('--queue-size', type=int, default=64, help='requests that may wait')
     args = p.parse_args(argv)
@@ -591,7 +594,7 @@ def main(argv=None):
         threads = max(1, (os.cpu_count() or 1) // args.workers)      # one picture per worker: more threads than cores only wait for each other
         torch.set_num_threads(threads)
         predictor = fastest(args.bundle, threads) if args.backend == 'auto' else load_bundle(args.bundle, backend=args.backend, threads=threads)
-        serve(predictor, host=args.host, port=args.port, workers=args.workers, queue_size=args.queue_size, examples=examples)
+        serve(predictor, host=args.host, port=args.port, workers=args.workers, queue_size=args.queue_size, examples=examples, title=args.title)
     except (ValueError, OSError) as e:
         print(f'app.py: {e}', file=sys.stderr)
         sys.exit(2)

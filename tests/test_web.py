@@ -97,6 +97,25 @@ def test_addresses_are_not_fetched(http, demo):
     assert not hits
 
 
+def test_nobody_is_asked(monkeypatch):
+    "From start to end the server looks up no name and connects to no other machine, and listens on this one only."
+    import socket
+    asked, connect, lookup, local = [], socket.socket.connect, socket.getaddrinfo, ('127.0.0.1', 'localhost', '::1', '0.0.0.0', None, '')
+    def note(host):
+        if (host.decode() if isinstance(host, bytes) else host) not in local: asked.append(host)
+    monkeypatch.setattr(socket.socket, 'connect', lambda self, a: (note(a[0]) if isinstance(a, tuple) else None, connect(self, a))[1])
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda host, *a, **k: (note(host), lookup(host, *a, **k))[1])
+    with serving(Colours()) as demo, httpx.Client(base_url=demo.local_url.rstrip('/'), timeout=30) as http:
+        assert http.get('/').status_code == 200 and http.get('/config').status_code == 200
+        assert call(http, 'predict', [as_file(uploaded(http))])[0] == 'complete'
+        port = int(demo.local_url.rstrip('/').rsplit(':', 1)[1])
+        bound = [line.split()[1] for line in Path('/proc/net/tcp').read_text().splitlines()[1:]] if Path('/proc/net/tcp').exists() else ['0100007F:%04X' % port]
+        assert [b for b in bound if b.endswith(':%04X' % port) and not b.startswith('0100007F')] == []
+    assert not asked, asked
+    with pytest.raises(OSError): socket.getaddrinfo('name.invalid', 1)
+    assert asked == ['name.invalid']         # the watch itself works
+
+
 def test_picture_inside_the_request(http):
     import base64
     status, (out,) = call(http, 'predict', [{'url': 'data:image/jpeg;base64,' + base64.b64encode(red).decode()}])
