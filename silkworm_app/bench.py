@@ -139,7 +139,7 @@ def train_step(
             opt.step()
     return step
 
-# %% ../nbs/11_bench.ipynb #7af36527
+# %% ../nbs/11_bench.ipynb #ea7fb0d8
 LAYERS = dict(quick=[(2,16,14)], full=[(16,128,56), (16,256,28), (16,512,14), (4,128,56), (1,128,56)]) # batch, channels, side
 NETS = dict(
     quick=[('vanillanet_5_x0_125', {}, 4, 64)],
@@ -180,23 +180,24 @@ def net_arms(
     torch.manual_seed(0)
     ours = _scrambled(lslu_model(arch, classes, input_size=size, drop_rate=0., **kw))
     arms = {'definition': step_by_step(ours), 'lslu': ours}
-    if arch.startswith('vanillanet'): arms |= {'series': _scrambled(lslu_model(arch, classes, input_size=size, drop_rate=0., act='series')), 'lslu sum': _scrambled(lslu_model(arch, classes, input_size=size, drop_rate=0., form='sum', per_channel=True, **kw))}
+    if arch.startswith('vanillanet'): arms |= {'series': _scrambled(lslu_model(arch, classes, input_size=size, drop_rate=0., act='series'))} | ({} if arch == 'vanillanet_5' else {'lslu sum': _scrambled(lslu_model(arch, classes, input_size=size, drop_rate=0., form='sum', per_channel=True, **kw))})
     arms |= {'relu': lslu_model(arch, classes, input_size=size, drop_rate=0., act='relu')}
     return arms
 
-# %% ../nbs/11_bench.ipynb #ebcd7af5
+# %% ../nbs/11_bench.ipynb #514e177c
 def _rows(section, what, times, against):
     return [dict(section=section, what=what, arm=k, **{a: round(b, 4) for a,b in v.items()}) for k,v in stats_of(times, against).items()]
 
 def bench_layers(o):
     "One layer: training step and forward pass in eval mode"
     for b,c,s in LAYERS[o.mode]:
-        arms = {k: m.to(o.device) for k,m in layer_arms(c).items()}
         for fmt in (['NCHW'] if o.mode == 'quick' else ['NCHW', 'NHWC']):
+            what = f'{b}x{c}x{s}x{s} {fmt}'
+            if o.only not in what: continue
+            o.log(f'layer {what}')
+            arms = {k: m.to(o.device) for k,m in layer_arms(c).items()}
             x = torch.randn(b, c, s, s, device=o.device)
             if fmt == 'NHWC': x = x.contiguous(memory_format=torch.channels_last)
-            what = f'{b}x{c}x{s}x{s} {fmt}'
-            o.log(f'layer {what}')
             yield from _rows('layer, training step', what, in_turns({k: train_step(m, x) for k,m in arms.items()}, o.rounds, budget=o.budget, device=o.device), 'definition')
             if fmt == 'NCHW':
                 for k,m in arms.items():
@@ -214,6 +215,7 @@ def bench_act_num(o):
             f(xs, *p).backward(g)
         return step
     for n in ((1,3) if o.mode == 'quick' else range(1, 9)):
+        if o.only not in f'act_num {n}, {b}x{c}x{s}x{s}': continue
         o.log(f'act_num {n}')
         p = torch.rand(n, device=o.device)*.4+.8,torch.rand(n, device=o.device)*.2-.1
         pc = [v[:,None].expand(n, c).contiguous() for v in p]
@@ -226,11 +228,12 @@ def bench_nets(o):
     "Whole nets: training step"
     for arch,kw,b,size in NETS[o.mode]:
         what = f'{arch}{" "+kw["where"] if kw else ""}, batch {b}, {size} px'
+        if o.only not in what: continue
         o.log(what)
         arms = {k: m.to(o.device) for k,m in net_arms(arch, kw, size).items()}
         x = torch.randn(b, 3, size, size, device=o.device)
         steps = {k: train_step(m, x) for k,m in arms.items()}
-        if o.mode != 'quick' and arch != 'vanillanet_5': steps |= {f'{k}, channels last': train_step(copy.deepcopy(m).to(memory_format=torch.channels_last), x) for k,m in arms.items()}
+        if o.mode != 'quick': steps |= {f'{k}, channels last': train_step(copy.deepcopy(m).to(memory_format=torch.channels_last), x) for k,m in arms.items()}
         yield from _rows('net, training step', what, in_turns(steps, o.rounds, 1, o.budget, o.device), 'definition')
         for k,m in arms.items():
             m.train()
@@ -247,6 +250,7 @@ def bench_peak(o):
     import multiprocessing
     for arch,kw,b,size in NETS[o.mode]:
         what = f'{arch}{" "+kw["where"] if kw else ""}, batch {b}, {size} px'
+        if o.only not in what: continue
         o.log(f'peak memory, {what}')
         for arm in net_arms(arch, kw, size):
             if torch.device(o.device).type == 'cuda':
@@ -263,7 +267,7 @@ def bench_peak(o):
                 mb = q.get()/2**20
             yield dict(section='net, peak of a training step', what=what, arm=arm, megabytes=round(mb, 1))
 
-# %% ../nbs/11_bench.ipynb #1d995403
+# %% ../nbs/11_bench.ipynb #c7076506
 def _onnx(model, x):
     "A function that runs `model` in ONNX Runtime"
     import logging, numpy as np, onnxruntime as ort
@@ -286,6 +290,7 @@ def bench_inference(o):
     for arch,kw,b,size in NETS[o.mode]:
         for bs in (b,) if o.mode == 'quick' else (1, b):
             what = f'{arch}{" "+kw["where"] if kw else ""}, batch {bs}, {size} px'
+            if o.only not in what: continue
             o.log(f'inference, {what}')
             x,fs,hold = torch.randn(bs, 3, size, size, device=o.device),{},[]
             for k,m in net_arms(arch, kw, size).items():
@@ -367,7 +372,7 @@ def plot_bench(
             ax.set(title=section, xlabel='times as fast as the ' + ('unfused lslu' if section == 'inference' else 'definition') + ', median and quartiles')
         save_figure(fig, Path(folder)/f'{stem}_{slug}', ('png',))
 
-# %% ../nbs/11_bench.ipynb #7bd0e50d
+# %% ../nbs/11_bench.ipynb #18045902
 def run_bench(
     mode:str='full', # or 'quick'
     sections=tuple(SECTIONS),
@@ -375,13 +380,15 @@ def run_bench(
     budget:float=90., # seconds for one comparison, roughly
     device:str='cpu',
     compile:bool=True, # with torch.compile
+    only:str='', # measure only what has this in its description
     log=print,
 )->dict: # machine, settings, rows
     "Measure"
-    o = argparse.Namespace(mode=mode, rounds=rounds or (3 if mode == 'quick' else 10), budget=budget, device=device, compile=compile and mode != 'quick', log=log)
+    o = argparse.Namespace(mode=mode, rounds=rounds or (3 if mode == 'quick' else 10), budget=budget, device=device, compile=compile and mode != 'quick', only=only, log=log)
     torch.manual_seed(0)
     before = machine(device)
     rows = [r for s in sections for r in SECTIONS[s](o)]
+    if not rows: raise ValueError(f'nothing that is measured has {only!r} in its description')
     return dict(machine=before, settings=dict(mode=mode, sections=list(sections), rounds=o.rounds, budget=budget), rows=rows)
 
 def main(
@@ -392,6 +399,7 @@ def main(
                                 'Prints tables; with --out also writes JSON and plots.')
     p.add_argument('--quick', action='store_true', help='tiny sizes, a minute')
     p.add_argument('--sections', nargs='+', default=list(SECTIONS), choices=list(SECTIONS), help='what to measure (default: all)')
+    p.add_argument('--only', default='', metavar='TEXT', help="measure only what has TEXT in its description, for example '16x128x56x56 NCHW' or 'vanillanet_5,'")
     p.add_argument('--rounds', type=int, metavar='N', help='timed rounds, each with every arm once (default 10, quick 3)')
     p.add_argument('--budget', type=float, default=90, metavar='SECONDS', help='after this time a comparison starts no new round, from the third on (default 90)')
     p.add_argument('--threads', type=int, metavar='N', help='threads of torch (default: its own choice)')
@@ -406,7 +414,7 @@ def main(
         if torch.device(args.device).type == 'cuda' and not torch.cuda.is_available(): raise ValueError('--device cuda: PyTorch sees no CUDA device here')
         if args.threads: torch.set_num_threads(args.threads)
         warnings.filterwarnings('ignore', category=FutureWarning)
-        res = run_bench('quick' if args.quick else 'full', args.sections, args.rounds, args.budget, args.device, not args.no_compile, lambda s: print(s, file=sys.stderr, flush=True))
+        res = run_bench('quick' if args.quick else 'full', args.sections, args.rounds, args.budget, args.device, not args.no_compile, args.only, lambda s: print(s, file=sys.stderr, flush=True))
         print(markdown(res))
         if args.out:
             out = Path(args.out)
