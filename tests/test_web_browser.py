@@ -5,12 +5,14 @@ SILKWORM_BUNDLE=DIR takes a trained bundle instead of one with random weights.""
 import io
 import os
 import shutil
+import threading
 from pathlib import Path
 
+import httpx
 import pytest
 from PIL import Image
 
-from web_tools import random_bundle, serving
+from web_tools import Colours, as_file, call, random_bundle, serving, upload
 
 documented = {'desktop_identify', 'desktop_model', 'phone_many', 'phone_cant_tell'}        # the pictures in docs/img
 root = Path(__file__).resolve().parent.parent
@@ -211,3 +213,26 @@ def test_model_tab(page, shots):
     page.wait_for_function("[...document.querySelectorAll('#model img.fig')].every(i => i.naturalWidth > 100)")
     assert fits(page)
     shoot(page, shots, 'model')
+
+
+def test_full_queue_is_told_on_the_page(browser, pictures):
+    slow = Colours()
+    with serving(slow, workers=1, queue_size=1) as demo:
+        slow.wait = .8
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(demo.local_url)
+        page.wait_for_selector('#picture input[type=file]', state='attached')
+        def ask():
+            with httpx.Client(base_url=demo.local_url.rstrip('/'), timeout=60) as http:
+                for _ in range(3): call(http, 'predict', [as_file(upload(http, (pictures / 'healthy.jpg').read_bytes()).json()[0])])
+        threads = [threading.Thread(target=ask) for _ in range(5)]
+        for t in threads: t.start()
+        page.wait_for_timeout(700)
+        give(page, pictures / 'grasserie.jpg')
+        page.wait_for_selector('text=/currently busy/', timeout=15_000)
+        page.screenshot(path='/tmp/i6/shots/full.png')
+        for t in threads: t.join()
+        give(page, pictures / 'pebrine.jpg')
+        page.wait_for_selector('.verdict.ok, .verdict.unsure')
+        context.close()
