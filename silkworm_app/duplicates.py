@@ -6,7 +6,7 @@
 __all__ = ['same_thumbs', 'Sketch', 'sketch', 'Overlay', 'overlay', 'same_photo', 'Groups', 'group_pictures', 'hash_groups',
            'copy_groups']
 
-# %% ../nbs/04a_duplicates.ipynb #f2852b90
+# %% ../nbs/04a_duplicates.ipynb #afeaafaf
 import hashlib, os, sys, time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from .imaging import ImageError, open_image
 
@@ -75,7 +76,7 @@ def _each(f, items, what, workers=None, show=True):
             for a in ahead: a.cancel()
             bar.done()
 
-# %% ../nbs/04a_duplicates.ipynb #d0d97e7a
+# %% ../nbs/04a_duplicates.ipynb #a2c7c077
 _spans = ((0, 1), (0, .9), (.1, 1), (.05, .95))
 _thumb = 64
 _boxes = [tuple(round(_thumb * v) for v in (a, c, b, d)) for (a, b), (c, d) in product(_spans, _spans)]
@@ -104,20 +105,25 @@ def same_thumbs(
     a:np.ndarray, # gray [64, 64]
     b:np.ndarray, # gray [64, 64]
     least:float=.95, # correlation
-    detail:float=.75 # correlation of the fine detail
+    detail:float=.7 # correlation of the fine detail
 )->bool:
-    "Whether two small gray pictures are the same, or one is the other trimmed by up to about 12 % a side."
+    "Whether two small gray pictures are the same, or one is the other trimmed by up to about 15 % of a side."
     a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
     if min(a.std(), b.std()) < 4: return False
-    best = (_ncc(a, b), a, b)
-    if best[0] < .985:
-        for x, y in ((a, b), (b, a)):                              # y is x trimmed: y shrunk lies somewhere in x
-            for w, h in product((64, 61, 58, 55), repeat=2):
-                t = cv2.resize(y, (w, h), interpolation=cv2.INTER_AREA)
-                r = cv2.matchTemplate(x, t, cv2.TM_CCOEFF_NORMED)
-                _, v, _, (px, py) = cv2.minMaxLoc(r)
-                if v > best[0]: best = v, x[py:py + h, px:px + w], t
-    return best[0] >= least and _ncc(_detail(best[1]), _detail(best[2])) >= detail
+    if _ncc(a, b) >= .985 and _ncc(_detail(a), _detail(b)) >= detail: return True
+    for x, y in ((a, b), (b, a)):                                  # y is x trimmed: y shrunk lies somewhere in x
+        best = 0, None
+        for w, h in product((64, 61, 58, 55), repeat=2):
+            _, v, _, at = cv2.minMaxLoc(cv2.matchTemplate(x, cv2.resize(y, (w, h), interpolation=cv2.INTER_AREA), cv2.TM_CCOEFF_NORMED))
+            if v > best[0]: best = v, np.array([[w / 64, 0, at[0]], [0, h / 64, at[1]]], np.float32)
+        if best[0] < least - .1: continue
+        try: _, m = cv2.findTransformECC(y, x, best[1], cv2.MOTION_AFFINE, (3, 30, 1e-4), None, 5)      # 3: stop after 30 steps, or when a step gains nothing
+        except cv2.error: continue
+        if np.abs(m[:, :2] - best[1][:, :2]).max() > .1: continue
+        x = cv2.warpAffine(x, m, (64, 64), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)[2:-2, 2:-2]
+        y = y[2:-2, 2:-2]
+        if _ncc(x, y) >= least and _ncc(_detail(x), _detail(y)) >= detail: return True
+    return False
 
 # %% ../nbs/04a_duplicates.ipynb #2c3d32fb
 def _near_links(whole, views, thumbs, union, most=10, show=True):
@@ -146,7 +152,7 @@ def _near_links(whole, views, thumbs, union, most=10, show=True):
     bar.done()
     return links
 
-# %% ../nbs/04a_duplicates.ipynb #2b878b63
+# %% ../nbs/04a_duplicates.ipynb #54177503
 _side, _n_features = 256, 400
 _perm = np.arange(128).reshape(4, 4, 8)
 _flip = _perm[::-1, :, [-o % 8 for o in range(8)]].ravel()
@@ -216,28 +222,31 @@ def _affine(a, b, i, j, tol):
 
 
 def _agreement(ga, gb, m, block=16):
-    "`(textured blocks in common, part of them that agree)` of `gb` warped onto `ga`."
+    "`(part of `ga` that is covered, blocks with texture in both, part of those with texture in either that agree)` of `gb` warped onto `ga`."
     h, w = ga.shape
     a, half = ga.astype(np.float32), block // 2
     b = cv2.warpAffine(gb.astype(np.float32), m, (w, h))
     inside = cv2.warpAffine(np.ones(gb.shape, np.float32), m, (w, h))
-    if min(h, w) < 2 * block: return 0, 0.
+    if min(h, w) < 2 * block: return 0., 0, 0.
     box = lambda x: cv2.boxFilter(x, -1, (block, block), borderType=cv2.BORDER_REFLECT)[half:h - half + 1:half, half:w - half + 1:half]
     ma, mb = box(a), box(b)
     va, vb, cov = box(a * a) - ma**2, box(b * b) - mb**2, box(a * b) - ma * mb
-    ok = (box(inside) > .999) & (va > 12) & (vb > 12)
-    n = int(ok.sum())
-    return n, float((cov[ok] > .8 * np.sqrt(va[ok] * vb[ok])).mean()) if n else 0.
+    inside = box(inside) > .999
+    both, either = inside & (va > 12) & (vb > 12), inside & ((va > 12) | (vb > 12))
+    good = both & (cov > .8 * np.sqrt(np.maximum(va * vb, 0)))
+    return float(inside.mean()), int(both.sum()), float(good.sum() / max(1, either.sum()))
 
 
 @dataclass
 class Overlay:
     "How well one picture lies over another."
     inliers:int=0 # features that one affine map carries over
-    blocks:int=0 # textured blocks in common
-    agree:float=0. # part of them whose pixels correlate
+    features:int=0 # of the picture that has fewer
+    shared:float=0. # part of the first picture that the second covers
+    blocks:int=0 # blocks with texture in both
+    agree:float=0. # part of the blocks with texture in either whose pixels correlate
 
-    def same(self): return self.inliers >= 8 and self.blocks >= 24 and self.agree >= .4
+    def same(self): return self.inliers >= max(8, .05 * self.features) and self.shared >= .2 and self.blocks >= 24 and self.agree >= .4
 
 
 def overlay(
@@ -257,7 +266,7 @@ def overlay(
         i = np.flatnonzero(s[np.arange(len(j)), j] > .75)
         m2, n2 = _affine(a, b, i, j[i], 2.5)
         if m2 is not None: m, n = m2, n2
-    return Overlay(n, *_agreement(a.gray, b.gray, m))
+    return Overlay(n, min(len(a.desc), len(b.desc)), *_agreement(a.gray, b.gray, m))
 
 
 def same_photo(
@@ -328,7 +337,7 @@ def _copy_links(sketches, union, each=8, rounds=3, workers=None, show=True):
         if len(links) == before: break
     return links
 
-# %% ../nbs/04a_duplicates.ipynb #fab6df5a
+# %% ../nbs/04a_duplicates.ipynb #7588c87e
 @dataclass
 class Groups:
     "The group number of every file at each level (numbers count up in order of appearance), and the links that made them."
@@ -383,9 +392,10 @@ def group_pictures(
         if level == 'hash': return g
         del whole, views, thumbs
         heads = list({union.find(k): k for k in reversed(good)}.values())[::-1]
-        sketches = list(_each(lambda k: sketch(files[k]), heads, 'finding features', workers, show))
-        for i, j, o in _copy_links(sketches, _Union(len(heads)), workers=workers, show=show):
-            union.join(heads[i], heads[j]); g.links.append((heads[i], heads[j], 'copy', o.agree))
+        with threadpool_limits(1, 'blas'):                          # many small products in threads of our own
+            sketches = list(_each(lambda k: sketch(files[k]), heads, 'finding features', workers, show))
+            for i, j, o in _copy_links(sketches, _Union(len(heads)), workers=workers, show=show):
+                union.join(heads[i], heads[j]); g.links.append((heads[i], heads[j], 'copy', o.agree))
         g.copies = union.groups()
         return g
     finally: cv2.setNumThreads(threads)

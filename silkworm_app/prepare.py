@@ -271,7 +271,7 @@ def _write(path, text):
     try: part.write_text(text, encoding='utf-8'); os.replace(part, path)
     except OSError as e: raise DataError(f'{path} cannot be written: {e.strerror}') from None
 
-# %% ../nbs/09c_prepare.ipynb #d827c464
+# %% ../nbs/09c_prepare.ipynb #87b86a15
 _marker = 'manifest.csv'
 _columns = ('path', 'sha256', 'class', 'split', 'group', 'source')
 
@@ -313,6 +313,12 @@ def _deal(items, groups, k, seed):
             out[f] += m
             got[f] += len(m)
     return [sorted(o) for o in out]
+
+
+def _main_class(labels):
+    "The class of all, or of at least 90 %, else None."
+    c, n = Counter(labels).most_common(1)[0] if labels else (None, 0)
+    return c if n >= .9 * len(labels) else None
 
 
 def _saved(src, size, to):
@@ -371,12 +377,13 @@ def prepare(
         label = [to[c] for _, _, c in scan.items]
         dropped, notes = Counter(), []
         kept, seen = [], set()
-        mixed = {n for n, ms in _members(final, range(len(label))).items() if len({label[k] for k in ms if k not in g.bad and label[k]}) > 1}
+        main = {n: _main_class([label[k] for k in ms if k not in g.bad and label[k]]) for n, ms in _members(final, range(len(label))).items()}
         part = {'all': g.exact, 'near': g.near, 'one': final}[keep]
         for k in range(len(label)):
             if k in g.bad: dropped['cannot be opened'] += 1
             elif label[k] is None: dropped['class left out by the mapping'] += 1
-            elif final[k] in mixed: dropped['photograph under two or more classes'] += 1
+            elif main[final[k]] is None: dropped['photograph under two or more classes'] += 1
+            elif main[final[k]] != label[k]: dropped['at least 90 % of the copies of this photograph stand under another class'] += 1
             elif part[k] in seen: dropped['duplicate of a kept file'] += 1
             else: seen.add(part[k]); kept.append(k)
         distinct = {c: len({final[k] for k in kept if label[k] == c}) for c in sorted({label[k] for k in kept})}
