@@ -9,8 +9,8 @@ __all__ = ['Opt', 'OPTIONS', 'TrainError', 'convert', 'make_parser', 'Settings',
            'PrintEpoch', 'Scalars', 'open_run', 'build_model', 'build_learner', 'load_checkpoint', 'predict_logits',
            'best_model', 'warn_box', 'finish', 'save_deploy', 'evaluate', 'train', 'main']
 
-# %% ../nbs/09a_train.ipynb #04060bca
-import argparse, difflib, json, os, shutil, signal, sys, time, warnings
+# %% ../nbs/09a_train.ipynb #e664239f
+import argparse, difflib, json, os, re, shutil, signal, sys, time, warnings
 warnings.filterwarnings('ignore', '.torch.jit.script. is deprecated') # said by a package that is imported below
 from collections import namedtuple
 from pathlib import Path
@@ -123,7 +123,7 @@ OPTIONS = {o.name: o for os_ in _groups.values() for o in os_}
 class TrainError(ValueError):
     "A training that can't start or go on; the sentence names the option or file and what to do."
 
-# %% ../nbs/09a_train.ipynb #61dc4274
+# %% ../nbs/09a_train.ipynb #f45698d2
 _bools = {'true': True, 'false': False, '1': True, '0': False, 'yes': True, 'no': False, 'on': True, 'off': False}
 
 def convert(
@@ -171,6 +171,7 @@ def make_parser()->argparse.ArgumentParser:
 
 class Settings(dict):
     "Options by name, also as attributes"
+    given, started = frozenset(), False # set by the user; whether the training has begun
     __getattr__ = dict.__getitem__
 
 def read_settings(
@@ -180,7 +181,7 @@ def read_settings(
     line = {k: convert(k, v) for k, v in vars(make_parser().parse_args(argv)).items() if k != 'local_rank'}
     file = _read_yaml(line['config']) if line.get('config') else {}
     res = Settings({k: o.default for k, o in OPTIONS.items()} | file | line)
-    dict.__setattr__(res, 'given', {*file, *line})
+    res.given = {*file, *line}
     return res
 
 def _read_yaml(path):
@@ -499,8 +500,8 @@ class Scalars(Callback):
     def after_fit(self):
         if self.writer is not None: self.writer.close(); self.writer = None
 
-# %% ../nbs/09a_train.ipynb #479327c5
-_not_compared = {o.name for o in _groups['Run']} | {'num_workers', 'device', 'cache', 'eval_data_path', 'data_path', 'fast', 'nb_classes', 'compile', 'deploy'} | {'save_ckpt', 'save_ckpt_freq'}
+# %% ../nbs/09a_train.ipynb #a02489d5
+_not_compared = {o.name for o in _groups['Run']} | {'num_workers', 'device', 'cache', 'eval_data_path', 'data_path', 'nb_classes', 'compile', 'deploy'} | {'save_ckpt', 'save_ckpt_freq'}
 _own = ('settings.yaml', 'history.csv', 'learnable_params.txt', 'learnable_params.jsonl', 'metrics.json', 'checkpoints', 'bundle', 'plots', 'logs', 'models')
 
 def _write_yaml(path, cfg):
@@ -783,7 +784,7 @@ def evaluate(
         _write_json(Path(cfg.output_dir)/'eval.json', res)
     return res
 
-# %% ../nbs/09a_train.ipynb #afc9e52b
+# %% ../nbs/09a_train.ipynb #d55bbf4e
 def train(
     cfg:Settings # of `read_settings`
 )->dict: # what metrics.json holds
@@ -802,7 +803,7 @@ def train(
     n = sum(p.numel() for p in learn.model.parameters())
     say(f'\n{cfg.model} ({n/1e6:.2f} M parameters), {cfg.input_size} px, batches of {cfg.batch_size}, {cfg.epochs} epochs at most, {cfg.opt} {cfg.lr:g} ({cfg.sched}), {pick_device(cfg.device)}')
     if state is not None: say(f'Going on after epoch {state["epoch"]}')
-    start = time.time()
+    start, cfg.started = time.time(), True
     if learn.opt is None: learn.create_opt()
     learn.fit(cfg.epochs, cbs=ParamScheduler(schedules(cfg, learn.opt)))
     leave()
@@ -810,8 +811,8 @@ def train(
     return finish(cfg, learn, run, time.time() - start)
 
 def _sentence(e):
-    "The last line of an error that a loader's process sent, or all of it, as one line"
-    text = str(e).strip()
+    "The last line of an error that a loader's process sent, or all of it, as one line and without fastai's frame"
+    text = re.sub(r'^Exception occured in `\w+` when calling event `\w+`:\s*', '', str(e).strip()) # fastai's frame
     if 'Original Traceback' in text: text = text.splitlines()[-1].split(': ', 1)[-1]
     return ' '.join(text.split()) or type(e).__name__
 
@@ -842,9 +843,9 @@ def main(
         return 0
     except KeyboardInterrupt: return fail(130, f'stopped{_kept(cfg)}')
     except FloatingPointError as e: return fail(1, f'{_sentence(e)}{_kept(cfg)}')
-    except (ValueError, OSError, RuntimeError) as e:
+    except Exception as e:
         if _full(e): return fail(1, f'the disk is full or a file limit is reached ({_sentence(e)[:160]}){_kept(cfg)}')
-        if isinstance(e, (TrainError, DataError, ImageError, OSError, ValueError)): return fail(1 if _kept(cfg) else 2, f'{_sentence(e)}{_kept(cfg) if isinstance(e, (ImageError, OSError)) else ""}')
+        if isinstance(e, (TrainError, DataError, ImageError, OSError, ValueError)): return fail(1, _sentence(e) + _kept(cfg)) if cfg and cfg.started else fail(2, _sentence(e))
         raise
     finally:
         leave()
