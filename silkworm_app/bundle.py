@@ -168,13 +168,15 @@ def learner_trust(
     if not zs: return Trust(predictor.classes, note='there were no validation pictures to calibrate on')
     logits, features, stats, labels = map(np.concatenate, (zs, fs, ss, ys))
     splits = getattr(learn.dls, 'splits', None)
-    groups, train = None, (None, None)
+    groups, train, train_stats = None, (None, None), None
     if splits is not None:
         number = {c: i for i, c in enumerate(predictor.classes)}
         same = [number.get(c) for _, c in splits.valid] == labels.tolist()
         if splits.groups and same: groups = [splits.groups[p] for p, _ in splits.valid]
         pick = [splits.train[i] for i in np.random.default_rng(0).permutation(len(splits.train))[:max_train]]
-        try: train = predictor.forward([p for p, _ in pick])[1], np.array([number[c] for _, c in pick])
+        try:
+            _, features_of, train_stats = predictor.forward([p for p, _ in pick])
+            train = features_of, np.array([number[c] for _, c in pick])
         except (ValueError, KeyError): pass
     leak = getattr(splits, 'leak', None) or None
     if 'leak' not in kwargs and splits is not None and (leak or {}).get('level') != 'copies' and splits.train and splits.valid and all(isinstance(part[0][0], (str, Path)) for part in (splits.train, splits.valid)):
@@ -182,7 +184,7 @@ def learner_trust(
         if leak is None or found['valid_seen_in_train'] > .01: leak = found
     kwargs.setdefault('leak', leak)
     kwargs.setdefault('groups', groups)
-    return fit_trust(logits, features, labels, predictor.classes, *train, stats=stats, **kwargs)
+    return fit_trust(logits, features, labels, predictor.classes, *train, stats=stats, train_stats=train_stats, **kwargs)
 
 
 def _titles(classes):

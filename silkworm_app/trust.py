@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['softmax', 'fit_temperature', 'selective_curve', 'accuracy_bound', 'choose_threshold', 'fit_distance', 'distance',
-           'picture_stats', 'Decision', 'Trust', 'sampled_leak', 'fit_trust', 'ood_report']
+           'picture_stats', 'picture_look', 'fit_look', 'look_distance', 'Decision', 'Trust', 'sampled_leak',
+           'fit_trust', 'ood_report']
 
 # %% ../nbs/06a_trust.ipynb #824f70e9
 from dataclasses import asdict, dataclass, field
@@ -129,12 +130,52 @@ def _held_out(features, labels, dims, folds=5):
 # %% ../nbs/06a_trust.ipynb #b324fa63
 def picture_stats(
     batch:np.ndarray # [N, 3, H, W] as the network sees it
-)->np.ndarray: # [N, 2]: contrast, sharpness
-    "Contrast and sharpness of prepared pictures."
-    g = np.asarray(batch, np.float32).mean(1)
+)->np.ndarray: # [N, 2 + D]: contrast, sharpness, and `picture_look`
+    "Contrast, sharpness and look of prepared pictures."
+    x = np.asarray(batch, np.float32)
+    g = x.mean(1)
     if min(g.shape[1:]) < 3: return np.stack([g.std((1, 2)), np.full(len(g), np.inf)], 1)
     lap = g[:, :-2, 1:-1] + g[:, 2:, 1:-1] + g[:, 1:-1, :-2] + g[:, 1:-1, 2:] - 4 * g[:, 1:-1, 1:-1]
-    return np.stack([g.std((1, 2)), lap.std((1, 2))], 1)
+    return np.concatenate([np.stack([g.std((1, 2)), lap.std((1, 2))], 1), picture_look(x)], 1)
+
+
+def picture_look(
+    x:np.ndarray # float32 [N, 3, H, W]
+)->np.ndarray: # [N, D]
+    "Colours (mean, spread and correlation of the channels) and textures (size and peakedness of the gradients of light and two colour differences, at up to four scales)."
+    mean, std = x.mean((2, 3)), x.std((2, 3))
+    f = ((x - mean[..., None, None]) / (std[..., None, None] + 1e-3)).reshape(len(x), 3, -1)
+    out = [mean, np.log(std + 1e-3), (f[:, (0, 0, 1)] * f[:, (1, 2, 2)]).mean(2)]
+    a = np.stack([x.mean(1), x[:, 0] - x[:, 1], x[:, 2] - (x[:, 0] + x[:, 1]) / 2], 1)
+    for _ in range(4):
+        if min(a.shape[2:]) < 4: break
+        dx, dy = a[:, :, 1:, 1:] - a[:, :, 1:, :-1], a[:, :, 1:, 1:] - a[:, :, :-1, 1:]
+        e = dx * dx + dy * dy
+        rms = np.sqrt(e.mean((2, 3))) + 1e-3
+        out += [np.log(rms), np.log((np.sqrt(e).mean((2, 3)) + 1e-3) / rms)]
+        a = a[..., :a.shape[2] // 2 * 2, :a.shape[3] // 2 * 2]
+        a = (a[..., ::2, ::2] + a[..., 1::2, ::2] + a[..., ::2, 1::2] + a[..., 1::2, 1::2]) / 4
+    return np.concatenate(out, 1)
+
+
+def fit_look(
+    looks:np.ndarray # [N, D] of `picture_look`
+)->dict: # arrays for `look_distance`
+    "Mean, scale and precision of what pictures look like."
+    from sklearn.covariance import ledoit_wolf
+    v = np.asarray(looks, np.float64)
+    mean, scale = v.mean(0), v.std(0) + 1e-6
+    cov, _ = ledoit_wolf((v - mean) / scale, assume_centered=True)
+    return {k: np.ascontiguousarray(a, np.float32) for k, a in dict(look_mean=mean, look_scale=scale, look_precision=np.linalg.inv(cov + 1e-6 * np.eye(len(cov)))).items()}
+
+
+def look_distance(
+    looks:np.ndarray, # [N, D] of `picture_look`
+    fitted:dict # from `fit_look`
+)->np.ndarray: # [N], about 1 for a typical picture
+    "Mahalanobis' distance of colours and textures."
+    z = (np.asarray(looks, np.float64) - fitted['look_mean']) / fitted['look_scale'].astype(np.float64)
+    return np.sqrt(np.maximum(np.einsum('ni,ij,nj->n', z, fitted['look_precision'].astype(np.float64), z), 0) / z.shape[1])
 
 # %% ../nbs/06a_trust.ipynb #eb181ec2
 @dataclass
@@ -166,6 +207,7 @@ class Trust:
     min_contrast:float = None # smallest contrast to answer at; None: not checked
     min_sharpness:float = None # smallest sharpness to answer at; None: not checked
     max_grain:float = None # largest ratio of sharpness to contrast to answer at; None: not checked
+    look_limit:float = None # largest distance of colours and textures to answer at; None: not checked
     calibrated:bool = False # whether the threshold was proven on pictures that say something about new ones
     note:str = 'this model was never calibrated' # how it was calibrated, or why not
     target:float = .9 # wanted accuracy of the answers
@@ -173,21 +215,25 @@ class Trust:
     n_sources:float = 0 # distinct photographs among them
     coverage:float = 0. # part of the validation pictures that is answered
     accuracy:float = None # of these answers
-    fitted:dict = field(default_factory=dict) # of `fit_distance`
+    fitted:dict = field(default_factory=dict) # of `fit_distance` and `fit_look`
 
     def __post_init__(self):
         self.classes = [str(c) for c in self.classes]
         num = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and np.isfinite(v)
         if not num(self.temperature) or self.temperature <= 0: raise ValueError(f'Trust: temperature must be above 0, not {self.temperature!r}')
-        for k in ('threshold', 'distance_limit', 'min_contrast', 'min_sharpness', 'max_grain', 'accuracy'):
+        for k in ('threshold', 'distance_limit', 'min_contrast', 'min_sharpness', 'max_grain', 'look_limit', 'accuracy'):
             if getattr(self, k) is not None and not num(getattr(self, k)): raise ValueError(f'Trust: {k} must be a number or null, not {getattr(self, k)!r}')
-        if self.distance_limit is not None:
-            need = {'mean', 'axes', 'means', 'precision', 'rest_var'}
-            if set(self.fitted) != need: raise ValueError(f'Trust: a distance_limit needs the arrays {", ".join(sorted(need))}')
+        shapes = {}
+        if self.distance_limit is not None and {'mean', 'axes', 'means'} <= set(self.fitted):
             d, k = self.fitted['mean'].size, len(self.fitted['axes'])
-            shapes = dict(mean=(d,), axes=(k, d), means=(self.fitted['means'].shape[0], k), precision=(k, k), rest_var=(1,))
-            for n, s in shapes.items():
-                if self.fitted[n].shape != s: raise ValueError(f'Trust: the array {n} has shape {self.fitted[n].shape}, not {s}')
+            shapes |= dict(mean=(d,), axes=(k, d), means=(self.fitted['means'].shape[0], k), precision=(k, k), rest_var=(1,))
+        elif self.distance_limit is not None: raise ValueError('Trust: a distance_limit needs the arrays mean, axes, means, precision and rest_var')
+        if self.look_limit is not None:
+            d = self.fitted['look_mean'].size if 'look_mean' in self.fitted else 0
+            shapes |= dict(look_mean=(d,), look_scale=(d,), look_precision=(d, d))
+        if set(self.fitted) != set(shapes): raise ValueError(f'Trust: the arrays {", ".join(sorted(set(self.fitted) ^ set(shapes)))} do not fit its limits')
+        for n, s in shapes.items():
+            if self.fitted[n].shape != s: raise ValueError(f'Trust: the array {n} has shape {self.fitted[n].shape}, not {s}')
 
     def to_dict(self)->dict:
         "Plain values for JSON, without the arrays."
@@ -213,24 +259,26 @@ class Trust:
 
     def distance(self, features):
         "Distance of each picture to the training pictures, or None where that was not fitted."
-        return distance(features, self.fitted) if self.fitted and features is not None else None
+        return distance(features, self.fitted) if 'mean' in self.fitted and features is not None else None
 
     def decide(self,
         logits:np.ndarray, # [N, K]
         features:np.ndarray=None, # [N, D], for the distance
-        stats:np.ndarray=None # [N, 2] of `picture_stats`, for blank and blurred pictures
+        stats:np.ndarray=None # [N, 2 or more] of `picture_stats`, for pictures that are blank, blurred or of another kind
     )->list: # of `Decision`
         "An answer, or the reasons for none, for each picture."
         p, d = softmax(logits, self.temperature), self.distance(features) if self.distance_limit is not None else None
-        return [self._decide(p[i], None if d is None else float(d[i]), None if stats is None else stats[i]) for i in range(len(p))]
+        look = look_distance(stats[:, 2:], self.fitted) if self.look_limit is not None and stats is not None and np.shape(stats)[1] == 2 + self.fitted['look_mean'].size else None
+        return [self._decide(p[i], None if d is None else float(d[i]), None if stats is None else stats[i], None if look is None else float(look[i])) for i in range(len(p))]
 
-    def _decide(self, p, d, stats):
+    def _decide(self, p, d, stats, look):
         reasons, order = [], np.argsort(-p, kind='stable')
         top, prob = self.classes[order[0]], float(p[order[0]])
         if stats is not None and self.min_contrast is not None and stats[0] < self.min_contrast: reasons.append('the picture is almost blank')
         elif stats is not None and self.min_sharpness is not None and stats[1] < self.min_sharpness: reasons.append('the picture is blurred')
         elif stats is not None and self.max_grain is not None and stats[1] > self.max_grain * stats[0]: reasons.append('the picture looks like noise')
         if not np.isfinite(prob): reasons.append('the model gave no number for this picture')
+        if look is not None and not look <= self.look_limit and not reasons: reasons.append('its colours and textures are unlike those of the training pictures')
         if d is not None and not d <= self.distance_limit: reasons.append('the picture does not resemble the training pictures')
         if self.threshold is None: reasons.append(self.note)
         elif prob < self.threshold and not reasons:
@@ -279,7 +327,8 @@ def fit_trust(
     classes:list=None, # names; default '0', '1', ...
     train_features:np.ndarray=None, # [M, D] of the training pictures as the model sees them in use, not augmented
     train_labels:np.ndarray=None, # [M]
-    stats:np.ndarray=None, # [N, 2] `picture_stats` of the validation pictures
+    stats:np.ndarray=None, # [N, 2 or more] `picture_stats` of the validation pictures
+    train_stats:np.ndarray=None, # [M, 2 or more] of the training pictures; default: the validation pictures tell their own look
     groups:list=None, # [N] photograph from which each validation picture comes
     n_sources:int=None, # number of distinct photographs, where `groups` is not known
     leak=None, # `Splits.leak`, or the part of the validation pictures that occur in train; None: not checked
@@ -306,7 +355,7 @@ def fit_trust(
     if n < 2: return Trust(**base, note='there were no validation pictures to calibrate on')
     T = fit_temperature(logits, labels)
     p = softmax(logits, T)
-    out = dict(base, temperature=T, **_fit_limits(features, labels, train_features, train_labels, stats, quantile))
+    out = dict(base, temperature=T, **_fit_limits(features, labels, train_features, train_labels, stats, train_stats, quantile))
     if why: return Trust(**out, note=f'the model was not calibrated: {why}')
     correct, conf = p.argmax(1) == labels, p.max(1)
     t = choose_threshold(conf, correct, weight, target, sure)
@@ -320,7 +369,7 @@ def fit_trust(
                  note=f'chosen on {n} validation pictures of {weight.sum():.0f} photographs{unknown}')
 
 
-def _fit_limits(features, labels, train_features, train_labels, stats, quantile):
+def _fit_limits(features, labels, train_features, train_labels, stats, train_stats, quantile):
     "Limits of distance, contrast and sharpness."
     out = {}
     if features is not None and len(features) >= 10:
@@ -331,7 +380,13 @@ def _fit_limits(features, labels, train_features, train_labels, stats, quantile)
         out |= dict(fitted=fitted, distance_limit=float(np.quantile(d, quantile)))
     if stats is not None and len(stats):
         stats = np.asarray(stats, np.float64)
-        low = np.quantile(stats, .01, axis=0)
+        low = np.quantile(stats[:, :2], .01, axis=0)
+        if stats.shape[1] > 2 and len(stats) >= 20 and np.isfinite(stats).all():
+            own = train_stats is None or len(train_stats) < 20 or np.shape(train_stats)[1] != stats.shape[1]
+            looks, look = stats[:, 2:], fit_look(stats[:, 2:] if own else train_stats[:, 2:])
+            part = np.arange(len(stats)) % 5
+            d = np.concatenate([look_distance(looks[part == i], fit_look(looks[part != i])) for i in range(5)]) if own else look_distance(looks, look)
+            out |= dict(fitted=out.get('fitted', {}) | look, look_limit=float(np.quantile(d, quantile)))
         out |= dict(min_contrast=_number(.5 * low[0]), min_sharpness=_number(.5 * low[1]), max_grain=_number(1.5 * np.quantile(stats[:, 1] / np.maximum(stats[:, 0], 1e-9), .99)))
     return out
 
