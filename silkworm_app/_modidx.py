@@ -12,6 +12,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'silkworm_app.bench._rows': ('bench.html#_rows', 'silkworm_app/bench.py'),
                                     'silkworm_app.bench._scrambled': ('bench.html#_scrambled', 'silkworm_app/bench.py'),
                                     'silkworm_app.bench._sync': ('bench.html#_sync', 'silkworm_app/bench.py'),
+                                    'silkworm_app.bench._triton_arm': ('bench.html#_triton_arm', 'silkworm_app/bench.py'),
                                     'silkworm_app.bench.bench_act_num': ('bench.html#bench_act_num', 'silkworm_app/bench.py'),
                                     'silkworm_app.bench.bench_inference': ('bench.html#bench_inference', 'silkworm_app/bench.py'),
                                     'silkworm_app.bench.bench_layers': ('bench.html#bench_layers', 'silkworm_app/bench.py'),

@@ -184,9 +184,16 @@ def net_arms(
     arms |= {'relu': lslu_model(arch, classes, input_size=size, drop_rate=0., act='relu')}
     return arms
 
-# %% ../nbs/11_bench.ipynb #514e177c
+# %% ../nbs/11_bench.ipynb #51573930
 def _rows(section, what, times, against):
     return [dict(section=section, what=what, arm=k, **{a: round(b, 4) for a,b in v.items()}) for k,v in stats_of(times, against).items()]
+
+def _triton_arm(lslu):
+    from silkworm_app.kernels import to_triton, triton
+    if triton is None: return {}
+    m = copy.deepcopy(lslu)
+    to_triton(m)
+    return {'lslu, Triton': m}
 
 def bench_layers(o):
     "One layer: training step and forward pass in eval mode"
@@ -196,6 +203,7 @@ def bench_layers(o):
             if o.only not in what: continue
             o.log(f'layer {what}')
             arms = {k: m.to(o.device) for k,m in layer_arms(c).items()}
+            if torch.device(o.device).type == 'cuda': arms |= _triton_arm(arms['lslu'])
             x = torch.randn(b, c, s, s, device=o.device)
             if fmt == 'NHWC': x = x.contiguous(memory_format=torch.channels_last)
             yield from _rows('layer, training step', what, in_turns({k: train_step(m, x) for k,m in arms.items()}, o.rounds, budget=o.budget, device=o.device), 'definition')
