@@ -78,20 +78,17 @@ def measure(bundle, folder, n=1000, clients=32):
             first = time.perf_counter()
             ask(http, files[0].read_bytes(), 'first.jpg')
             first = time.perf_counter() - first
-            alone = []
-            for f in files[:60]:
+            backend = call(http, 'model_info', [])[1][0]['backend']
+            offline, alone, bare = load_bundle(bundle, backend='onnx' if backend == 'onnxruntime' else 'torch', threads=1), [], []
+            for f in files[:100]:               # in turns, so that a busy machine slows both
                 t = time.perf_counter()
                 ask(http, f.read_bytes(), f.name)
                 alone.append(time.perf_counter() - t)
-            backend = call(http, 'model_info', [])[1][0]['backend']
+                t = time.perf_counter()
+                offline.decide([f])
+                bare.append(time.perf_counter() - t)
         answers, mb, seconds = load(app.url, files, clients, app.memory)
         again = load(app.url, files[:n // 4], clients, app.memory)[1]
-    offline = load_bundle(bundle, backend='onnx' if backend == 'onnxruntime' else 'torch')
-    bare = []
-    for f in files[:60]:
-        t = time.perf_counter()
-        offline.decide([f])
-        bare.append(time.perf_counter() - t)
     expected, errors, wrong = offline.decide(files), [], 0
     for i, _, status, out in answers:
         if status != 'complete': errors.append((files[i].name, out)); continue
