@@ -98,7 +98,8 @@ def measure(bundle, folder, n=1000, clients=32):
     ms = lambda s: round(1000 * float(s), 1)
     return dict(backend=backend, requests=len(answers), clients=clients, errors=len(errors), some_errors=errors[:3], wrong=wrong, per_second=round(n / seconds, 1),
                 median_ms=ms(np.median(took)), p95_ms=ms(np.quantile(took, .95)), max_ms=ms(took.max()), memory_mb=(round(mb[0]), round(max(mb)), round(max(again))),
-                first_ms=ms(first), alone_ms=ms(statistics.median(alone)), bare_ms=ms(statistics.median(bare)))
+                first_ms=ms(first), alone_ms=ms(statistics.median(alone)), bare_ms=ms(statistics.median(bare)),
+                alone_best_ms=ms(np.quantile(alone, .1)), bare_best_ms=ms(np.quantile(bare, .1)), load_average=round(os.getloadavg()[0], 1))
 
 
 @pytest.mark.slow
