@@ -8,6 +8,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'silkworm_app.bench._onnx': ('bench.html#_onnx', 'silkworm_app/bench.py'),
                                     'silkworm_app.bench._peak_build': ('bench.html#_peak_build', 'silkworm_app/bench.py'),
                                     'silkworm_app.bench._peak_job': ('bench.html#_peak_job', 'silkworm_app/bench.py'),
+                                    'silkworm_app.bench._pick': ('bench.html#_pick', 'silkworm_app/bench.py'),
                                     'silkworm_app.bench._quart': ('bench.html#_quart', 'silkworm_app/bench.py'),
                                     'silkworm_app.bench._rows': ('bench.html#_rows', 'silkworm_app/bench.py'),
                                     'silkworm_app.bench._scrambled': ('bench.html#_scrambled', 'silkworm_app/bench.py'),

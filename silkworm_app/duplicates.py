@@ -337,7 +337,7 @@ def _copy_links(sketches, union, each=8, rounds=3, workers=None, show=True):
         if len(links) == before: break
     return links
 
-# %% ../nbs/04a_duplicates.ipynb #7588c87e
+# %% ../nbs/04a_duplicates.ipynb #41cc40e9
 @dataclass
 class Groups:
     "The group number of every file at each level (numbers count up in order of appearance), and the links that made them."
@@ -365,7 +365,10 @@ def group_pictures(
     cv2.setNumThreads(1)
     try:
         def read(f):
-            try: data = Path(f).read_bytes()
+            try:
+                if not os.path.isfile(f): open_image(f)             # says what it is instead; a pipe would be waited for
+                data = Path(f).read_bytes()
+            except ImageError as e: return None, str(e)
             except OSError as e: return None, f'{f} cannot be read: {e.strerror or e}'
             sha = hashlib.sha256(data).hexdigest()
             if sha in first: return sha, None

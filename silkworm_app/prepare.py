@@ -95,7 +95,7 @@ def _opened(src):
         while len(subs := list(root.iterdir())) == 1 and subs[0].is_dir() and subs[0].name.lower() not in _split_names: root = subs[0]
         yield root
 
-# %% ../nbs/09c_prepare.ipynb #1b909834
+# %% ../nbs/09c_prepare.ipynb #cec9c325
 _suffix_of = {'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif'), 'MPO': ('.jpg', '.jpeg', '.mpo'), 'PNG': ('.png',), 'GIF': ('.gif',), 'BMP': ('.bmp', '.dib'), 'TIFF': ('.tif', '.tiff'), 'WEBP': ('.webp',),
               'PPM': ('.ppm', '.pgm', '.pbm', '.pnm'), 'AVIF': ('.avif',), 'JPEG2000': ('.jp2', '.j2k')}
 _copies_up_to = 5000
@@ -103,6 +103,7 @@ _copies_up_to = 5000
 
 def _header(p):
     "`(format, width, height, mode, bytes)` of a picture file, without decoding; None where it has none."
+    if not os.path.isfile(p): return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')

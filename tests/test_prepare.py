@@ -1,0 +1,336 @@
+"silkworm-data as a user meets it: real sets, broken pictures, hostile archives, runs that are killed."
+import csv
+import hashlib
+import io
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from silkworm_app.data import DataError, draw_larva, find_splits
+from silkworm_app.imaging import ImageError, open_image
+from silkworm_app.prepare import Scan, audit, audit_text, cifar, headlines, main, prepare, read_mapping, unpack
+
+
+def everything(root): return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(Path(root).rglob('*')) if p.is_file()}
+
+
+def tree(root, classes=('pabrin', 'undiseased'), n=6, size=72, seed=0):
+    for k, c in enumerate(classes):
+        (root / c).mkdir(parents=True, exist_ok=True)
+        for i in range(n): draw_larva('pebrine' if k % 2 else 'healthy', size, 1000 * seed + 100 * k + i).save(root / c / f'{i}.png')
+    return root
+
+
+def rows(dest): return list(csv.DictReader((dest / 'manifest.csv').open(encoding='utf-8')))
+
+
+def bomb():
+    "A PNG of 60,000 x 60,000 pixels in a few bytes."
+    chunk = lambda k, d: len(d).to_bytes(4, 'big') + k + d + zlib.crc32(k + d).to_bytes(4, 'big')
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', (60000).to_bytes(4, 'big') * 2 + bytes([8, 0, 0, 0, 0])) + chunk(b'IDAT', zlib.compress(bytes(1000))) + chunk(b'IEND', b'')
+
+
+def test_every_kind_of_bad_file(tmp_path, capsys):
+    d = tree(tmp_path / 'fotos – 蚕 set')
+    c = d / 'pabrin'
+    (c / 'bomb.png').write_bytes(bomb())
+    (c / 'zero.jpg').touch()
+    (c / 'page.jpg').write_bytes(b'<!doctype html><p>404')
+    (c / 'cut.png').write_bytes((c / '0.png').read_bytes()[:900])
+    (c / 'gone.jpg').symlink_to(tmp_path / 'nowhere.jpg')
+    (c / 'loop').symlink_to(d)
+    (c / 'self.jpg').symlink_to(c / 'self.jpg')
+    shutil.copy(c / '1.png', c / 'really a png.jpg')
+    os.mkfifo(c / 'pipe.jpg')
+    before = everything(d / 'undiseased')
+    r = audit(d, 'copies')
+    bad = '\n'.join(r['unusable'])
+    assert len(r['unusable']) == 7 and all(n in bad for n in ('bomb.png', 'zero.jpg', 'page.jpg', 'cut.png', 'gone.jpg', 'self.jpg', 'pipe.jpg')), bad
+    assert 'more pixels' in bad or '60000 x 60000' in bad
+    assert r['link_loops'] == 1 and r['wrong_suffix'] == ['pabrin/really a png.jpg is PNG'] and r['distinct'] == {'healthy': 6, 'pebrine': 6}
+    out = prepare(d, tmp_path / 'out', folds=0, level='copies', test_pct=.3)
+    assert sum(sum(c.values()) for c in out['counts'].values()) == 12 and any('7 file(s) left out: cannot be opened' in n for n in out['notes'])
+    assert main(['audit', str(d), '--strict']) == 1 and before == everything(d / 'undiseased')
+    assert all(Path(p).suffix == '.png' for p in everything(tmp_path / 'out') if p.count('/') == 2)
+
+
+def test_many_files_in_a_folder_are_listed_fast(tmp_path):
+    "100,000 names in one folder."
+    d = tmp_path / 'big/pebrine'
+    d.mkdir(parents=True)
+    for i in range(100_000): os.close(os.open(d / f'{i:06d}.jpg', os.O_CREAT | os.O_WRONLY))
+    t = time.perf_counter()
+    s = Scan(tmp_path / 'big')
+    assert len(s.items) == 100_000 and s.classes == ['pebrine'] and time.perf_counter() - t < 60
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may read everything')
+def test_unreadable_folder(tmp_path, capsys):
+    d = tree(tmp_path / 'set')
+    (d / 'pabrin').chmod(0)
+    try:
+        assert 'pabrin' in audit(d)['unreadable_folders'][0]
+        assert main(['prepare', str(d), str(tmp_path / 'out')]) == 2 and 'pabrin' in capsys.readouterr().err
+    finally: (d / 'pabrin').chmod(0o755)
+
+
+def test_folder_that_closes_is_said(tmp_path, monkeypatch, capsys):
+    "The same without depending on who runs the test."
+    d, scandir = tree(tmp_path / 'set'), os.scandir
+    def closed(p):
+        if Path(p).name == 'pabrin': raise PermissionError(13, 'Permission denied', str(p))
+        return scandir(p)
+    monkeypatch.setattr(os, 'scandir', closed)
+    assert 'pabrin: Permission denied' in audit(d)['unreadable_folders'][0]
+    assert main(['prepare', str(d), str(tmp_path / 'out')]) == 2
+    err = capsys.readouterr().err
+    assert 'pabrin' in err and err.count('\n') == 1 and not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('name', ['../evil.png', 'a/../../evil.png', '/tmp/evil_absolute.png', '..\\evil.png', 'C:\\evil.png'])
+@pytest.mark.parametrize('kind', ['zip', 'tar'])
+def test_archives_with_members_outside(tmp_path, name, kind, capsys):
+    data, path = (tree(tmp_path / 't', n=1) / 'pabrin/0.png').read_bytes(), tmp_path / f'set.{kind}'
+    if kind == 'zip':
+        with zipfile.ZipFile(path, 'w') as z: z.writestr('x/pabrin/0.png', data); z.writestr(name, data)
+    else:
+        with tarfile.open(path, 'w') as t:
+            for n in ('x/pabrin/0.png', name):
+                i = tarfile.TarInfo(n); i.size = len(data); t.addfile(i, io.BytesIO(data))
+    before = set(tmp_path.rglob('*'))
+    for args in (['audit', str(path)], ['prepare', str(path), str(tmp_path / 'out/deep')], ['cifar10', str(tmp_path / 'out/deep'), '--source', str(path)]):
+        assert main(args) == 2
+        err = capsys.readouterr().err
+        assert 'points outside' in err and err.count('\n') == 1
+    assert {p for p in tmp_path.rglob('*') if p.is_file()} <= before and not Path('/tmp/evil_absolute.png').exists()
+
+
+def test_links_in_archives_are_not_followed(tmp_path):
+    (tmp_path / 'secret').mkdir()
+    draw_larva('healthy', 48, 5).save(tmp_path / 'secret/s.png')
+    tree(tmp_path / 'set')
+    with tarfile.open(tmp_path / 'a.tar', 'w') as t:
+        t.add(tmp_path / 'set', 'set')
+        for n, kind in (('set/pabrin/link', tarfile.SYMTYPE), ('set/pabrin/hard.png', tarfile.LNKTYPE)):
+            i = tarfile.TarInfo(n); i.type, i.linkname = kind, str(tmp_path / 'secret'); t.addfile(i)
+    assert audit(tmp_path / 'a.tar')['files'] == 12
+
+
+def test_archive_equals_folder_and_damage_is_said(tmp_path, capsys):
+    d = tree(tmp_path / 'set')
+    shutil.make_archive(tmp_path / 'set', 'zip', tmp_path, 'set')
+    a, b = audit(d), audit(tmp_path / 'set.zip')
+    assert {k: v for k, v in a.items() if k != 'source'} == {k: v for k, v in b.items() if k != 'source'}
+    (tmp_path / 'cut.zip').write_bytes((tmp_path / 'set.zip').read_bytes()[:2000])
+    for p, words in ((tmp_path / 'cut.zip', 'no zip or tar archive'), (tmp_path / 'none', 'does not exist')):
+        assert main(['audit', str(p)]) == 2 and words in capsys.readouterr().err
+    (tmp_path / 'empty').mkdir()
+    assert main(['audit', str(tmp_path / 'empty')]) == 2 and 'no pictures' in capsys.readouterr().err
+
+
+def test_leak_conflict_and_exact_copies(tmp_path):
+    d = tree(tree(tmp_path / 'set/Train', n=5).parent / 'Test', n=3, seed=7).parent
+    shutil.copy(d / 'Train/pabrin/0.png', d / 'Test/pabrin/same.png')
+    Image.open(d / 'Train/pabrin/1.png').resize((60, 60)).save(d / 'Test/pabrin/small.jpg', quality=80)
+    Image.open(d / 'Train/undiseased/1.png').rotate(25, Image.Resampling.BICUBIC, fillcolor='white').save(d / 'Test/undiseased/turned.jpg', quality=90)
+    shutil.copy(d / 'Train/undiseased/2.png', d / 'Train/pabrin/two labels.png')
+    r = audit(d)
+    at = {k: v['test_seen_in_train'] * 9 for k, v in r['by_level'].items()}
+    assert {k: round(v) for k, v in at.items()} == {'exact': 1, 'near': 2, 'copies': 3}
+    assert r['label_conflicts'] == 1 and r['conflicts'] == [['Train/pabrin/two labels.png', 'Train/undiseased/2.png']]
+    assert headlines(r)[0].startswith('33.3 % of the test pictures were seen in training')
+    assert sorted(map(sorted, r['across_splits'])) == [['Test/pabrin/same.png', 'Train/pabrin/0.png'], ['Test/pabrin/small.jpg', 'Train/pabrin/1.png'], ['Test/undiseased/turned.jpg', 'Train/undiseased/1.png']]
+    assert '33.3 %' in audit_text(r) and json.loads(json.dumps(r)) == r
+
+
+def test_mapping(tmp_path):
+    d = tree(tmp_path / 'set', classes=('a', 'b', 'junk'), n=5)
+    for name, text in (('m.yaml', 'a: pebrine\nb: Healthy larva\njunk:\n'), ('m.csv', 'a,pebrine\nb,Healthy larva\njunk,\n'), ('m.json', '{"a": "pebrine", "b": "Healthy larva", "junk": null}')):
+        (tmp_path / name).write_text(text)
+        assert read_mapping(tmp_path / name) == {'a': 'pebrine', 'b': 'Healthy larva', 'junk': None}
+    out = prepare(d, tmp_path / 'out', folds=0, mapping=tmp_path / 'm.yaml')
+    assert set(out['distinct']) == {'pebrine', 'Healthy larva'} and {r['source'].split('/')[0] for r in rows(tmp_path / 'out')} == {'a', 'b'}
+    for m, words in (({'a': '../x'}, 'name of a class folder'), ({'a': 'test'}, 'name of a class folder'), ({'c': 'x'}, 'no class of'), ({'a': 'b', 'junk': None}, 'one class is left')):
+        with pytest.raises(DataError, match=words): prepare(d, tmp_path / 'x', mapping=m)
+    assert not (tmp_path / 'x').exists()
+
+
+def test_same_seed_same_bytes_and_place_does_not_matter(tmp_path):
+    a = tree(tmp_path / 'one/set', n=11)
+    shutil.copytree(a, tmp_path / 'two/deep/set')
+    for i, (src, kw) in enumerate([(a, {}), (a, dict(workers=1)), (tmp_path / 'two/deep/set', {}), (a, dict(seed=1))]): prepare(src, tmp_path / f'out{i}', size=32, **kw)
+    same = [everything(tmp_path / f'out{i}') for i in range(4)]
+    assert same[0] == same[1] == same[2] != same[3]
+    assert find_splits(tmp_path / 'out0', group='copies').leak['test_seen_in_train'] == 0
+    for r in rows(tmp_path / 'out0'):
+        assert Image.open(tmp_path / 'out0' / r['path']).size == (32, 32) and hashlib.sha256((tmp_path / 'out0' / r['path']).read_bytes()).hexdigest() == r['sha256'] and (a / r['source']).is_file()
+
+
+def test_few_photographs_become_folds(tmp_path):
+    d = tree(tmp_path / 'set', n=4)
+    for i in range(4):
+        for a in (15, 30): Image.open(d / f'pabrin/{i}.png').rotate(a, Image.Resampling.BICUBIC).save(d / f'pabrin/{i}_{a}.png')
+    out = prepare(d, tmp_path / 'out', level='copies')
+    assert out['folds'] == 4 and any('grouped folds' in n for n in out['notes']) and 'grouped folds' in (tmp_path / 'out/README.md').read_text()
+    tests = [set(everything(tmp_path / f'out/fold_{i}/test')) for i in range(1, 5)]
+    assert not set.intersection(*tests) and len(set.union(*tests)) == len(rows(tmp_path / 'out')) == 16
+    for i in range(1, 5): assert find_splits(tmp_path / f'out/fold_{i}', group='copies').leak['test_seen_in_train'] == 0
+
+
+def test_nothing_of_others_is_replaced(tmp_path, capsys):
+    d = tree(tmp_path / 'set')
+    mine = tmp_path / 'mine'
+    mine.mkdir()
+    (mine / 'thesis.txt').write_text('years of work')
+    for extra in ([], ['--overwrite']):
+        assert main(['prepare', str(d), str(mine), *extra]) == 2 and 'never replaced' in capsys.readouterr().err
+    assert (mine / 'thesis.txt').read_text() == 'years of work'
+    prepare(d, tmp_path / 'out', folds=0)
+    with pytest.raises(DataError, match='overwrite'): prepare(d, tmp_path / 'out')
+    prepare(d, tmp_path / 'out', folds=0, seed=3, overwrite=True)
+    assert '"seed": 3' in (tmp_path / 'out/README.md').read_text()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['mine', 'out', 'set']
+    for dest in (d, d / 'in', tmp_path):
+        with pytest.raises(DataError, match='inside each other'): prepare(d, dest)
+
+
+def test_killed_and_run_again(tmp_path):
+    d = tree(tmp_path / 'set', n=30, size=200)
+    cmd = [sys.executable, '-c', 'import sys; from silkworm_app.prepare import main; sys.exit(main(sys.argv[1:]))', 'prepare', str(d), str(tmp_path / 'out'), '--size', '150', '--level', 'hash']
+    before, p = everything(d), subprocess.Popen(cmd)
+    t = time.monotonic()
+    while not (list(tmp_path.glob('.out.partial/*/*/*')) or p.poll() is not None) and time.monotonic() - t < 120: time.sleep(.002)
+    p.send_signal(signal.SIGKILL); p.wait()
+    assert not (tmp_path / 'out').exists() or p.returncode == 0
+    assert main(cmd[3:] + ['--overwrite']) == 0
+    prepare(d, tmp_path / 'other', size=150, level='hash')
+    assert everything(tmp_path / 'out') == everything(tmp_path / 'other') and everything(d) == before
+    assert sorted(x.name for x in tmp_path.iterdir()) == ['other', 'out', 'set']
+
+
+@pytest.mark.parametrize('args,words', [(['--valid', '1.2'], 'valid_pct'), (['--valid', '.5', '--test', '.5'], 'leaves too little'), (['--size', '3'], 'size must'), (['--folds', '1'], 'folds must'), (['--workers', '0'], '--workers'), (['--mapping', 'none.yaml'], 'none.yaml')])
+def test_options_out_of_range(tmp_path, args, words, capsys):
+    assert main(['prepare', str(tree(tmp_path / 'set', n=2)), str(tmp_path / 'out'), *args]) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count('\n') == 1 and not (tmp_path / 'out').exists()
+
+
+# ---------------------------------------------------------------- pictures of every kind keep their values
+
+def kinds():
+    g = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
+    rgb = np.stack([g, g.T, 255 - g], -1)
+    return {'gray.png': Image.fromarray(g), 'rgba.png': Image.fromarray(np.dstack([rgb, np.full_like(g, 255)])), 'cmyk.jpg': Image.fromarray(rgb).convert('CMYK'), 'palette.png': Image.fromarray(rgb).quantize(256),
+            '16bit.png': Image.fromarray(g.astype(np.uint16) * 257), 'turned.jpg': Image.fromarray(rgb)}
+
+
+@pytest.mark.parametrize('name', kinds())
+def test_resized_pictures_look_as_before(tmp_path, name):
+    d = tree(tmp_path / 'set', n=3)
+    kw = {}
+    if name == 'turned.jpg': e = Image.Exif(); e[0x0112] = 6; kw = dict(exif=e)
+    if name.endswith('.jpg'): kw.update(quality=98)
+    kinds()[name].save(d / 'pabrin' / name, **kw)
+    prepare(d, tmp_path / 'out', folds=0, size=64)
+    r, = [r for r in rows(tmp_path / 'out') if r['source'] == f'pabrin/{name}']
+    a, b = np.asarray(open_image(d / 'pabrin' / name), int), np.asarray(open_image(tmp_path / 'out' / r['path']), int)
+    assert a.shape == b.shape and abs(a - b).mean() < 4
+
+
+# ---------------------------------------------------------------- CIFAR
+
+def cifar100(root, n=1):
+    rng, names = np.random.default_rng(0), [f'c{i:02d}' for i in range(100)]
+    root.mkdir(parents=True)
+    for b, k in (('train', 2 * n), ('test', n)):
+        y = list(range(100)) * k
+        (root / b).write_bytes(pickle.dumps({b'data': rng.integers(0, 256, (len(y), 3072), dtype=np.uint8), b'fine_labels': y, b'coarse_labels': [0] * len(y)}))
+    (root / 'meta').write_bytes(pickle.dumps({b'fine_label_names': [s.encode() for s in names]}))
+    return root
+
+
+def test_cifar100_pickles(tmp_path):
+    out = cifar('cifar100', tmp_path / 'out', cifar100(tmp_path / 'cifar-100-python'), per_class=(2, 1))
+    assert (out['train'], out['test'], out['classes']) == (200, 100, 100) and len(everything(tmp_path / 'out')) == 301
+    for line in (tmp_path / 'out/checksums.sha256').read_text().splitlines():
+        sha, path = line.split('  ')
+        assert hashlib.sha256((tmp_path / 'out' / path).read_bytes()).hexdigest() == sha
+
+
+@pytest.mark.parametrize('what', ['os.system', 'builtins.eval', 'numpy.load', 'subprocess.Popen'])
+def test_pickles_that_run_code_are_refused(tmp_path, what, capsys):
+    root = cifar100(tmp_path / 'c')
+    module, name = what.rsplit('.', 1)
+    (root / 'train').write_bytes(f'c{module}\n{name}\n(S"touch {tmp_path}/evil"\ntR.'.encode())
+    assert main(['cifar100', str(tmp_path / 'out'), '--source', str(root)]) == 2
+    err = capsys.readouterr().err
+    assert what in err and 'arrays only' in err and not (tmp_path / 'evil').exists() and not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('change,words', [
+    (lambda d: (d / 'train').unlink(), 'lack the file train'),
+    (lambda d: (d / 'train').write_bytes(b'\x80\x04garbage'), 'train is no CIFAR batch'),
+    (lambda d: (d / 'test').write_bytes((d / 'test').read_bytes()[:-5000]), 'test is no CIFAR batch'),
+    (lambda d: (d / 'test').write_bytes(pickle.dumps({b'data': np.zeros((3, 10), np.uint8), b'fine_labels': [0] * 3})), 'does not hold 32 x 32'),
+    (lambda d: None, 'not the whole cifar100')])
+def test_cifar_that_is_not_whole(tmp_path, change, words):
+    root = cifar100(tmp_path / 'c')
+    change(root)
+    with pytest.raises(DataError, match=words): cifar('cifar100', tmp_path / 'out', root)
+    assert [p.name for p in tmp_path.iterdir()] == ['c']
+
+
+def test_cifar_parquet(tmp_path):
+    pa = pytest.importorskip('pyarrow', reason='parquet needs pyarrow')
+    import pyarrow.parquet as pq
+    rng = np.random.default_rng(0)
+    def png():
+        b = io.BytesIO(); Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(b, 'PNG'); return b.getvalue()
+    for split, k in (('train', 2), ('test', 1)): pq.write_table(pa.table({'img': [{'bytes': png(), 'path': None} for _ in range(10 * k)], 'label': list(range(10)) * k}), tmp_path / f'{split}-00000-of-00001.parquet')
+    assert cifar('cifar10', tmp_path / 'out', tmp_path / 'train-00000-of-00001.parquet', per_class=(2, 1))['train'] == 20
+
+
+def test_cifar_without_source_or_network(tmp_path, monkeypatch, capsys):
+    import fastai.data.external as external
+    def gone(*a, **k): raise OSError('no route to host')
+    monkeypatch.setattr(external, 'untar_data', gone)
+    assert main(['cifar10', str(tmp_path / 'out')]) == 2
+    assert '--source' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_cifar10_from_pictures(tmp_path, data_dir):
+    out = cifar('cifar10', tmp_path / 'out', data_dir / 'cifar10.zip')
+    assert (out['train'], out['test']) == (50_000, 10_000)
+
+
+# ---------------------------------------------------------------- real sets
+
+def test_real_silkworm_audit(silkworm_dir, tmp_path):
+    "The hash level of the real set: full leak, exact copies, one photograph under two diseases."
+    r = audit(silkworm_dir, 'hash')
+    assert r['test_seen_in_train'] == 1 and r['by_level']['exact']['groups'] == 305 and r['label_conflicts'] >= 2
+    assert 'an accuracy on this test split is not a result' in headlines(r)[0]
+
+
+@pytest.mark.slow
+def test_real_silkworm_prepare(silkworm_dir, tmp_path):
+    r = audit(silkworm_dir)
+    assert r['by_level']['copies']['test_seen_in_train'] == 1 and 35 <= r['distinct_total'] <= 45 and r['label_conflicts'] == 3 and r['distinct']['healthy'] == 25
+    out = prepare(silkworm_dir, tmp_path / 'out')
+    assert out['folds'] >= 2 and set(out['distinct']) == {'flacherie', 'grasserie', 'healthy', 'muscardine', 'pebrine'}
+    for i in range(out['folds']): assert find_splits(tmp_path / f'out/fold_{i + 1}', group='copies').leak['test_seen_in_train'] == 0
