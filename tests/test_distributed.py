@@ -1,0 +1,114 @@
+"Two processes compute what one process with the whole batch computes; the reference's commands run with the program's name alone replaced."
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from silkworm_app.data import draw_sample
+
+SCRIPT = '''
+import sys, torch
+from functools import partial
+from fastai.callback.core import Callback
+from fastai.metrics import AccumMetric
+from fastai.optimizer import SGD
+from fastai.torch_core import get_model, num_distrib, rank_distrib, set_seed
+from silkworm_app.callback import WeightEMA
+from silkworm_app.data import image_dls
+from silkworm_app.distributed import Processes, WholeLoss, leave
+from silkworm_app.learner import lslu_learner
+from silkworm_app.train import _acc, _ce
+
+class Double(Callback):
+    def before_batch(self): self.learn.xb = tuple(x.double() for x in self.xb)
+
+data, arch, out = sys.argv[1:]
+torch.set_num_threads(1)
+dls = image_dls(data, 32, 16//max(1, num_distrib()), aug='none', fast=True, group=None, device='cpu', val_bs=4)
+kw = dict(stem_stride=2, per_channel=True, decay_epochs=1) if arch.startswith('vanilla') else dict(where='all', act_num=1)
+learn = lslu_learner(dls, arch, opt_func=partial(SGD, mom=.9), lr=.05, wd=.01, drop_rate=0., seed=0, path=out + '.run', metrics=[AccumMetric(_acc, flatten=False, name='accuracy')],
+                     cbs=[Double(), WeightEMA([.5, .9])], **kw)
+learn.model.double()
+learn.recorder.loss = WholeLoss(lambda p, t: torch.nn.functional.cross_entropy(p, t))
+if num_distrib() > 1: learn.add_cb(Processes(cpu=True))
+with learn.no_bar(), learn.no_logging(): learn.fit(2, .05)
+if not rank_distrib(): torch.save(dict(model=get_model(learn.model).state_dict(), ema=learn.weight_ema.module(.9).state_dict(), values=[list(map(float, v)) for v in learn.recorder.values],
+                                       kinds=sorted({type(m).__name__ for m in learn.model.modules()})), out)
+leave()
+'''
+
+ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'NO_ALBUMENTATIONS_UPDATE': '1'}
+
+
+def launch(n, *args, tool=('-m', 'torch.distributed.run'), timeout=300):
+    "A program in `n` processes on this machine"
+    cmd = [sys.executable, *tool, *(['--nnodes=1', f'--nproc_per_node={n}', '--rdzv-backend=c10d', '--rdzv-endpoint=localhost:0'] if 'run' in tool[-1] else []), *map(str, args)]
+    p = subprocess.run(cmd, env=ENV, capture_output=True, text=True, timeout=timeout)
+    return p.returncode, p.stdout + p.stderr
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory): return draw_sample(tmp_path_factory.mktemp('data')/'sample', n_per_class=25, size=32, seed=1)
+
+
+@pytest.mark.parametrize('arch', ['vanillanet_5_x0_125', pytest.param('test_resnet', marks=pytest.mark.slow)])
+def test_two_processes_equal_one(data, tmp_path, arch):
+    "Weights, averages and validation metrics in float64, over batch norms, deep training and an odd number of validation pictures"
+    script, res = tmp_path/'s.py', []
+    script.write_text(SCRIPT)
+    for n in (1, 2):
+        out = tmp_path/f'{n}.pt'
+        if n == 1: p = subprocess.run([sys.executable, script, data, arch, out], env=ENV, capture_output=True, text=True); code, text = p.returncode, p.stderr
+        else: code, text = launch(2, script, data, arch, out)
+        assert code == 0, text
+        res.append(torch.load(out))
+    one, two = res
+    assert 'SyncBatchNormCPU' not in two['kinds'] and one['kinds'] == two['kinds']
+    for part in ('model', 'ema'):
+        assert set(one[part]) == set(two[part])
+        for k, v in one[part].items(): assert (v - two[part][k]).abs().max() <= 1e-10*max(1, v.abs().max()), (part, k)
+    a, b = (torch.tensor(r['values'], dtype=torch.double)[:, 1:] for r in res) # the training loss is a running mean, not compared
+    assert torch.allclose(a[:, :2], b[:, :2], rtol=1e-10, atol=1e-10), (a, b) # loss and accuracy
+    assert torch.allclose(a, b, rtol=1e-5, atol=1e-5), (a, b) # those of the averages are computed in float32
+
+
+REFERENCE = '''--model vanillanet_5_x0_125 --data_path {data} --batch_size 8 --update_freq 1 --epochs 3 --decay_epochs 1 --lr 3.5e-3 --weight_decay 0.35 --drop 0.05
+--opt lamb --aa rand-m7-mstd0.5-inc1 --mixup 0.1 --bce_loss --output_dir {out} --model_ema true --model_ema_eval true --model_ema_decay 0.99996 --use_amp true'''
+
+
+def test_reference_training_command(data, tmp_path):
+    "The reference's options, two processes, then its two evaluation commands on what came out"
+    run = tmp_path/'run'
+    code, out = launch(2, '-m', 'silkworm_app.train', *REFERENCE.format(data=data, out=run).split())
+    assert code == 0, out
+    assert out.count('Test split') == 1 and len(re.findall('^epoch 3/3 ', out, re.M)) == 1, out
+    rows = list(csv.DictReader((run/'history.csv').open()))
+    assert [r['epoch'] for r in rows] == ['0', '1', '2'] and 'ema_0.99996_loss' in rows[0]
+    assert [json.loads(o)['epoch'] for o in (run/'learnable_params.jsonl').read_text().splitlines()] == [1, 2, 3]
+    m = json.loads((run/'metrics.json').read_text())
+    assert m['test']['n'] == 25 and m['fusion']['top1_agreement'] == 1 and (run/'bundle/config.json').is_file() and (run/'best_ema_0.99996.safetensors').is_file()
+    state = torch.load(run/'checkpoints/epoch_3.pth', weights_only=True)
+    torch.save({'model': state['model'], 'model_ema': state['callbacks']['weight_ema']['averages'][0][1]}, tmp_path/'c.pth')
+    evaluate = f'--model vanillanet_5_x0_125 --data_path {data} --finetune {tmp_path}/c.pth --eval True --model_key model_ema --crop_pct 0.875 --output_dir {tmp_path}/eval'.split()
+    code, out = launch(1, '-m', 'silkworm_app.train', *evaluate, '--switch_to_deploy', tmp_path/'deploy.pth')
+    assert code == 0 and 'unfused' in out and (tmp_path/'deploy.pth').is_file(), out
+    both = json.loads((tmp_path/'eval/eval.json').read_text())
+    assert both['unfused']['accuracy'] == both['fused']['accuracy'] and abs(both['unfused']['loss'] - both['fused']['loss']) < 1e-4
+    code, out = launch(1, '-m', 'silkworm_app.train', *[a if a != f'{tmp_path}/c.pth' else f'{tmp_path}/deploy.pth' for a in evaluate], '--deploy', 'true')
+    assert code == 0, out
+    assert json.loads((tmp_path/'eval/eval.json').read_text())['fused']['confusion_matrix'] == both['fused']['confusion_matrix']
+
+
+@pytest.mark.slow
+def test_accelerate_launch(data, tmp_path):
+    run = tmp_path/'run'
+    code, out = launch(2, '--cpu', '--num_processes', 2, '--num_machines', 1, '--mixed_precision', 'no', '--dynamo_backend', 'no', '-m', 'silkworm_app.train', '--data_path', data, '--output_dir', run, '--epochs', 1,
+                       tool=('-m', 'accelerate.commands.launch'))
+    assert code == 0 and out.count('Test split') == 1, out
+    assert json.loads((run/'metrics.json').read_text())['test']['n'] == 25
