@@ -216,23 +216,31 @@ def test_model_tab(page, shots):
 
 
 def test_full_queue_is_told_on_the_page(browser, pictures):
-    slow = Colours()
-    with serving(slow, workers=1, queue_size=1) as demo:
-        slow.wait = .8
+    gate = threading.Event()
+    class Gated(Colours):
+        def decide(self, items):
+            gate.wait(60)
+            return super().decide(items)
+    gate.set()
+    with serving(Gated(), workers=1, queue_size=1) as demo:
         context = browser.new_context()
         page = context.new_page()
         page.goto(demo.local_url)
         page.wait_for_selector('#picture input[type=file]', state='attached')
+        gate.clear()
+        answers = []
         def ask():
-            with httpx.Client(base_url=demo.local_url.rstrip('/'), timeout=60) as http:
-                for _ in range(3): call(http, 'predict', [as_file(upload(http, (pictures / 'healthy.jpg').read_bytes()).json()[0])])
-        threads = [threading.Thread(target=ask) for _ in range(5)]
-        for t in threads: t.start()
-        page.wait_for_timeout(700)
+            with httpx.Client(base_url=demo.local_url.rstrip('/'), timeout=60) as http: answers.append(call(http, 'predict', [as_file(upload(http, (pictures / 'healthy.jpg').read_bytes()).json()[0])])[0])
+        threads = []
+        while 'refused' not in answers:         # one is computed, one waits, one is refused
+            threads.append(threading.Thread(target=ask))
+            threads[-1].start()
+            threads[-1].join(.5)
         give(page, pictures / 'grasserie.jpg')
-        page.wait_for_selector('text=/currently busy/', timeout=15_000)
-        page.screenshot(path='/tmp/i6/shots/full.png')
+        page.wait_for_selector('text=/currently busy/')
+        gate.set()
         for t in threads: t.join()
+        assert set(answers) == {'refused', 'complete'}
         give(page, pictures / 'pebrine.jpg')
         page.wait_for_selector('.verdict.ok, .verdict.unsure')
         context.close()
