@@ -184,9 +184,13 @@ def net_arms(
     arms |= {'relu': lslu_model(arch, classes, input_size=size, drop_rate=0., act='relu')}
     return arms
 
-# %% ../nbs/11_bench.ipynb #51573930
+# %% ../nbs/11_bench.ipynb #4deb0e57
 def _rows(section, what, times, against):
     return [dict(section=section, what=what, arm=k, **{a: round(b, 4) for a,b in v.items()}) for k,v in stats_of(times, against).items()]
+
+def _pick(o, arms, base):
+    "The arms that were asked for, and the one that ratios are taken against"
+    return {k: v for k,v in arms.items() if k == base or not o.arms or k in o.arms}
 
 def _triton_arm(lslu):
     from silkworm_app.kernels import to_triton, triton
@@ -206,7 +210,7 @@ def bench_layers(o):
             if torch.device(o.device).type == 'cuda': arms |= _triton_arm(arms['lslu'])
             x = torch.randn(b, c, s, s, device=o.device)
             if fmt == 'NHWC': x = x.contiguous(memory_format=torch.channels_last)
-            yield from _rows('layer, training step', what, in_turns({k: train_step(m, x) for k,m in arms.items()}, o.rounds, budget=o.budget, device=o.device), 'definition')
+            yield from _rows('layer, training step', what, in_turns(_pick(o, {k: train_step(m, x) for k,m in arms.items()}, 'definition'), o.rounds, budget=o.budget, device=o.device), 'definition')
             if fmt == 'NCHW':
                 for k,m in arms.items():
                     m.train()
@@ -228,9 +232,9 @@ def bench_act_num(o):
         p = torch.rand(n, device=o.device)*.4+.8,torch.rand(n, device=o.device)*.2-.1
         pc = [v[:,None].expand(n, c).contiguous() for v in p]
         fs = dict(definition=fb(reference_series, p), lslu=fb(series, p)) | {'lslu per channel': fb(series, pc), 'lslu sum': fb(series_sum, pc), 'relu': fb(lambda x,*_: F.relu(x), p)}
-        yield from (r | dict(act_num=n) for r in _rows('series part, forward and backward', f'act_num {n}, {b}x{c}x{s}x{s}', in_turns(fs, o.rounds, budget=o.budget/3, device=o.device), 'definition'))
+        yield from (r | dict(act_num=n) for r in _rows('series part, forward and backward', f'act_num {n}, {b}x{c}x{s}x{s}', in_turns(_pick(o, fs, 'definition'), o.rounds, budget=o.budget/3, device=o.device), 'definition'))
         arms = {k: m.to(o.device) for k,m in layer_arms(c, n, False).items()}
-        yield from (r | dict(act_num=n) for r in _rows('layer by act_num, training step', f'act_num {n}, {b}x{c}x{s}x{s}', in_turns({k: train_step(m, x) for k,m in arms.items()}, o.rounds, 1, o.budget/3, o.device), 'definition'))
+        yield from (r | dict(act_num=n) for r in _rows('layer by act_num, training step', f'act_num {n}, {b}x{c}x{s}x{s}', in_turns(_pick(o, {k: train_step(m, x) for k,m in arms.items()}, 'definition'), o.rounds, 1, o.budget/3, o.device), 'definition'))
 
 def bench_nets(o):
     "Whole nets: training step"
@@ -242,7 +246,7 @@ def bench_nets(o):
         x = torch.randn(b, 3, size, size, device=o.device)
         steps = {k: train_step(m, x) for k,m in arms.items()}
         if o.mode != 'quick': steps |= {f'{k}, channels last': train_step(copy.deepcopy(m).to(memory_format=torch.channels_last), x) for k,m in arms.items()}
-        yield from _rows('net, training step', what, in_turns(steps, o.rounds, 1, o.budget, o.device), 'definition')
+        yield from _rows('net, training step', what, in_turns(_pick(o, steps, 'definition'), o.rounds, 1, o.budget, o.device), 'definition')
         for k,m in arms.items():
             m.train()
             yield dict(section='net, kept for backward', what=what, arm=k, megabytes=round(saved_bytes(lambda: m(x), _anyway(m, x))/2**20, 2))
@@ -275,7 +279,7 @@ def bench_peak(o):
                 mb = q.get()/2**20
             yield dict(section='net, peak of a training step', what=what, arm=arm, megabytes=round(mb, 1))
 
-# %% ../nbs/11_bench.ipynb #c7076506
+# %% ../nbs/11_bench.ipynb #60379a06
 def _onnx(model, x):
     "A function that runs `model` in ONNX Runtime"
     import logging, numpy as np, onnxruntime as ort
@@ -316,7 +320,7 @@ def bench_inference(o):
                         with torch.no_grad(): c(x)
                         fs[f'{k}, fused, torch.compile'] = lambda c=c: c(x)
                     except Exception as e: yield dict(section='inference', what=what, arm=f'{k}, fused, torch.compile', note=' '.join(str(e).split())[:200])
-            with torch.no_grad(): times = in_turns(fs, o.rounds, 2, o.budget, o.device)
+            with torch.no_grad(): times = in_turns(_pick(o, fs, 'lslu'), o.rounds, 2, o.budget, o.device)
             yield from _rows('inference', what, times, 'lslu')
 
 SECTIONS = dict(layers=bench_layers, act_num=bench_act_num, nets=bench_nets, peak=bench_peak, inference=bench_inference)
@@ -380,7 +384,7 @@ def plot_bench(
             ax.set(title=section, xlabel='times as fast as the ' + ('unfused lslu' if section == 'inference' else 'definition') + ', median and quartiles')
         save_figure(fig, Path(folder)/f'{stem}_{slug}', ('png',))
 
-# %% ../nbs/11_bench.ipynb #18045902
+# %% ../nbs/11_bench.ipynb #5f85f60f
 def run_bench(
     mode:str='full', # or 'quick'
     sections=tuple(SECTIONS),
@@ -389,10 +393,11 @@ def run_bench(
     device:str='cpu',
     compile:bool=True, # with torch.compile
     only:str='', # measure only what has this in its description
+    arms:tuple=(), # measure only these, and the one that ratios are taken against; empty: all
     log=print,
 )->dict: # machine, settings, rows
     "Measure"
-    o = argparse.Namespace(mode=mode, rounds=rounds or (3 if mode == 'quick' else 10), budget=budget, device=device, compile=compile and mode != 'quick', only=only, log=log)
+    o = argparse.Namespace(mode=mode, rounds=rounds or (3 if mode == 'quick' else 10), budget=budget, device=device, compile=compile and mode != 'quick', only=only, arms=tuple(arms), log=log)
     torch.manual_seed(0)
     before = machine(device)
     rows = [r for s in sections for r in SECTIONS[s](o)]
@@ -408,6 +413,7 @@ def main(
     p.add_argument('--quick', action='store_true', help='tiny sizes, a minute')
     p.add_argument('--sections', nargs='+', default=list(SECTIONS), choices=list(SECTIONS), help='what to measure (default: all)')
     p.add_argument('--only', default='', metavar='TEXT', help="measure only what has TEXT in its description, for example '16x128x56x56 NCHW' or 'vanillanet_5,'")
+    p.add_argument('--arms', nargs='+', default=[], metavar='NAME', help="time only these arms, for example lslu 'lslu, channels last'")
     p.add_argument('--rounds', type=int, metavar='N', help='timed rounds, each with every arm once (default 10, quick 3)')
     p.add_argument('--budget', type=float, default=90, metavar='SECONDS', help='after this time a comparison starts no new round, from the third on (default 90)')
     p.add_argument('--threads', type=int, metavar='N', help='threads of torch (default: its own choice)')
@@ -422,7 +428,7 @@ def main(
         if torch.device(args.device).type == 'cuda' and not torch.cuda.is_available(): raise ValueError('--device cuda: PyTorch sees no CUDA device here')
         if args.threads: torch.set_num_threads(args.threads)
         warnings.filterwarnings('ignore', category=FutureWarning)
-        res = run_bench('quick' if args.quick else 'full', args.sections, args.rounds, args.budget, args.device, not args.no_compile, args.only, lambda s: print(s, file=sys.stderr, flush=True))
+        res = run_bench('quick' if args.quick else 'full', args.sections, args.rounds, args.budget, args.device, not args.no_compile, args.only, args.arms, lambda s: print(s, file=sys.stderr, flush=True))
         print(markdown(res))
         if args.out:
             out = Path(args.out)

@@ -7,8 +7,8 @@ __all__ = ['SETTINGS', 'COLUMNS', 'GridError', 'Grid', 'make_grid', 'read_grid',
            'read_results', 'run_grid', 'rows_of', 'paired', 'photo_interval', 'summary', 'table', 'plot_results',
            'plot_learned', 'read_learned', 'report', 'main']
 
-# %% ../nbs/11a_experiment.ipynb #e1f34195
-import argparse, csv, fcntl, hashlib, io, itertools, json, os, statistics, sys, time
+# %% ../nbs/11a_experiment.ipynb #cb084a3c
+import argparse, csv, fcntl, hashlib, io, itertools, json, os, statistics, sys, time, warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -159,7 +159,7 @@ def _splits(s):
     pairs = [(Path(o[0]), o[1]) for o in test]
     return Splits(train, pairs, pairs, classes, path=Path(s['source'])),[o[2] for o in test]      # nothing is chosen by validation pictures
 
-# %% ../nbs/11a_experiment.ipynb #7e5682fa
+# %% ../nbs/11a_experiment.ipynb #b480aa99
 def _act_params(model):
     from silkworm_app.lslu import LSLU
     return [p for m in model.modules() if isinstance(m, LSLU) and m.form != 'series' for p in (m.alphas, m.biases)]
@@ -190,6 +190,7 @@ def make_learner(
     from fastai.callback.channelslast import ChannelsLast
     from fastai.callback.mixup import MixUp
     from fastai.losses import CrossEntropyLossFlat
+    from fastai.metrics import accuracy
     from fastai.optimizer import Adam, Lamb
     from silkworm_app.learner import lslu_learner, lslu_splitter
     def splitter(model):
@@ -199,7 +200,7 @@ def make_learner(
     for k,ok in dict(loss=('ce', 'bce'), opt=('adam', 'lamb'), knots=(None, 'spread')).items():
         if s[k] not in ok: raise GridError(f'{k} must be one of {ok}, not {s[k]!r}')
     loss = CrossEntropyLossFlat(label_smoothing=s['label_smoothing']) if s['loss'] == 'ce' else _bce()
-    learn = lslu_learner(dls, s['arch'], loss, Adam if s['opt'] == 'adam' else Lamb, lr=s['lr'], wd=s['wd'], splitter=splitter,
+    learn = lslu_learner(dls, s['arch'], loss, Adam if s['opt'] == 'adam' else Lamb, lr=s['lr'], wd=s['wd'], splitter=splitter, metrics=accuracy,
                          cbs=[ChannelsLast(), _watcher()] + ([MixUp(s['mixup'])] if s['mixup'] else []),
                          decay_epochs=s['decay_epochs'], seed=s['seed'], act_num=s['act_num'], where=s['where'], per_channel=s['per_channel'], form=s['form'], init=s['init'],
                          input_size=s['size'], drop_rate=s['drop_rate'], pretrained=s['pretrained'], act=None if s['act'] == 'lslu' else s['act'], **s['model'])
@@ -277,7 +278,7 @@ def run_one(
     if groups is not None: more |= dict(photo=list(map(int, groups)), target=y.tolist(), right=ok.astype(int).tolist())
     return row,more
 
-# %% ../nbs/11a_experiment.ipynb #89d4b802
+# %% ../nbs/11a_experiment.ipynb #a54ed4fa
 _measured = ('accuracy', 'balanced_accuracy', 'test_loss', 'valid_accuracy', 'train_loss', 'tested', 'by_class', 'params', 'ops', 'seconds')
 COLUMNS = ('id', 'arm', *SETTINGS, *_measured, 'error')
 assert len(set(COLUMNS)) == len(COLUMNS)
@@ -331,7 +332,7 @@ def run_grid(
         start,failed = time.perf_counter(),0
         for i,(s,row,more,error) in enumerate(_each(todo, procs)):
             if error: failed += 1; log(f'[{i+1}/{len(todo)}] {_label(s)}: {error}'); continue
-            row = dict(id=run_id(s), arm=s['arm'], **{k: s[k] for k in SETTINGS}, **row, error='')
+            row = dict(id=run_id(s), arm=s['arm'], **{k: s[k] for k in SETTINGS}, **row, error='') | dict(source=s['source'] and Path(s['source']).name)
             if more:
                 with open(out/'learned.jsonl', 'a') as f: f.write(json.dumps(dict(id=row['id'], arm=s['arm'], seed=s['seed'], fold=s['fold'], **more)) + '\n')
             _append(table, row)
@@ -523,7 +524,7 @@ def report(
             plot_learned(records, out/f'learned_{"".join(c if c.isalnum() else "_" for c in arm)}.png', f'{grid.name}: {arm}')
     return '\n'.join(text)
 
-# %% ../nbs/11a_experiment.ipynb #67b24916
+# %% ../nbs/11a_experiment.ipynb #c2289f63
 def main(
     argv:list=None, # default: the command line
 ):
@@ -538,6 +539,7 @@ def main(
     p.add_argument('--report', action='store_true', help='train nothing: tables and plots of the runs that are there')
     args = p.parse_args(argv)
     if args.procs < 1: p.error(f'--procs must be 1 or more, not {args.procs}')
+    warnings.filterwarnings('ignore', category=FutureWarning)
     try:
         grid = read_grid(args.grid)
         out = Path(args.out or f'runs/{grid.name}')
