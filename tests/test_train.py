@@ -1,0 +1,152 @@
+"Every option of silkworm-train is tried; bad input gets one sentence."
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from silkworm_app.data import draw_sample
+from silkworm_app.train import OPTIONS, main, options_table, read_settings
+
+BASE = ['--epochs', 1, '--batch_size', 16, '--bundle', 'false', '--group', 'hash', '--log_dir', 'none', '--progress', 'false', '--device', 'cpu', '--num_workers', 0]
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory): return draw_sample(tmp_path_factory.mktemp('data')/'sample', n_per_class=15, size=32, seed=1)
+
+
+@pytest.fixture
+def train(data, tmp_path, capsys):
+    "`(exit code, output, metrics)` of a training"
+    def run(*options, data=data, dest=tmp_path/'run'):
+        options = [str(o) for o in options]
+        base = [str(b) for i in range(0, len(BASE), 2) if BASE[i] not in options for b in BASE[i:i + 2]]
+        capsys.readouterr()
+        code = main(['--data_path', str(data), '--output_dir', str(dest), *base, *options])
+        out = ''.join(capsys.readouterr())
+        assert 'Traceback' not in out
+        return code, out, json.loads((dest/'metrics.json').read_text()) if (dest/'metrics.json').is_file() else None
+    return run
+
+
+GROUPS = { # options that go together; between them they name every option of training
+    'policy': '--aa rand-m7-mstd0.5-inc1 --color_jitter 0.3 --train_interpolation bilinear --reprob 0.5 --remode rand --recount 2 --crop_pct 0.875 --interpolation bilinear --resize squish',
+    'mixing': '--aug light --mixup 0.8 --cutmix 1 --mixup_prob 0.9 --mixup_switch_prob 0.4 --mixup_mode pair --smoothing 0.1 --bce_loss --bce_target_thresh 0.2 --fast true',
+    'minmax': '--aug none --cutmix_minmax 0.2 0.6 --mixup_mode elem --smoothing 0.1',
+    'optimiser': '--opt sgd --momentum 0.8 --lr 0.05 --sched cosine --warmup_epochs 1 --min_lr 1e-5 --weight_decay 0.1 --weight_decay_end 0.01 --layer_decay 0.7 --clip_grad 1 --update_freq 2 --epochs 4',
+    'lamb': '--opt lamb --opt_eps 1e-6 --opt_betas 0.9 0.98',
+    'averages': '--model_ema true --model_ema_decay 0.5 0.9 --model_ema_warmup true --model_ema_eval true --decay_epochs 1 --decay_linear true --epochs 3 --early_stop_epochs 1 --save_ckpt_freq 2 --save_ckpt_num 1 --test_freq 2',
+    'net': '--model test_resnet --act_num 2 --form sum --per_channel true --where all --init identity --drop 0.2 --channels_last true --seed 3',
+    'series': '--act series --stem_stride 2 --input_size 48 --use_amp true --nb_classes 5 --sync_bn false --early_stop_epochs 0 --save_ckpt false',
+    'bf16': '--use_amp true --amp_dtype bf16 --valid_pct 0.3 --test_pct 0.1 --on_bad skip --model_prefix x. --model_key model',
+}
+
+
+@pytest.mark.parametrize('name', GROUPS)
+def test_options(train, tmp_path, name):
+    code, out, m = train(*GROUPS[name].split())
+    assert code == 0, out
+    assert m['test']['n'] == 15 and np.isfinite(m['test']['loss']) and np.isfinite(m['train_loss'])
+    s = read_settings(['--config', str(tmp_path/'run/settings.yaml')])
+    asked = read_settings(GROUPS[name].split())
+    for k in asked.given: assert s[k] == asked[k], k
+    if name == 'averages':
+        rows = list(csv.DictReader((tmp_path/'run/history.csv').open()))
+        assert [r['valid_loss'] != 'None' for r in rows] == [False, True, True] and len(list((tmp_path/'run/checkpoints').iterdir())) <= 2
+        assert (tmp_path/'run/best_ema_0.5.safetensors').is_file() and (tmp_path/'run/best_ema_0.9.safetensors').is_file()
+
+
+def test_every_option_is_tried():
+    tried = {o.split()[0] for g in GROUPS.values() for o in g.split('--')[1:]} | {b[2:] for b in BASE if str(b).startswith('--')} | {'data_path', 'output_dir'}
+    elsewhere = {'data_set', 'n_train', 'n_test', 'eval_data_path', 'cache', 'config', 'overwrite', 'resume', 'finetune', 'eval', 'switch_to_deploy', 'onnx', 'auto_resume', # below
+                 'deploy', 'project', 'enable_wandb', 'compile', 'pretrained'} # test_distributed.py; needs wandb; slow; needs the network
+    assert tried | elsewhere == set(OPTIONS), tried ^ elsewhere ^ set(OPTIONS)
+
+
+def test_whole_run_again_from_its_settings(data, tmp_path, capsys):
+    "Bundle, plots, scalars; the same run again from its settings file, bit for bit; evaluated by silkworm-evaluate; continued from its weights"
+    from silkworm_app.evaluate import main as evaluate
+    run, again = tmp_path/'run', tmp_path/'again'
+    assert main(['--data_path', str(data), '--output_dir', str(run), '--epochs', '2', '--model_ema', '--model_ema_decay', '.5', '--progress', 'false', '--cache', str(tmp_path/'cache'), '--switch_to_deploy', str(tmp_path/'d.safetensors')]) == 0
+    out = capsys.readouterr().out
+    assert 'largest relative difference' in out and 'ONNX file against' in out
+    for f in ('settings.yaml', 'history.csv', 'learnable_params.txt', 'learnable_params.jsonl', 'metrics.json', 'best.safetensors', 'best_ema_0.5.safetensors', 'bundle/model.onnx', 'bundle/config.json', 'plots/confusion_matrix.png',
+              'plots/activation_curves.png', 'checkpoints/epoch_2.pth', 'logs'): assert (run/f).exists(), f
+    assert (run/'learnable_params.txt').read_text().startswith('Epoch 1:\nstem.act.alphas: [')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    acc = EventAccumulator(str(run/'logs')); acc.Reload()
+    tags = acc.Tags()['scalars']
+    assert {'metrics/valid_loss', 'metrics/accuracy', 'metrics/lr', 'alphas/stem.act/0', 'biases/stem.act/2'} <= set(tags), tags
+    assert main(['--config', str(run/'settings.yaml'), '--output_dir', str(again), '--bundle', 'false', '--onnx', 'false']) == 0
+    assert (run/'best.safetensors').read_bytes() == (again/'best.safetensors').read_bytes()
+    capsys.readouterr()
+    for what, cols in ((run, 'unfused fused ONNX'), (run/'checkpoints/epoch_2.pth', 'unfused fused'), (run/'bundle', 'fused ONNX'), (run/'bundle/model.onnx', 'ONNX')):
+        args = [str(what), '--json', str(tmp_path/'e.json')] + (['--data', str(data)] if 'bundle' in str(what) else [])
+        assert evaluate(args) == 0
+        e = json.loads((tmp_path/'e.json').read_text())
+        assert all(c in e for c in cols.split())
+        if 'epoch_2' not in str(what):
+            m = json.loads((run/'metrics.json').read_text())['test']
+            for c in cols.split(): assert e[c]['confusion_matrix'] == m['confusion_matrix'] and abs(e[c]['loss'] - m['loss']) < 1e-4
+    assert evaluate([str(run), '--model_key', 'model_ema_0.5']) == 0 and evaluate([str(run/'checkpoints/epoch_2.pth'), '--model_key', 'model_ema_0.5', '--split', 'valid']) == 0
+    assert evaluate([str(run), '--model_key', 'model_ema_0.7']) == 2 and 'best_ema_0.5' in capsys.readouterr().err
+    args = ['--data_path', str(data), '--finetune', str(run), '--epochs', '1', '--bundle', 'false', '--progress', 'false', '--output_dir']
+    assert main([*args, str(tmp_path/'fine')]) == 0 and 'Weights of' in capsys.readouterr().out
+    assert main([*args, str(tmp_path/'more'), '--resume', str(run/'checkpoints/epoch_1.pth'), '--epochs', '2', '--lr', '.004', '--model_ema', '--model_ema_decay', '.5']) == 0 and 'Going on after epoch 1' in capsys.readouterr().out
+    assert main(['--data_path', str(data), '--finetune', str(run), '--eval', 'true', '--eval_data_path', str(data)]) == 0 and 'validation split' in capsys.readouterr().out
+
+
+def test_other_validation_folder(train, data, tmp_path):
+    "Its pictures are the validation split; that they are the training pictures is said"
+    code, out, m = train('--eval_data_path', data/'train')
+    assert code == 0 and m['valid']['n'] == 45 and m['leak']['valid_seen_in_train'] == 1. and 'of the validation pictures also occur in train' in out, out
+
+
+def test_cifar(tmp_path, cifar10_dir, capsys):
+    "A folder of CIFAR-10, under the reference's names"
+    for name in ('CIFAR', 'CIFAR10'):
+        assert main(['--data_path', str(cifar10_dir), '--data_set', name, '--n_train', '200', '--n_test', '100', '--output_dir', str(tmp_path/name), '--epochs', '1', '--bundle', 'false', '--progress', 'false', '--batch_size', '32']) == 0
+    m = json.loads((tmp_path/'CIFAR10/metrics.json').read_text())
+    assert m['test']['n'] == 100 and len(m['classes']) == 10
+
+
+BAD = [(['--nb_classes', 7], 'nb_classes is 7'), (['--model', 'vanilanet_5'], 'vanillanet_5'), (['--opt', 'adamy'], 'close to it'), (['--aa', 'rand-m7', '--aug', 'strong'], 'two ways to augment'),
+       (['--aa', 'nonsense'], 'timm augmentation'), (['--aug', 'nonsense'], 'augmentation'), (['--batch_size', 0], 'batch_size must be 2'), (['--epochs', 0], 'epochs must be 1'), (['--drop', 2], 'drop must lie'),
+       (['--finetune', 'nofile.pth'], 'nofile.pth'), (['--resume', 'nofile.pth'], 'nofile.pth'), (['--device', 'cuda:9'], 'device'), (['--stem_stride', 9], 'stem_stride'), (['--form', 'spline'], 'form must be one of'),
+       (['--opt', 'sgd', '--opt_betas', .9, .9], 'opt sgd'), (['--model_ema', 'true', '--model_ema_decay', 1.5], 'decay'), (['--config', 'nofile.yaml'], 'nofile.yaml'), (['--lr', 'fast'], 'lr must be a number')]
+
+
+@pytest.mark.parametrize('options, says', BAD, ids=[f'{" ".join(map(str, o))}' for o, _ in BAD])
+def test_bad_options(train, options, says):
+    code, out, m = train(*options)
+    assert code == 2 and says in out and m is None, out
+    assert out.strip().splitlines()[-1].startswith('silkworm-train: ')
+
+
+def test_bad_data(train, data, tmp_path):
+    def broken(name, change):
+        d = tmp_path/name
+        shutil.copytree(data, d)
+        change(d)
+        return d
+    pic = sorted((data/'train').glob('*/*.jpg'))[0].relative_to(data)
+    for d, says in ((tmp_path/'nothing', 'does not exist'), (broken('corrupt', lambda d: (d/pic).write_bytes(b'x')), pic.name), (broken('empty', lambda d: [f.unlink() for f in (d/'train'/'healthy').iterdir()]), 'healthy'),
+                    (broken('one', lambda d: [shutil.rmtree(f) for s in d.iterdir() if s.is_dir() for f in sorted(s.iterdir())[1:]]), 'one class only')):
+        code, out, m = train(data=d)
+        assert code == 2 and says in out and m is None, out
+    (tmp_path/'full').mkdir(); (tmp_path/'full/mine.txt').write_text('x')
+    code, out, _ = train('--overwrite', dest=tmp_path/'full')
+    assert code == 2 and 'not overwritten' in out and (tmp_path/'full/mine.txt').exists()
+
+
+def test_docs_list_the_options():
+    from pathlib import Path
+    assert options_table() in Path(__file__).parent.with_name('docs').joinpath('training.md').read_text(encoding='utf-8'), 'write the table anew with silkworm_app.train.options_table()'
+
+
+@pytest.mark.slow
+def test_compiled(train):
+    code, out, m = train('--compile', 'true', '--epochs', 2)
+    assert code == 0, out
