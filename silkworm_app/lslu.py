@@ -120,6 +120,49 @@ def _same_dense(a, b):
     dense = lambda t: t.is_contiguous() or (t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last))
     return a.stride() == b.stride() and a.storage_offset() == 0 == b.storage_offset() and dense(a) and dense(b)
 
+# %% ../nbs/00_lslu.ipynb #29dbce4a
+def _walk(alphas, biases):
+    "What `_compose` computes, for numbers; also what the chain rule needs of each step"
+    inf = float('inf')
+    relu = lambda v: 0. if v <= 0 else v
+    c,d,left,right,p,q,steps = 1.,0.,0.,0.,0.,inf,[]
+    for a,b in zip(alphas, biases):
+        l,r = a*left + b, 0. if q == inf else a*right + b
+        steps.append((a, c, d, left, right, l > 0, r > 0))
+        c,d,left,right = a*c, a*d + b, relu(l), relu(r)
+        z = -d/(c if c else 1.)
+        if c > 0: p = max(p, z)
+        elif c < 0: q = min(q, z)
+        elif c == 0 and d <= 0: q = min(p, q)
+    return (c, d, left, right),((left, inf) if q == inf else (min(left, right), max(left, right)))+(p, q),steps
+
+class _Walk(torch.autograd.Function):
+    "`_walk` of scalars on a CPU: `(c, d, left, right)`, and `(lo, hi, p, q)`; tens of small tensor operations cost more than a small layer"
+    @staticmethod
+    def forward(alphas, biases):
+        line,rest,_ = _walk(alphas.tolist(), biases.tolist())
+        return alphas.new_tensor(line),alphas.new_tensor(rest)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx, g, _):
+        alphas,biases = ctx.saved_tensors
+        if torch.is_grad_enabled():                                                  # double backward: the plain way
+            line = torch.stack(_compose(alphas, biases)[:4])
+            return torch.autograd.grad(line, (alphas, biases), g, create_graph=True, allow_unused=True) if line.requires_grad else (None, None)
+        gc,gd,gl,gr = g.tolist()
+        ga,gb = [],[]
+        for a,c,d,left,right,up,down in reversed(_walk(alphas.tolist(), biases.tolist())[2]):
+            gl,gr = gl*up,gr*down
+            ga.append(gc*c + gd*d + gl*left + gr*right)
+            gb.append(gd + gl + gr)
+            gc,gd,gl,gr = gc*a,gd*a,gl*a,gr*a
+        return alphas.new_tensor(ga[::-1]),biases.new_tensor(gb[::-1])
+
 # %% ../nbs/00_lslu.ipynb #197ce4b2
 def series(
     x:torch.Tensor, # any shape for scalars; [B, C, ...] when there is one value a channel
@@ -129,7 +172,10 @@ def series(
     "The paper's chain of n relu-affine steps and a last relu, in one pass whatever n is; raises ValueError on shapes that don't fit"
     _check(x, alphas, biases)
     with torch.autocast(x.device.type, enabled=False):
-        c,d,left,right,p,q = _compose(*(o.to(torch.promote_types(o.dtype, torch.float32)) for o in (alphas, biases)))
+        alphas,biases = (o.to(torch.promote_types(o.dtype, torch.float32)) for o in (alphas, biases))
+        if alphas.ndim == 1 and alphas.device.type == 'cpu' == x.device.type and not torch.compiler.is_compiling():
+            return _ClampedLine.apply(x, *(o for t in _Walk.apply(alphas, biases) for o in t.unbind(0)))
+        c,d,left,right,p,q = _compose(alphas, biases)
         return _ClampedLine.apply(x, c, d, left, right, *(o.detach() for o in _bounds(left, right, q)), p, q)
 
 # %% ../nbs/00_lslu.ipynb #e8e258fa
