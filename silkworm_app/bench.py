@@ -47,7 +47,7 @@ def step_by_step(
         if isinstance(m, LSLU): model.set_submodule(name, StepLSLU(m), strict=True)
     return model
 
-# %% ../nbs/11_bench.ipynb #12ea48e7
+# %% ../nbs/11_bench.ipynb #a36e9ac3
 def _sync(device):
     if torch.device(device).type == 'cuda': torch.cuda.synchronize()
 
@@ -57,15 +57,16 @@ def in_turns(
     warm:int=2, # rounds before them
     budget:float=60., # seconds after which no new round starts, from 3 rounds on
     device='cpu',
+    clock:str='wall', # 'cpu': time that the processor spent on it, which neighbours don't change much
 )->dict: # name to seconds of each round
     "Run every arm once in each round, in an order that rotates"
-    names,times,start = list(arms),{k: [] for k in arms},time.perf_counter()
+    names,times,start,now = list(arms),{k: [] for k in arms},time.perf_counter(),time.process_time if clock == 'cpu' else time.perf_counter
     for r in range(-warm, rounds):
         for k in names[r % len(names):] + names[:r % len(names)]:
-            _sync(device); t = time.perf_counter()
+            _sync(device); t = now()
             arms[k]()
             _sync(device)
-            if r >= 0: times[k].append(time.perf_counter()-t)
+            if r >= 0: times[k].append(now()-t)
         if r >= 2 and time.perf_counter()-start > budget: break
     return times
 
@@ -184,7 +185,7 @@ def net_arms(
     arms |= {'relu': lslu_model(arch, classes, input_size=size, drop_rate=0., act='relu')}
     return arms
 
-# %% ../nbs/11_bench.ipynb #4deb0e57
+# %% ../nbs/11_bench.ipynb #c471baa9
 def _rows(section, what, times, against):
     return [dict(section=section, what=what, arm=k, **{a: round(b, 4) for a,b in v.items()}) for k,v in stats_of(times, against).items()]
 
@@ -210,7 +211,7 @@ def bench_layers(o):
             if torch.device(o.device).type == 'cuda': arms |= _triton_arm(arms['lslu'])
             x = torch.randn(b, c, s, s, device=o.device)
             if fmt == 'NHWC': x = x.contiguous(memory_format=torch.channels_last)
-            yield from _rows('layer, training step', what, in_turns(_pick(o, {k: train_step(m, x) for k,m in arms.items()}, 'definition'), o.rounds, budget=o.budget, device=o.device), 'definition')
+            yield from _rows('layer, training step', what, in_turns(_pick(o, {k: train_step(m, x) for k,m in arms.items()}, 'definition'), o.rounds, budget=o.budget, device=o.device, clock=o.clock), 'definition')
             if fmt == 'NCHW':
                 for k,m in arms.items():
                     m.train()
@@ -232,9 +233,9 @@ def bench_act_num(o):
         p = torch.rand(n, device=o.device)*.4+.8,torch.rand(n, device=o.device)*.2-.1
         pc = [v[:,None].expand(n, c).contiguous() for v in p]
         fs = dict(definition=fb(reference_series, p), lslu=fb(series, p)) | {'lslu per channel': fb(series, pc), 'lslu sum': fb(series_sum, pc), 'relu': fb(lambda x,*_: F.relu(x), p)}
-        yield from (r | dict(act_num=n) for r in _rows('series part, forward and backward', f'act_num {n}, {b}x{c}x{s}x{s}', in_turns(_pick(o, fs, 'definition'), o.rounds, budget=o.budget/3, device=o.device), 'definition'))
+        yield from (r | dict(act_num=n) for r in _rows('series part, forward and backward', f'act_num {n}, {b}x{c}x{s}x{s}', in_turns(_pick(o, fs, 'definition'), o.rounds, budget=o.budget/3, device=o.device, clock=o.clock), 'definition'))
         arms = {k: m.to(o.device) for k,m in layer_arms(c, n, False).items()}
-        yield from (r | dict(act_num=n) for r in _rows('layer by act_num, training step', f'act_num {n}, {b}x{c}x{s}x{s}', in_turns(_pick(o, {k: train_step(m, x) for k,m in arms.items()}, 'definition'), o.rounds, 1, o.budget/3, o.device), 'definition'))
+        yield from (r | dict(act_num=n) for r in _rows('layer by act_num, training step', f'act_num {n}, {b}x{c}x{s}x{s}', in_turns(_pick(o, {k: train_step(m, x) for k,m in arms.items()}, 'definition'), o.rounds, 1, o.budget/3, o.device, o.clock), 'definition'))
 
 def bench_nets(o):
     "Whole nets: training step"
@@ -246,7 +247,7 @@ def bench_nets(o):
         x = torch.randn(b, 3, size, size, device=o.device)
         steps = {k: train_step(m, x) for k,m in arms.items()}
         if o.mode != 'quick': steps |= {f'{k}, channels last': train_step(copy.deepcopy(m).to(memory_format=torch.channels_last), x) for k,m in arms.items()}
-        yield from _rows('net, training step', what, in_turns(_pick(o, steps, 'definition'), o.rounds, 1, o.budget, o.device), 'definition')
+        yield from _rows('net, training step', what, in_turns(_pick(o, steps, 'definition'), o.rounds, 1, o.budget, o.device, o.clock), 'definition')
         for k,m in arms.items():
             m.train()
             yield dict(section='net, kept for backward', what=what, arm=k, megabytes=round(saved_bytes(lambda: m(x), _anyway(m, x))/2**20, 2))
@@ -279,7 +280,7 @@ def bench_peak(o):
                 mb = q.get()/2**20
             yield dict(section='net, peak of a training step', what=what, arm=arm, megabytes=round(mb, 1))
 
-# %% ../nbs/11_bench.ipynb #60379a06
+# %% ../nbs/11_bench.ipynb #6e9aa0fd
 def _onnx(model, x):
     "A function that runs `model` in ONNX Runtime"
     import logging, numpy as np, onnxruntime as ort
@@ -320,12 +321,12 @@ def bench_inference(o):
                         with torch.no_grad(): c(x)
                         fs[f'{k}, fused, torch.compile'] = lambda c=c: c(x)
                     except Exception as e: yield dict(section='inference', what=what, arm=f'{k}, fused, torch.compile', note=' '.join(str(e).split())[:200])
-            with torch.no_grad(): times = in_turns(_pick(o, fs, 'lslu'), o.rounds, 2, o.budget, o.device)
+            with torch.no_grad(): times = in_turns(_pick(o, fs, 'lslu'), o.rounds, 2, o.budget, o.device, o.clock)
             yield from _rows('inference', what, times, 'lslu')
 
 SECTIONS = dict(layers=bench_layers, act_num=bench_act_num, nets=bench_nets, peak=bench_peak, inference=bench_inference)
 
-# %% ../nbs/11_bench.ipynb #e82cd43e
+# %% ../nbs/11_bench.ipynb #29e199fd
 def machine(device='cpu'):
     "What was measured on"
     cpu = platform.processor() or platform.machine()
@@ -340,7 +341,7 @@ def markdown(
     result:dict, # of `run_bench`
 )->str:
     "The rows as tables, one a section"
-    out = [f'{k}: {v}  ' for k,v in result['machine'].items()]
+    out = [f'{k}: {v}  ' for k,v in {**result['machine'], **result['settings']}.items()]
     for section in dict.fromkeys(r['section'] for r in result['rows']):
         rows = [r for r in result['rows'] if r['section'] == section]
         if 'megabytes' in rows[0]:
@@ -384,7 +385,7 @@ def plot_bench(
             ax.set(title=section, xlabel='times as fast as the ' + ('unfused lslu' if section == 'inference' else 'definition') + ', median and quartiles')
         save_figure(fig, Path(folder)/f'{stem}_{slug}', ('png',))
 
-# %% ../nbs/11_bench.ipynb #5f85f60f
+# %% ../nbs/11_bench.ipynb #60491f0d
 def run_bench(
     mode:str='full', # or 'quick'
     sections=tuple(SECTIONS),
@@ -394,15 +395,16 @@ def run_bench(
     compile:bool=True, # with torch.compile
     only:str='', # measure only what has this in its description
     arms:tuple=(), # measure only these, and the one that ratios are taken against; empty: all
+    clock:str='wall', # or 'cpu', see `in_turns`
     log=print,
 )->dict: # machine, settings, rows
     "Measure"
-    o = argparse.Namespace(mode=mode, rounds=rounds or (3 if mode == 'quick' else 10), budget=budget, device=device, compile=compile and mode != 'quick', only=only, arms=tuple(arms), log=log)
+    o = argparse.Namespace(mode=mode, rounds=rounds or (3 if mode == 'quick' else 10), budget=budget, device=device, compile=compile and mode != 'quick', only=only, arms=tuple(arms), clock=clock, log=log)
     torch.manual_seed(0)
     before = machine(device)
     rows = [r for s in sections for r in SECTIONS[s](o)]
     if not rows: raise ValueError(f'nothing that is measured has {only!r} in its description')
-    return dict(machine=before, settings=dict(mode=mode, sections=list(sections), rounds=o.rounds, budget=budget), rows=rows)
+    return dict(machine=before, settings=dict(mode=mode, sections=list(sections), rounds=o.rounds, budget=budget, clock=clock), rows=rows)
 
 def main(
     argv:list=None, # default: the command line
@@ -416,6 +418,7 @@ def main(
     p.add_argument('--arms', nargs='+', default=[], metavar='NAME', help="time only these arms, for example lslu 'lslu, channels last'")
     p.add_argument('--rounds', type=int, metavar='N', help='timed rounds, each with every arm once (default 10, quick 3)')
     p.add_argument('--budget', type=float, default=90, metavar='SECONDS', help='after this time a comparison starts no new round, from the third on (default 90)')
+    p.add_argument('--clock', default='wall', choices=('wall', 'cpu'), help='cpu: count the time of the processor, for a machine that others use, too (default wall)')
     p.add_argument('--threads', type=int, metavar='N', help='threads of torch (default: its own choice)')
     p.add_argument('--device', default='cpu', help='cpu or cuda (default cpu)')
     p.add_argument('--no-compile', action='store_true', help='without torch.compile')
@@ -428,7 +431,7 @@ def main(
         if torch.device(args.device).type == 'cuda' and not torch.cuda.is_available(): raise ValueError('--device cuda: PyTorch sees no CUDA device here')
         if args.threads: torch.set_num_threads(args.threads)
         warnings.filterwarnings('ignore', category=FutureWarning)
-        res = run_bench('quick' if args.quick else 'full', args.sections, args.rounds, args.budget, args.device, not args.no_compile, args.only, args.arms, lambda s: print(s, file=sys.stderr, flush=True))
+        res = run_bench('quick' if args.quick else 'full', args.sections, args.rounds, args.budget, args.device, not args.no_compile, args.only, args.arms, args.clock, lambda s: print(s, file=sys.stderr, flush=True))
         print(markdown(res))
         if args.out:
             out = Path(args.out)
