@@ -467,7 +467,7 @@ def _finish(work, rows, notes, options, report, distinct, to):
             'Copies of one photograph share a group, and a group is never in two splits.' + (' Each `fold_N` is an image folder: test holds that fold, train all others.' if options.get('folds') else '')]
     (work/'README.md').write_text('\n'.join(card) + '\n', encoding='utf-8')
 
-# %% ../nbs/09c_prepare.ipynb #0f4c3a0c
+# %% ../nbs/09c_prepare.ipynb #4245d597
 class _ArraysOnly(pickle.Unpickler):
     "Opens pickles of plain values and numpy arrays, nothing else."
     allowed = {('numpy.core.multiarray', '_reconstruct'), ('numpy._core.multiarray', '_reconstruct'), ('numpy', 'ndarray'), ('numpy', 'dtype'), ('_codecs', 'encode')}
@@ -505,7 +505,6 @@ def _from_pickles(read, names, name):
 def _from_parquet(files, name):
     try: import pyarrow.parquet as pq
     except ImportError: raise DataError('parquet files need the package pyarrow: pip install pyarrow') from None
-    from silkworm_app.prepare import _cifar_names
     for f in files:
         split = 'test' if 'test' in f.name.lower() else 'train' if 'train' in f.name.lower() else None
         if split is None: raise DataError(f'{f} says neither train nor test in its name')
