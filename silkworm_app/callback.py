@@ -57,7 +57,7 @@ class LSLUCallback(Callback):
         input_size=None, # of the pictures; None: that of the validation pictures
     ):
         self.where,self.act_num,self.init,self.per_channel,self.form,self.fname,self.input_size = where,act_num,init,per_channel,form,fname,input_size
-        self.report,self.epochs = None,0
+        self.report,self.epochs,self.trained = None,0,False
 
     def after_create(self):
         self._patch()
@@ -84,10 +84,14 @@ class LSLUCallback(Callback):
         if not self.run: return
         new = self._patch()
         self._mark_always()
+        if self.learn.opt is None: return  # `learn.validate()` before any training
         if new: _remake_opt(self.learn)
         mark_lslu_params(get_model(self.learn.model), self.learn.opt)
 
+    def before_train(self): self.trained = True
     def after_epoch(self):
+        if not self.trained: return  # `learn.validate()` runs the events of an epoch, too
+        self.trained = False
         self.epochs += 1
         if self.fname is None or rank_distrib(): return
         params = {n: p.tolist() for n,p in get_model(self.learn.model).named_parameters() if n.rsplit('.', 1)[-1] in ('alphas', 'biases')}
@@ -158,7 +162,7 @@ class DeepTraining(Callback):
         linear:bool=False, # along a line; False: 0.5*(1 - cos(pi*epoch/decay_epochs))
     ):
         if decay_epochs < 0: raise ValueError(f'DeepTraining: decay_epochs is {decay_epochs}; it must be 0 or more')
-        self.decay_epochs,self.linear,self.epochs = decay_epochs,linear,0
+        self.decay_epochs,self.linear,self.epochs,self.trained = decay_epochs,linear,0,False
 
     def slope_at(self, epoch:int)->float:
         "The slope in a 0-based epoch"
@@ -169,8 +173,10 @@ class DeepTraining(Callback):
     def before_epoch(self):
         model = get_model(self.learn.model)
         if hasattr(model, 'set_act_slope') and not hasattr(self, 'gather_preds'): model.set_act_slope(self.slope_at(self.epochs))
+    def before_train(self): self.trained = True
     def after_epoch(self):
-        if not _quiet_run(self): self.epochs += 1
+        if self.trained and not _quiet_run(self): self.epochs += 1
+        self.trained = False
 
     def state_dict(self): return dict(epochs=self.epochs)
     def load_state_dict(self, sd): self.epochs = sd['epochs']

@@ -6,7 +6,7 @@
 __all__ = ['list_files', 'open_predictor', 'predict_main', 'fuse_main']
 
 # %% ../nbs/09b_cli.ipynb #12fbcdf0
-import argparse, csv, os, sys
+import argparse, csv, os, sys, warnings
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +113,8 @@ def _size_of(path):
 def _load_weights(build_cfg, file, model=None):
     from silkworm_app.patch import load_reference, rebuild_model
     model = model or rebuild_model(build_cfg)
-    load_reference(model, file)
+    left = load_reference(model, file)
+    if left: raise ValueError(f'{file} holds a classifier of another size than the {model.num_classes} classes given: name the classes that it was trained on')
     return model.eval()
 
 
@@ -179,6 +180,7 @@ def fuse_main(
     g.add_argument('--form', choices=('chain', 'sum'))
     g.add_argument('--act', choices=('lslu', 'series', 'relu'))
     args = p.parse_args(argv)
+    warnings.filterwarnings('ignore', '.torch.jit.script. is deprecated')  # said by a package that timm imports
     try: return _fuse(args)
     except ModuleNotFoundError: raise
     except (ValueError, OSError, RuntimeError) as e: return _fail('silkworm-fuse', e)

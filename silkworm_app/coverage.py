@@ -62,11 +62,12 @@ def randomise(
         net.train()(x)
         for h in hooks: h.remove()
         for m,std in seen.items():
+            m.weight.add_(rand(m.weight, -.1, .1))
+            if m.form == 'series': continue
             down = rand(m.alphas, 0, 1) < .2
             m.alphas.copy_(rand(m.alphas, .5, 1.5)*torch.where(down, -1, 1))
             m.biases.add_(rand(m.biases, -.3, .3)*std)
             if m.form == 'chain': m.biases.copy_(torch.where(down, rand(m.biases, 1.5, 2.5)*std, m.biases))  # a falling step below zero would end the chain in a constant
-            m.weight.add_(rand(m.weight, -.1, .1))
         for m in bns:
             if m.weight is not None: m.weight.copy_(rand(m.weight, .5, 1.5)); m.bias.copy_(rand(m.bias, -.3, .3))
         momenta = [m.momentum for m in bns]

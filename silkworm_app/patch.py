@@ -7,7 +7,7 @@ __all__ = ['GATES', 'ACTS', 'SHALLOW', 'Place', 'LSLUPlan', 'default_where', 'pl
            'patch_lslu', 'lslu_model', 'rebuild_model', 'load_reference']
 
 # %% ../nbs/02_patch.ipynb #383083fd
-import argparse,difflib,json,re
+import argparse,difflib,json,pickle,re
 from dataclasses import dataclass,field,asdict
 from pathlib import Path
 
@@ -580,7 +580,9 @@ def _read_state(path_or_state, model_key):
                 state = load_file(path)
             else:
                 with torch.serialization.safe_globals([argparse.Namespace]): state = torch.load(path, map_location='cpu', weights_only=True)
-        except Exception as e: raise ValueError(f'{path} is no checkpoint that can be loaded as weights only: {_short(e)}') from None
+        except Exception as e:
+            why = 'it is no file of weights, or holds objects that could run code' if isinstance(e, pickle.UnpicklingError) else _short(e)
+            raise ValueError(f'{path} is no checkpoint that can be loaded as weights only: {why}.') from None
     key = next((k for k in [*model_key.split('|'), 'state_dict', 'model_ema'] if isinstance(state, dict) and isinstance(state.get(k), dict)), None)
     state = state[key] if key else state
     if not isinstance(state, dict) or not any(isinstance(v, torch.Tensor) for v in state.values()): raise ValueError(f'No weights under {model_key} in the checkpoint.')
@@ -606,15 +608,16 @@ def load_reference(
     "Load a checkpoint in the reference's layout; the names of the weights that stay as they were, the classifier's if it has another number of classes. `ValueError` if it doesn't fit."
     state = _read_state(path_or_state, model_key)
     if prefix: state = {k[len(prefix):]: v for k,v in state.items() if k.startswith(prefix)}
-    if _is_vanillanet(_arch(model)): state = vanillanet.checkpoint_filter_fn(state, model)
+    own = _is_vanillanet(_arch(model))
+    if own: state = vanillanet.rename_reference(state)
     else: state = _rename_lslus(state, model)
     mine,heads = model.state_dict(),_cfg(model).get('classifier') or ()
-    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    heads = ('head',) if own else (heads,) if isinstance(heads, str) else tuple(heads)  # VanillaNet's ends in a batch norm and a second convolution
     is_head = lambda k: any(k.startswith(h + '.') for h in heads)
     left = [k for k in mine if is_head(k) and (k not in state or state[k].shape != mine[k].shape)]
     state = {k: v for k,v in state.items() if k not in left and not (is_head(k) and k not in mine)}
     missing = [k for k in mine if k not in state and k not in left and not k.endswith('num_batches_tracked')]
-    extra = [k for k in state if k not in mine]
+    extra = [k for k in state if k not in mine and not (own and k == 'act_slope')]
     if missing or extra: raise ValueError(f'The checkpoint is for another net than {_arch(model)}: it lacks {missing[:3] or "nothing"} and has {extra[:3] or "nothing"} too many.')
     for n,m in lslus(model).items():
         k = state[f'{n}.weight'].shape[-1]

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastai.callback import progress, schedule  # noqa: F401 they add no_bar, fit_one_cycle and fine_tune to Learner
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
@@ -25,14 +26,13 @@ from fastai.torch_core import params, set_seed
 from PIL import Image
 from torch.utils.data import TensorDataset
 
+from silkworm_app.callback import LSLUCallback
 from silkworm_app.patch import lslu_model, patch_lslu
 
 VARIANTS = {'unpatched': None,
-            'stem, identity': dict(where='stem', init='identity'),
-            'all, identity': dict(where='all', init='identity'),
-            'all, identity, sum per channel': dict(where='all', init='identity', form='sum', per_channel=True),
-            'stem, reference': dict(where='stem', init='reference'),
-            'all, reference': dict(where='all', init='reference')}
+            'stem, identity': dict(where='stem', init='identity', act_num=3),
+            'all, identity': dict(where='all', init='identity', act_num=1),
+            'stem, reference': dict(where='stem', init='reference', act_num=3)}
 
 
 def read(path, split, start, stop):
@@ -52,7 +52,7 @@ def learner(model, train, test, bs=64):
     dls = DataLoaders.from_dsets(train, test, bs=bs, num_workers=0, device='cpu')
     head = lambda m: m.get_classifier()
     split = lambda m: [[p for p in m.parameters() if all(p is not q for q in head(m).parameters())], params(head(m))]
-    return Learner(dls, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, splitter=split)
+    return Learner(dls, model, loss_func=CrossEntropyLossFlat(), metrics=accuracy, splitter=split, cbs=LSLUCallback(where='none', fname=None))
 
 
 def score(learn):
@@ -67,16 +67,30 @@ def one_seed(seed, sets, arch, size, epochs):
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 4e-3)
     res = {}
     for name, kw in VARIANTS.items():
-        model, report = copy.deepcopy(learn.model), None
+        model, plan = copy.deepcopy(learn.model), None
         set_seed(seed)
-        if kw: model, report = patch_lslu(model, act_num=1, input_size=size, calibrate=first[:256][0], **kw)
+        if kw: model, plan = patch_lslu(model, input_size=size, calibrate=first[:256][0], **kw)
         tuned = learner(model, second, test)
         before = score(tuned)
         set_seed(seed)
         with tuned.no_bar(), tuned.no_logging(): tuned.fine_tune(1, 1e-3)
-        res[name] = before, score(tuned), len(report.plan.replaced) if report else 0
+        res[name] = before, score(tuned), len(plan.plan.replaced) if plan else 0
         print(seed, name, *(f'{o:.2f}' for o in res[name]), flush=True)
     return res
+
+
+def report(runs, a, seconds):
+    "The result as markdown"
+    cell = lambda vs: f'{statistics.mean(vs):.2f} ± {statistics.stdev(vs) if len(vs) > 1 else 0:.2f} ({" / ".join(f"{v:.2f}" for v in vs)})'
+    lines = ['# Pretrained nets keep what they know', '',
+             f'Made by `python tests/pretrained.py --data FOLDER --n {a.n} --test {a.test} --epochs {a.epochs} --seeds {a.seeds} --out docs/pretrained.md` (cifar10.zip in FOLDER; one of 2 CPU cores, {seconds/60:.0f} minutes, the machine was shared). '
+             f'timm\'s {a.arch} with plain relus, trained for {a.epochs} epochs on {a.n:,} CIFAR-10 pictures at 32 x 32; then one epoch of fastai\'s `fine_tune` on {a.n:,} other pictures, for the unpatched net and for patched copies, '
+             f'in the same order. `act_num=3` in the stem; `act_num=1` with LSLUs everywhere, since the last maps are small. Test accuracy in % on {a.test:,} test pictures, mean ± standard deviation over {len(runs)} seeds (and each seed).', '',
+             '| net | LSLUs | after patching, before training | after one epoch | difference to unpatched, by seed |', '| --- | --- | --- | --- | --- |']
+    for k in runs[0]:
+        diff = [r[k][1] - r['unpatched'][1] for r in runs]
+        lines.append(f'| {k} | {runs[0][k][2]} | {cell([r[k][0] for r in runs])} | {cell([r[k][1] for r in runs])} | {" / ".join(f"{v:+.2f}" for v in diff)} |')
+    return '\n'.join(lines) + '\n'
 
 
 def main(args=None):
@@ -93,20 +107,12 @@ def main(args=None):
     if not path.is_file(): print(f'{path} is missing: give --data FOLDER that holds cifar10.zip.', file=sys.stderr); sys.exit(2)
     start, n = time.time(), a.n//10
     sets = read(path, 'train', 0, n), read(path, 'train', n, 2*n), read(path, 'test', 0, a.test//10)
-    runs = [one_seed(seed, sets, a.arch, 32, a.epochs) for seed in range(a.seeds)]
-    cell = lambda vs: f'{statistics.mean(vs):.2f} ± {statistics.stdev(vs) if len(vs) > 1 else 0:.2f} ({" / ".join(f"{v:.2f}" for v in vs)})'
-    lines = ['# Pretrained nets keep what they know', '',
-             f'Made by `python tests/pretrained.py --data FOLDER --out docs/pretrained.md` (cifar10.zip in FOLDER; {torch.get_num_threads()} CPU thread(s), {time.time() - start:.0f} s). '
-             f'timm\'s {a.arch} with plain relus, trained for {a.epochs} epochs on {a.n:,} CIFAR-10 pictures at 32 x 32; then one epoch of fastai\'s `fine_tune` on {a.n:,} other pictures, for the unpatched net and for patched copies, '
-             f'in the same order. Kernels of 3 x 3 (`act_num=1`), since the last maps are small. Test accuracy in % on {len(sets[2]):,} test pictures, mean ± standard deviation over {a.seeds} seeds (and each seed).', '',
-             '| net | LSLUs | after patching, before training | after one epoch | difference to unpatched, by seed |', '| --- | --- | --- | --- | --- |']
-    for k in VARIANTS:
-        diff = [r[k][1] - r['unpatched'][1] for r in runs]
-        lines.append(f'| {k} | {runs[0][k][2]} | {cell([r[k][0] for r in runs])} | {cell([r[k][1] for r in runs])} | {" / ".join(f"{v:+.2f}" for v in diff)} |')
-    text = '\n'.join(lines) + '\n'
+    runs = []
+    for seed in range(a.seeds):
+        runs.append(one_seed(seed, sets, a.arch, 32, a.epochs))
+        text = report(runs, a, time.time() - start)
+        if a.out: Path(a.out + '.tmp').write_text(text); os.replace(a.out + '.tmp', a.out)  # after each seed
     print(text)
-    if a.out:
-        Path(a.out + '.tmp').write_text(text); os.replace(a.out + '.tmp', a.out)
     return runs
 
 

@@ -14,7 +14,7 @@ from fastai.vision.learner import vision_learner
 from functools import partial
 from torchvision import models
 
-from silkworm_app.callback import LSLUCallback
+from silkworm_app.callback import DeepTraining, LSLUCallback
 from silkworm_app.coverage import randomise
 from silkworm_app.data import draw_sample, image_dls
 from silkworm_app.fuse import compare, fuse
@@ -253,6 +253,18 @@ def test_optimisers(dls, opt):
     quiet(learn, 'fit', 1, 1e-2)
     assert not of_lslus(learn) & set(still(learn, before))
     quiet(learn, 'fine_tune', 1, 1e-2)
+
+
+def test_validating_is_no_epoch(dls, tmp_path):
+    "Before any training (there is no optimiser yet), and between two"
+    learn = vision_learner(dls, 'test_resnet', pretrained=False, path=tmp_path, cbs=[LSLUCallback(where='all', act_num=1), DeepTraining(4)])
+    quiet(learn, 'validate')
+    assert learn.opt is None and learn.lslu.epochs == learn.deep_training.epochs == 0 and not (tmp_path/'learnable_params.txt').exists()
+    quiet(learn, 'fit', 1)
+    quiet(learn, 'validate')
+    quiet(learn, 'fit', 1)
+    assert learn.lslu.epochs == learn.deep_training.epochs == 2
+    assert [json.loads(o)['epoch'] for o in (tmp_path/'learnable_params.jsonl').read_text().splitlines()] == [1, 2]
 
 
 def test_lr_find_leaves_everything_as_it_was(dls):

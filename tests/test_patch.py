@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from silkworm_app import vanillanet
 from silkworm_app.coverage import check_family, coverage, randomise
 from silkworm_app.fuse import fuse
 from silkworm_app.lslu import LSLU
@@ -48,7 +49,7 @@ def test_efficientnetv2_takes_the_stem_by_default_and_anything_on_request():
     assert {p.name for p in plan_lslu(net, where='all').replaced} == {p.name for w in ('stem', 'stages') for p in plan_lslu(net, where=w).replaced}
 
 
-@pytest.mark.parametrize('arch,size', [('resnet18', 64), ('resnet50', 64), ('mobilenetv2_035', 96), ('regnetx_002', 96), ('densenet121', 64), ('repvgg_a0', 64)])
+@pytest.mark.parametrize('arch,size', [('resnet18', 64), pytest.param('resnet50', 64, marks=pytest.mark.slow), ('mobilenetv2_035', 96), ('regnetx_002', 96), pytest.param('densenet121', 64, marks=pytest.mark.slow), ('repvgg_a0', 64)])
 def test_identity_start_computes_what_the_net_computed(arch, size):
     torch.manual_seed(0)
     net = timm.create_model(arch, num_classes=7).double()
@@ -175,6 +176,43 @@ def test_reference_checkpoint(tmp_path, key, pre, act):
     for i in range(3): u = F.relu(u)*a[i] + b[i]
     u = mine.act1.bn(F.conv2d(F.relu(u), state['act1.weight'], None, padding=3, groups=64))
     with torch.no_grad(): assert (mine.act1(z) - u).abs().max()/u.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize('act,n', [('lslu', 3), ('series', 2)])
+@pytest.mark.parametrize('key,pre', [('model', ''), ('model_ema', 'module.')])
+def test_reference_checkpoint_of_vanillanet(tmp_path, act, n, key, pre):
+    "VanillaNet with LSLU, and the original one, under the reference's names; a head of other size stays as it was"
+    torch.manual_seed(0)
+    kw = dict(act=act, act_num=n, input_size=64)
+    net = lslu_model('vanillanet_5_x0_125', 7, **kw)
+    x = torch.randn(4, 3, 64, 64)
+    randomise(net, x)
+    names = {ours: theirs for theirs, ours in vanillanet._KEYS}
+    state = {}
+    for k, v in net.state_dict().items():
+        ours = next((o for o in names if k.startswith(o)), None)
+        if k.endswith(('.alphas', '.biases')): v = torch.cat([v, torch.full((net.get_submodule(k.rpartition('.')[0]).dim - n,), 9.)])  # the reference keeps one a channel and uses the first n
+        state[pre + (names[ours] + k[len(ours):] if ours else k)] = v
+    assert pre + 'stem1.0.weight' in state and pre + 'stem2.2.weight' in state and pre + 'cls1.2.weight' in state
+    torch.save({key: state, 'epoch': 3, 'args': argparse.Namespace(lr=1)}, tmp_path / 'ref.pth')
+    same = lslu_model('vanillanet_5_x0_125', 7, **kw).eval()
+    assert load_reference(same, tmp_path / 'ref.pth') == []
+    with torch.no_grad(): assert torch.equal(same(x), net(x))
+    other = lslu_model('vanillanet_5_x0_125', 3, **kw).eval()
+    left = load_reference(other, tmp_path / 'ref.pth')
+    assert left and all(k.startswith('head.') for k in left)
+    with torch.no_grad(): assert torch.equal(other.forward_features(x), net.forward_features(x)) and other(x).shape == (4, 3)
+    with pytest.raises(ValueError, match='act_num'): load_reference(lslu_model('vanillanet_5_x0_125', 7, act=act, act_num=1, input_size=64), tmp_path / 'ref.pth')
+
+
+def test_files_that_are_no_weights(tmp_path):
+    (tmp_path / 'a.pth').write_text('import os')
+    torch.save({'model': LSLU(3)}, tmp_path / 'b.pth')  # a pickled object
+    torch.save({'epoch': 1}, tmp_path / 'c.pth')
+    net = lslu_model('test_resnet', 3, where='stem', act_num=1, input_size=64)
+    for f, says in [('a.pth', 'no file of weights, or holds objects'), ('b.pth', 'no file of weights, or holds objects'), ('c.pth', 'No weights'), ('d.pth', 'no checkpoint')]:
+        with pytest.raises(ValueError, match=says) as e: load_reference(net, tmp_path / f)
+        assert '\n' not in str(e.value) and len(str(e.value)) < 300
 
 
 def test_coverage_command(tmp_path):
