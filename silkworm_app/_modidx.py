@@ -843,6 +843,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'silkworm_app.train._BestEMA.__init__': ('train.html#_bestema.__init__', 'silkworm_app/train.py'),
                                     'silkworm_app.train._BestEMA.name': ('train.html#_bestema.name', 'silkworm_app/train.py'),
                                     'silkworm_app.train._acc': ('train.html#_acc', 'silkworm_app/train.py'),
+                                    'silkworm_app.train._bring_best': ('train.html#_bring_best', 'silkworm_app/train.py'),
                                     'silkworm_app.train._bundle': ('train.html#_bundle', 'silkworm_app/train.py'),
                                     'silkworm_app.train._ce': ('train.html#_ce', 'silkworm_app/train.py'),
                                     'silkworm_app.train._deployed': ('train.html#_deployed', 'silkworm_app/train.py'),

@@ -363,7 +363,7 @@ def rows_of(
     by = {r['id']: r for r in rows}
     return [{**by[i], 'arm': r['arm']} for r in grid.runs if (i := run_id(r)) in by]
 
-# %% ../nbs/11a_experiment.ipynb #ec2c5d8c
+# %% ../nbs/11a_experiment.ipynb #4d3d6906
 def paired(
     a:list, # values of one arm, one a seed
     b:list, # of the other, in the same order
@@ -434,7 +434,7 @@ def table(
     lines = ['| ' + ' | '.join(head) + ' |', '|' + '---|'*len(head)]
     for d in summary(grid, rows, metric):
         a = d['against']
-        lines.append('| ' + ' | '.join([d['arm'], *(str(d[k]) for k in grid.vary), f(d['mean']), f(d['sd']), str(d['n']), *([f(a['diff'], '+'), f'{f(a["low"], "+")} to {f(a["high"], "+")}', f'{a["p"]:.3g}'] if a else ['', '', '']),
+        lines.append('| ' + ' | '.join([d['arm'], *(str(d[k]) for k in grid.vary), f(d['mean']), f(d['sd']), str(d['n']), *([f(a['diff'], '+'), *([f'{f(a["low"], "+")} to {f(a["high"], "+")}', f'{a["p"]:.3g}'] if a['n'] > 1 else ['', ''])] if a else ['', '', '']),
                                         f'{d["params"]:,}']) + ' |')
     return '\n'.join(lines) + '\n'
 
