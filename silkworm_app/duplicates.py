@@ -76,7 +76,7 @@ def _each(f, items, what, workers=None, show=True):
             for a in ahead: a.cancel()
             bar.done()
 
-# %% ../nbs/04a_duplicates.ipynb #a2c7c077
+# %% ../nbs/04a_duplicates.ipynb #c2e20af3
 _spans = ((0, 1), (0, .9), (.1, 1), (.05, .95))
 _thumb = 64
 _boxes = [tuple(round(_thumb * v) for v in (a, c, b, d)) for (a, b), (c, d) in product(_spans, _spans)]
@@ -86,11 +86,12 @@ def _thumbnail(im): return im.convert('L').resize((_thumb, _thumb), Image.Resamp
 
 
 def _hashes(
-    thumb:Image.Image # gray, 64 x 64
-)->np.ndarray: # bool [16, 64]; the first row is the picture as a whole
+    thumb:Image.Image, # gray, 64 x 64
+    boxes:list=_boxes # what is kept, the whole first
+)->np.ndarray: # bool [len(boxes), 64]
     "Perceptual hashes of a picture and of its trimmed versions."
     import imagehash
-    return np.stack([imagehash.phash(thumb.crop(b)).hash.ravel() for b in _boxes])
+    return np.stack([imagehash.phash(thumb.crop(b)).hash.ravel() for b in boxes])
 
 
 def _ncc(a, b):
@@ -125,19 +126,20 @@ def same_thumbs(
         if _ncc(x, y) >= least and _ncc(_detail(x), _detail(y)) >= detail: return True
     return False
 
-# %% ../nbs/04a_duplicates.ipynb #2c3d32fb
+# %% ../nbs/04a_duplicates.ipynb #df77b1fa
 def _near_links(whole, views, thumbs, union, most=10, show=True):
     "From hashes (those of trimmed versions packed into bytes), join in `union` the pictures whose hashes are at most `most` apart and whose thumbnails agree; the links made, as `(i, j, distance)`."
-    n, links, rows = len(whole), [], 256
+    n, links, rows, step = len(whole), [], 256, 4096
     sign = lambda a: np.where(a, np.float32(1), np.float32(-1))
     w, bar = sign(whole), _Progress('comparing hashes', len(whole), show)
-    step = max(1, 2**22 // (rows * views.shape[1]))
+    v = [sign(np.unpackbits(views[:, k], axis=1).astype(bool)) for k in range(views.shape[1])]
     for lo in range(0, n, rows):
         found = {}
         for at in range(0, n, step):
-            v = sign(np.unpackbits(views[at:at + step], axis=2).astype(bool))
-            dots = (w[lo:lo + rows] @ v.reshape(-1, 64).T).reshape(-1, len(v), v.shape[1]).max(2)
+            dots = w[lo:lo + rows] @ v[0][at:at + step].T
+            for x in v[1:]: np.maximum(dots, w[lo:lo + rows] @ x[at:at + step].T, out=dots)
             hit = dots >= 64 - 2 * most
+            if not hit.any(): continue
             for i in np.flatnonzero(hit.sum(1) > 64): hit[i] = False; hit[i, np.argpartition(-dots[i], 64)[:64]] = True
             for i, j in zip(*np.nonzero(hit)):
                 if lo + i != at + j:
@@ -337,7 +339,7 @@ def _copy_links(sketches, union, each=8, rounds=3, workers=None, show=True):
         if len(links) == before: break
     return links
 
-# %% ../nbs/04a_duplicates.ipynb #41cc40e9
+# %% ../nbs/04a_duplicates.ipynb #05016964
 @dataclass
 class Groups:
     "The group number of every file at each level (numbers count up in order of appearance), and the links that made them."
@@ -360,7 +362,8 @@ def group_pictures(
     if level not in ('hash', 'copies'): raise ValueError(f"level must be 'hash' or 'copies', not {level!r}")
     files = list(files)
     n, g, union = len(files), Groups(files, [], []), _Union(len(files))
-    whole, views, thumbs = np.zeros((n, 64), bool), np.zeros((n, 16, 8), np.uint8), np.zeros((n, _thumb, _thumb), np.uint8)
+    boxes = _boxes if n <= 20_000 else [_boxes[k] for k in (0, 3, 12, 15)]
+    whole, views, thumbs = np.zeros((n, 64), bool), np.zeros((n, len(boxes), 8), np.uint8), np.zeros((n, _thumb, _thumb), np.uint8)
     threads, first = cv2.getNumThreads(), {}
     cv2.setNumThreads(1)
     try:
@@ -374,7 +377,7 @@ def group_pictures(
             if sha in first: return sha, None
             try: t = _thumbnail(open_image(data if data else f))
             except ImageError as e: return sha, str(e).replace('the uploaded picture', str(f), 1)
-            return sha, (np.asarray(t), _hashes(t))
+            return sha, (np.asarray(t), _hashes(t, boxes))
         for k, (sha, got) in enumerate(_each(read, files, 'reading and hashing', workers, show)):
             g.sha256.append(sha)
             if sha in first and sha is not None:
@@ -388,8 +391,8 @@ def group_pictures(
         g.exact = union.groups()
         good = [k for k in first.values() if k not in g.bad]
         if len(good) > 1:
-            part, some = _Union(len(good)), range(16) if n <= 20_000 else [0, 3, 12, 15]
-            for i, j, d in _near_links(whole[good], views[np.ix_(good, some)], thumbs[good], part, show=show):
+            part = _Union(len(good))
+            for i, j, d in _near_links(whole[good], views[good], thumbs[good], part, show=show):
                 union.join(good[i], good[j]); g.links.append((good[i], good[j], 'near', 1 - d / 64))
         g.near = union.groups()
         if level == 'hash': return g
