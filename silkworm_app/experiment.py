@@ -7,9 +7,10 @@ __all__ = ['SETTINGS', 'COLUMNS', 'GridError', 'Grid', 'make_grid', 'read_grid',
            'read_results', 'run_grid', 'rows_of', 'paired', 'photo_interval', 'summary', 'table', 'plot_results',
            'plot_learned', 'read_learned', 'report', 'main']
 
-# %% ../nbs/11a_experiment.ipynb #cb084a3c
+# %% ../nbs/11a_experiment.ipynb #ec61a9e6
 import argparse, csv, fcntl, hashlib, io, itertools, json, os, statistics, sys, time, warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -278,7 +279,7 @@ def run_one(
     if groups is not None: more |= dict(photo=list(map(int, groups)), target=y.tolist(), right=ok.astype(int).tolist())
     return row,more
 
-# %% ../nbs/11a_experiment.ipynb #a54ed4fa
+# %% ../nbs/11a_experiment.ipynb #dbd35525
 _measured = ('accuracy', 'balanced_accuracy', 'test_loss', 'valid_accuracy', 'train_loss', 'tested', 'by_class', 'params', 'ops', 'seconds')
 COLUMNS = ('id', 'arm', *SETTINGS, *_measured, 'error')
 assert len(set(COLUMNS)) == len(COLUMNS)
@@ -351,6 +352,7 @@ def _each(todo, procs):
         jobs = [ex.submit(_job, s) for s in todo]
         try:
             for j in as_completed(jobs): yield j.result()
+        except BrokenProcessPool: raise GridError('a process was killed from outside, perhaps for want of memory; the same command goes on, with a smaller --procs if need be') from None
         except BaseException:
             for j in jobs: j.cancel()
             raise

@@ -43,6 +43,16 @@ def test_two_processes_say_the_same(drawings, done, tmp_path):
     assert [(r['arm'], r['seed'], r['accuracy'], r['test_loss']) for r in again] == [(r['arm'], r['seed'], r['accuracy'], r['test_loss']) for r in done[1]]
 
 
+def killed(s):
+    import os, signal
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_is_told(drawings, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, '_job', killed)
+    with pytest.raises(GridError, match='killed from outside'): run_grid(make_grid(small_grid(drawings)), tmp_path, procs=2, **quiet)
+
+
 def test_seeds_differ(done):
     relu = [r for r in done[1] if r['arm'] == 'relu']
     assert relu[0]['train_loss'] != relu[1]['train_loss']
