@@ -339,7 +339,7 @@ def _copy_links(sketches, union, each=8, rounds=3, workers=None, show=True):
         if len(links) == before: break
     return links
 
-# %% ../nbs/04a_duplicates.ipynb #05016964
+# %% ../nbs/04a_duplicates.ipynb #cf507771
 @dataclass
 class Groups:
     "The group number of every file at each level (numbers count up in order of appearance), and the links that made them."
@@ -362,7 +362,7 @@ def group_pictures(
     if level not in ('hash', 'copies'): raise ValueError(f"level must be 'hash' or 'copies', not {level!r}")
     files = list(files)
     n, g, union = len(files), Groups(files, [], []), _Union(len(files))
-    boxes = _boxes if n <= 20_000 else [_boxes[k] for k in (0, 3, 12, 15)]
+    boxes, most = (_boxes, 10) if n <= 20_000 else (_boxes[:1], 6)
     whole, views, thumbs = np.zeros((n, 64), bool), np.zeros((n, len(boxes), 8), np.uint8), np.zeros((n, _thumb, _thumb), np.uint8)
     threads, first = cv2.getNumThreads(), {}
     cv2.setNumThreads(1)
@@ -392,7 +392,7 @@ def group_pictures(
         good = [k for k in first.values() if k not in g.bad]
         if len(good) > 1:
             part = _Union(len(good))
-            for i, j, d in _near_links(whole[good], views[good], thumbs[good], part, show=show):
+            for i, j, d in _near_links(whole[good], views[good], thumbs[good], part, most, show):
                 union.join(good[i], good[j]); g.links.append((good[i], good[j], 'near', 1 - d / 64))
         g.near = union.groups()
         if level == 'hash': return g
