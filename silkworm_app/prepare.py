@@ -95,7 +95,7 @@ def _opened(src):
         while len(subs := list(root.iterdir())) == 1 and subs[0].is_dir() and subs[0].name.lower() not in _split_names: root = subs[0]
         yield root
 
-# %% ../nbs/09c_prepare.ipynb #cec9c325
+# %% ../nbs/09c_prepare.ipynb #f4ea2de0
 _suffix_of = {'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif'), 'MPO': ('.jpg', '.jpeg', '.mpo'), 'PNG': ('.png',), 'GIF': ('.gif',), 'BMP': ('.bmp', '.dib'), 'TIFF': ('.tif', '.tiff'), 'WEBP': ('.webp',),
               'PPM': ('.ppm', '.pgm', '.pbm', '.pnm'), 'AVIF': ('.avif',), 'JPEG2000': ('.jp2', '.j2k')}
 _copies_up_to = 5000
@@ -180,7 +180,7 @@ def headlines(
     out, kind = [], 'photographs (copies found by features)' if r['level'] == 'copies' else 'pictures (copies found by hash only: rotated or zoomed ones were not looked for)'
     if r['test_seen_in_train'] is not None:
         seen = r['test_seen_in_train']
-        out.append(f'{_pct(seen)} of the test pictures were seen in training' + ('; an accuracy on this test split is not a result' if seen > .01 else ''))
+        out.append(f'{_pct(seen)} of the test pictures were seen in training' + ('; an accuracy on this test split is not a result' if seen > .05 else ''))
     if r['valid_seen_in_train']: out.append(f'{_pct(r["valid_seen_in_train"])} of the validation pictures were seen in training')
     if r['test_seen_in_valid']: out.append(f'{_pct(r["test_seen_in_valid"])} of the test pictures are in the validation split')
     out.append(f'{r["usable"]} usable files show {r["distinct_total"]} distinct {kind}: ' + ', '.join(f'{c or "(no class)"} {n}' for c, n in r['distinct'].items()))
