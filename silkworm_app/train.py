@@ -386,7 +386,7 @@ class SkipValidation(Callback):
     def after_validate(self):
         self.recorder.log += [None]*(len(self.recorder.metric_names) - bool(self.recorder.add_time) - len(self.recorder.log))
 
-# %% ../nbs/09a_train.ipynb #ad1ea2ad
+# %% ../nbs/09a_train.ipynb #72a62f6d
 def param_groups(
     model, # net
     weight_decay:float, # of all but alphas, biases, norms and what the net exempts
@@ -407,8 +407,11 @@ def make_opt_func(
     if name.split('_')[-1] not in list_optimizers(): raise TrainError(f'opt {cfg.opt!r} is unknown' + (f'; close to it: {", ".join(near)}' if (near := difflib.get_close_matches(name, list_optimizers(), 3)) else ''))
     extra = {k: v for k, v in dict(eps=cfg.opt_eps, betas=tuple(cfg.opt_betas) if cfg.opt_betas else None).items() if v is not None}
     def build(groups, lr):
-        try: return create_optimizer_v2(list(groups), opt=cfg.opt, lr=lr, momentum=cfg.momentum, weight_decay=0., **extra)
+        try: opt = create_optimizer_v2(list(groups), opt=cfg.opt, lr=lr, momentum=cfg.momentum, weight_decay=0., **extra)
         except (TypeError, ValueError) as e: raise TrainError(f'opt {cfg.opt} cannot be made with {", ".join(extra) or "these options"}: {" ".join(str(e).split())}') from None
+        for k in extra:
+            if k not in opt.param_groups[0]: raise TrainError(f'opt {cfg.opt} has no {k}: leave out opt_{k}')
+        return opt
     return lambda params, lr: OptimWrapper(params, build, lr=lr)
 
 def warmup_cosine(
@@ -508,7 +511,7 @@ class Scalars(Callback):
     def after_fit(self):
         if self.writer is not None: self.writer.close(); self.writer = None
 
-# %% ../nbs/09a_train.ipynb #a02489d5
+# %% ../nbs/09a_train.ipynb #b0201607
 _not_compared = {o.name for o in _groups['Run']} | {'num_workers', 'device', 'cache', 'eval_data_path', 'data_path', 'nb_classes', 'compile', 'deploy'} | {'save_ckpt', 'save_ckpt_freq'}
 _own = ('settings.yaml', 'history.csv', 'learnable_params.txt', 'learnable_params.jsonl', 'metrics.json', 'checkpoints', 'bundle', 'plots', 'logs', 'models')
 
@@ -547,16 +550,26 @@ def open_run(
     if main:
         run.mkdir(parents=True, exist_ok=True)
         _write_yaml(old, cfg)
+        if cfg.resume: _bring_best(run, Path(cfg.resume).parent.parent)
+    for name in [n for n in (state or {}).get('callbacks', {}) if n.startswith(('save_best', 'best_ema'))]:
+        if not (run/f'{name.removeprefix("save_")}.safetensors').is_file(): del state['callbacks'][name] # its weights are gone: look for the best anew
     return run, state
 
-# %% ../nbs/09a_train.ipynb #5abb921c
+def _bring_best(run, old):
+    "The best weights so far, where a run goes on in another folder"
+    for f in old.glob('best*.safetensors'):
+        if not (run/f.name).exists():
+            shutil.copyfile(f, run/f'.{f.name}.part')
+            os.replace(run/f'.{f.name}.part', run/f.name)
+
+# %% ../nbs/09a_train.ipynb #1a4034ed
 class _BestEMA(SaveBest):
     "The best weights of one average, chosen by its own validation loss"
     def __init__(self, decay):
         self.decay = decay
         super().__init__(f'ema_{decay:g}_loss', f'best_ema_{decay:g}.safetensors', which=lambda learn: learn.weight_ema.module(decay))
     @property
-    def name(self): return f'best_ema_{self.decay:g}'.replace('.', '_')
+    def name(self): return f'best_ema_{self.decay:g}'
 
 def _ce(pred, targ): return torch.nn.functional.cross_entropy(pred.float(), targ.long())
 def _acc(pred, targ): return (pred.argmax(-1) == targ).float().mean()

@@ -119,6 +119,7 @@ def whole(data, tmp_path_factory):
     return bits(dest), int(out.splitlines()[-1].split()[0]), time.time() - start
 
 
+@pytest.mark.slow
 def test_same_bits_twice(data, whole, tmp_path):
     code, out = run(data, tmp_path/'run')
     assert code == 0, out
@@ -150,7 +151,7 @@ def test_damaged_checkpoint_is_passed_over(data, whole, tmp_path):
     assert bits(dest) == whole[0]
 
 
-@pytest.mark.parametrize('what, code, says', [('interrupt', 130, 'stopped'), ('terminate', 130, 'stopped'), ('small_files', 1, 'disk is full')])
+@pytest.mark.parametrize('what, code, says', [('interrupt', 130, 'stopped'), pytest.param('terminate', 130, 'stopped', marks=pytest.mark.slow), ('small_files', 1, 'disk is full')])
 def test_stopped(data, whole, tmp_path, what, code, says):
     dest = tmp_path/'run'
     got, out = run(data, dest, at=int(whole[1]*.6), what=what)

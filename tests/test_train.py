@@ -35,7 +35,7 @@ GROUPS = { # options that go together; between them they name every option of tr
     'policy': '--aa rand-m7-mstd0.5-inc1 --color_jitter 0.3 --train_interpolation bilinear --reprob 0.5 --remode rand --recount 2 --crop_pct 0.875 --interpolation bilinear --resize squish',
     'mixing': '--aug light --mixup 0.8 --cutmix 1 --mixup_prob 0.9 --mixup_switch_prob 0.4 --mixup_mode pair --smoothing 0.1 --bce_loss --bce_target_thresh 0.2 --fast true',
     'minmax': '--aug none --cutmix_minmax 0.2 0.6 --mixup_mode elem --smoothing 0.1',
-    'optimiser': '--opt sgd --momentum 0.8 --lr 0.05 --sched cosine --warmup_epochs 1 --min_lr 1e-5 --weight_decay 0.1 --weight_decay_end 0.01 --layer_decay 0.7 --clip_grad 1 --update_freq 2 --epochs 4',
+    'optimiser': '--opt sgd --momentum 0.8 --lr 0.05 --sched cosine --warmup_epochs 1 --min_lr 1e-5 --weight_decay 0.1 --weight_decay_end 0.01 --layer_decay 0.7 --clip_grad 1 --update_freq 2 --epochs 2',
     'lamb': '--opt lamb --opt_eps 1e-6 --opt_betas 0.9 0.98',
     'averages': '--model_ema true --model_ema_decay 0.5 0.9 --model_ema_warmup true --model_ema_eval true --decay_epochs 1 --decay_linear true --epochs 3 --early_stop_epochs 1 --save_ckpt_freq 2 --save_ckpt_num 1 --test_freq 2',
     'net': '--model test_resnet --act_num 2 --form sum --per_channel true --where all --init identity --drop 0.2 --channels_last true --seed 3',
@@ -44,7 +44,7 @@ GROUPS = { # options that go together; between them they name every option of tr
 }
 
 
-@pytest.mark.parametrize('name', GROUPS)
+@pytest.mark.parametrize('name', [g if g in ('policy', 'mixing', 'averages') else pytest.param(g, marks=pytest.mark.slow) for g in GROUPS])
 def test_options(train, tmp_path, name):
     code, out, m = train(*GROUPS[name].split())
     assert code == 0, out
