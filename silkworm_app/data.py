@@ -388,7 +388,7 @@ def _leak(splits, groups, level, carved=False):
 def _leak_warnings(leak):
     out, pct = [], lambda x: f'{100*x:.3g} %'
     if leak['test_seen_in_train'] > 0:
-        out.append(f'{pct(leak["test_seen_in_train"])} of the test pictures also occur in train' + (': the accuracy on this test split is not a result' if leak['test_seen_in_train'] > .01 else ''))
+        out.append(f'{pct(leak["test_seen_in_train"])} of the test pictures also occur in train' + (': the accuracy on this test split is not a result' if leak['test_seen_in_train'] > .05 else ''))
     if leak['valid_seen_in_train'] > 0: out.append(f'{pct(leak["valid_seen_in_train"])} of the validation pictures also occur in train: the validation accuracy is too good')
     if leak['test_seen_in_valid'] > 0: out.append(f'{pct(leak["test_seen_in_valid"])} of the test pictures also occur in the validation split, which chooses the best epoch')
     if leak['label_conflicts']: out.append(f'{leak["label_conflicts"]} picture(s) stand under two or more classes')

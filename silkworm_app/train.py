@@ -70,7 +70,7 @@ _groups = {
     Opt('batch_size', 'int', 'auto', 'pictures per step and process; auto: 32, 128 for CIFAR', 'fastai DataLoader'),
     Opt('update_freq', 'int', 1, 'batches whose gradients make one step', 'fastai GradientAccumulation'),
     Opt('epochs', 'int', 'auto', 'passes over the training pictures; auto: about 24000 pictures in all, 8 to 40 passes', 'fastai Learner.fit'),
-    Opt('early_stop_epochs', 'int', 10, 'stop after so many epochs without a lower validation loss; 0: never', 'fastai EarlyStoppingCallback'),
+    Opt('early_stop_epochs', 'int', 'auto', 'stop after so many epochs without a lower validation loss; auto: half of the epochs, at least 10; 0: never', 'fastai EarlyStoppingCallback'),
     Opt('decay_epochs', 'int', 0, 'VanillaNet: epochs of deep training, in which the inner slopes go from 0 to 1', 'DeepTraining'),
     Opt('decay_linear', 'bool', False, 'deep training along a line instead of a cosine', 'DeepTraining'),
     Opt('opt', 'str', 'adamw', 'any optimiser of timm (adamw, lamb, sgd, lion, ...)', 'timm.optim in fastai OptimWrapper'),
@@ -269,6 +269,7 @@ def resolve(
                 epochs=min(40, max(8, round(24000/max(1, n)))), lr=1e-3 if cfg.pretrained or cfg.finetune else 4e-3, drop=.05 if vanilla else None)
     for k, v in auto.items():
         if cfg[k] == 'auto': cfg[k] = v
+    if cfg.early_stop_epochs == 'auto': cfg['early_stop_epochs'] = max(10, cfg.epochs//2)  # with few batches an epoch the losses before the peak of one-cycle say little
     if cfg.fast == 'auto': cfg['fast'] = not cfg.aa and cfg.aug in FAST_AUGMENTATIONS and (n + len(splits.valid))*3*cfg.input_size**2 < 2**30
     if cfg.stem_stride == 'auto': cfg['stem_stride'] = (2 if cfg.input_size <= 48 else None) if vanilla else None
     for k, lo in dict(input_size=1, batch_size=2, epochs=1, update_freq=1, save_ckpt_freq=1, save_ckpt_num=1, test_freq=1, decay_epochs=0, early_stop_epochs=0, act_num=0, warmup_epochs=0).items():
