@@ -825,9 +825,10 @@ def train(
     n = sum(p.numel() for p in learn.model.parameters())
     say(f'\n{cfg.model} ({n/1e6:.2f} M parameters), {cfg.input_size} px, batches of {cfg.batch_size}, {cfg.epochs} epochs at most, {cfg.opt} {cfg.lr:g} ({cfg.sched}), {pick_device(cfg.device)}')
     if state is not None: say(f'Going on after epoch {state["epoch"]}')
-    start, cfg.started = time.time(), True
     if learn.opt is None: learn.create_opt()
-    learn.fit(cfg.epochs, cbs=ParamScheduler(schedules(cfg, learn.opt)))
+    plan = ParamScheduler(schedules(cfg, learn.opt))
+    start, cfg.started = time.time(), True
+    learn.fit(cfg.epochs, cbs=plan)
     leave()
     if rank_distrib(): return {}
     return finish(cfg, learn, run, time.time() - start)
