@@ -1,0 +1,61 @@
+"Every form of LSLU as a whole module: compiled, exported, in mixed precision, channels-last, differentiated twice."
+import pytest
+import torch
+
+from silkworm_app.lslu import LSLU
+
+FORMS = [('chain', False, 3), ('chain', True, 2), ('sum', True, 3), ('sum', False, 2), ('series', False, 3)]
+
+
+def lslu(form, per_channel, n, dtype=torch.float32, dim=6):
+    torch.manual_seed(0)
+    m = LSLU(dim, n, per_channel=per_channel, form=form).to(dtype)
+    with torch.no_grad():
+        for p in m.parameters(): p.add_(torch.randn_like(p) * .3)
+    return m, torch.randn(2, dim, 9, 9, dtype=dtype)
+
+
+def values_and_gradients(f, m, x):
+    x = x.detach().requires_grad_()
+    y = f(x)
+    r = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y.dtype)  # a sum of squares after a batch norm has no gradient
+    return [y, *torch.autograd.grad((y * r).sum(), [x, *m.parameters()])]
+
+
+def off(a, b): return max(((p.double() - q.double()).abs().max() / q.double().abs().max().clamp(min=1e-12)).item() for p, q in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize('form,per_channel,n', FORMS)
+def test_compiled_without_a_break(form, per_channel, n):
+    m, x = lslu(form, per_channel, n, torch.float64)
+    torch._dynamo.reset()
+    assert off(values_and_gradients(torch.compile(m, fullgraph=True, backend='aot_eager'), m, x), values_and_gradients(m, m, x)) < 1e-10
+
+
+@pytest.mark.parametrize('form,per_channel,n', FORMS)
+def test_channels_last_and_export(form, per_channel, n):
+    m, x = lslu(form, per_channel, n, torch.float64)
+    want = values_and_gradients(m, m, x)
+    got = values_and_gradients(m, m, x.contiguous(memory_format=torch.channels_last))
+    assert off(got, want) < 1e-10 and got[0].is_contiguous(memory_format=torch.channels_last)
+    m.eval()
+    program = torch.export.export(m, (x,), dynamic_shapes=({0: torch.export.Dim('batch')},)).module()
+    more = torch.cat([x, x + 1, -x])
+    assert off([program(more)], [m(more)]) < 1e-12
+
+
+@pytest.mark.parametrize('dtype,tol', [(torch.bfloat16, .06), (torch.float16, .01)])
+@pytest.mark.parametrize('form,per_channel,n', FORMS)
+def test_mixed_precision_is_near_and_finite(form, per_channel, n, dtype, tol):
+    m, x = lslu(form, per_channel, n)
+    def mixed(x):
+        with torch.autocast('cpu', dtype): return m(x).float()
+    got, want = values_and_gradients(mixed, m, x), values_and_gradients(m, m, x)
+    assert all(g.isfinite().all() for g in got) and off(got[:1], want[:1]) < tol
+    assert all(g.dtype == torch.float32 for g in got[2:])
+
+
+@pytest.mark.parametrize('form,per_channel,n', FORMS)
+def test_second_derivatives(form, per_channel, n):
+    m, x = lslu(form, per_channel, n, torch.float64, dim=2)
+    assert torch.autograd.gradgradcheck(m, (x[:, :, :4, :4].clone().requires_grad_(),), atol=1e-5)
