@@ -1,6 +1,6 @@
 """silkworm-train next to the same net with plain relus and to a linear model on colour histograms, several seeds, test split read once.
 
-    python experiments/against_baselines.py NAME DATA [--seeds 3] [--out docs/baselines.csv] [-- silkworm-train options]
+    python experiments/against_baselines.py NAME DATA [--seeds 3] [--out docs/results/baselines.csv] [-- silkworm-train options]
 
 Every run is a process of its own; rows are added to the table as they come, and runs that are in it are not made again.
 The split, the pictures and all options are the same for the two nets; the linear model sees the same training pictures.
@@ -65,7 +65,7 @@ def main():
     p.add_argument('name', help='of the data in the table')
     p.add_argument('data', help='folder or zip file, as for silkworm-train --data_path')
     p.add_argument('--seeds', type=int, default=3)
-    p.add_argument('--out', default='docs/baselines.csv')
+    p.add_argument('--out', default='docs/results/baselines.csv')
     args = p.parse_args(argv)
     out = Path(args.out)
     done = list(csv.DictReader(out.open())) if out.is_file() else []
