@@ -1,6 +1,8 @@
 """silkworm-train next to the same net with plain relus and to a linear model on colour histograms, several seeds, test split read once.
 
-    python experiments/against_baselines.py NAME DATA [--seeds 3] [--out docs/results/baselines.csv] [-- silkworm-train options]
+    python experiments/against_baselines.py NAME DATA [--seeds 3] [--out docs/results/baselines.csv] [--arm NAME=OPTIONS ...] [-- silkworm-train options]
+
+With --arm, these variants of the command are compared instead.
 
 Every run is a process of its own; rows are added to the table as they come, and runs that are in it are not made again.
 The split, the pictures and all options are the same for the two nets; the linear model sees the same training pictures.
@@ -49,9 +51,9 @@ def linear(options):
     return dict(accuracy=accuracy_score(yt, pred), balanced_accuracy=balanced_accuracy_score(yt, pred), n_test=len(yt), epochs='')
 
 
-def net(options, what):
+def net(options):
     with tempfile.TemporaryDirectory() as run:
-        subprocess.run([sys.executable, '-m', 'silkworm_app.train', *options, *WHAT[what], '--output_dir', f'{run}/run', '--bundle', 'false', '--save_ckpt', 'false'], check=True)
+        subprocess.run([sys.executable, '-m', 'silkworm_app.train', *options, '--output_dir', f'{run}/run', '--bundle', 'false', '--save_ckpt', 'false'], check=True)
         m = json.loads(Path(run, 'run/metrics.json').read_text())
         rows = len(Path(run, 'run/history.csv').read_text().splitlines()) - 1
     m = m.get('test') or m['valid']
@@ -66,15 +68,17 @@ def main():
     p.add_argument('data', help='folder or zip file, as for silkworm-train --data_path')
     p.add_argument('--seeds', type=int, default=3)
     p.add_argument('--out', default='docs/results/baselines.csv')
+    p.add_argument('--arm', action='append', metavar='NAME=OPTIONS', help='variant of silkworm-train, for example "clipped=--clip_grad 1"')
     args = p.parse_args(argv)
+    arms = {a.partition('=')[0]: a.partition('=')[2].split() for a in args.arm} if args.arm else {**WHAT, 'linear': None}
     out = Path(args.out)
     done = list(csv.DictReader(out.open())) if out.is_file() else []
     for seed in range(args.seeds):
         options = ['--data_path', args.data, '--seed', str(seed), *rest]
-        for what in ('lslu', 'relu', 'linear'):
+        for what, more in arms.items():
             if any((r['data'], r['what'], r['seed']) == (args.name, what, str(seed)) for r in done): continue
             t = time.perf_counter()
-            row = linear(options) if what == 'linear' else net(options, what)
+            row = linear(options) if more is None else net(options + more)
             done.append({k: str(v) for k, v in dict(data=args.name, what=what, seed=seed, **row, seconds=round(time.perf_counter() - t)).items()})
             part = out.with_name(f'.{out.name}.part')
             with part.open('w', newline='') as f:
@@ -82,11 +86,11 @@ def main():
                 w.writeheader(); w.writerows(done)
             part.replace(out)
     for name in dict.fromkeys(r['data'] for r in done):
-        for what in ('lslu', 'relu', 'linear'):
+        for what in dict.fromkeys(r['what'] for r in done if r['data'] == name):
             rows = [r for r in done if (r['data'], r['what']) == (name, what)]
             if not rows: continue
             cell = lambda k: (lambda v: f'{100*statistics.mean(v):5.1f} ± {100*statistics.stdev(v) if len(v) > 1 else 0:.1f}')([float(r[k]) for r in rows])
-            print(f'{name:12} {what:7} {len(rows)} seeds: accuracy {cell("accuracy")} %, balanced {cell("balanced_accuracy")} %, {rows[0]["n_test"]} test pictures')
+            print(f'{name:12} {what:14} {len(rows)} seeds: accuracy {cell("accuracy")} %, balanced {cell("balanced_accuracy")} %, {rows[0]["n_test"]} test pictures')
 
 
 if __name__ == '__main__': main()
