@@ -748,9 +748,11 @@ def _bundle(cfg, learn, model, run, res, pics):
     from silkworm_app.bundle import load_bundle, save_bundle
     splits = learn.dls.splits
     learn.model = model
-    shown = {c: p for p, c in reversed(splits.test or splits.valid)}
+    each = max(1, 10//len(splits.classes))
+    by_class = [[p for p, c in splits.test or splits.valid if c == k] for k in splits.classes]
+    shown = [ps[i] for ps in by_class for i in dict.fromkeys(j*len(ps)//each for j in range(each) if ps)][:10]
     save_bundle(run/'bundle', learn, metrics={k: res[k] for k in ('test', 'valid') if k in res}, extra=dict(data_path=cfg.data_path, settings={k: v for k, v in cfg.items() if v is not None}),
-                onnx=cfg.onnx, batches=pics[:2], examples=[shown[c] for c in splits.classes if c in shown][:10])
+                onnx=cfg.onnx, batches=pics[:2], examples=shown)
     if cfg.onnx:
         x = pics[0].numpy()
         a, b = (load_bundle(run/'bundle', k).run(x)[0] for k in ('torch', 'onnx'))
