@@ -21,7 +21,7 @@ from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner,Recorder
 from fastai.metrics import AccumMetric
 from fastai.torch_core import get_model,rank_distrib
-from fastcore.basics import patch,store_attr
+from fastcore.basics import patch
 from fastcore.meta import delegates
 from safetensors.torch import load_file,save_file
 from timm.utils import ModelEmaV3

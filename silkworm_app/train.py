@@ -320,7 +320,7 @@ from fastai.metrics import AccumMetric, BalancedAccuracy
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import get_model, num_distrib, rank_distrib, set_seed
 
-from .callback import Checkpoint, EarlyStopping, SaveBest, StopOnNaN, WeightEMA, act_slope, find_checkpoint, load_weights, save_weights
+from .callback import Checkpoint, EarlyStopping, SaveBest, StopOnNaN, WeightEMA, act_slope, find_checkpoint, load_weights, save_weights, _acc, _ce
 from .data import DataError, test_loader
 from .distributed import Processes, WholeLoss, leave
 from .evaluate import evaluate_probs, metrics_report
@@ -571,9 +571,6 @@ class _BestEMA(SaveBest):
         super().__init__(f'ema_{decay:g}_loss', f'best_ema_{decay:g}.safetensors', which=lambda learn: learn.weight_ema.module(decay))
     @property
     def name(self): return f'best_ema_{self.decay:g}'
-
-def _ce(pred, targ): return torch.nn.functional.cross_entropy(pred.float(), targ.long())
-def _acc(pred, targ): return (pred.argmax(-1) == targ).float().mean()
 
 def build_model(
     cfg:Settings, # resolved
