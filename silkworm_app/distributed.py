@@ -7,11 +7,13 @@ __all__ = ['ShardedDL', 'SyncBatchNormCPU', 'sync_batch_norms', 'plain_batch_nor
 
 # %% ../nbs/05a_distributed.ipynb #1bff29ea
 import math, warnings
+from functools import lru_cache
 
 import torch
 from fastai.distributed import DistributedDL, DistributedTrainer
 from fastai.metrics import AccumMetric
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 # %% ../nbs/05a_distributed.ipynb #7747a91b
 class ShardedDL(DistributedDL):
@@ -50,39 +52,49 @@ class _Sum(torch.autograd.Function):
         torch.distributed.all_reduce(x)
         return x
 
-class SyncBatchNormCPU(nn.BatchNorm2d):
-    "A batch norm that sees the batches of all processes; they must be equally large"
+class SyncBatchNormCPU(_BatchNorm):
+    "Goes before the class of a batch norm, which then sees the batches of all processes; they must be equally large. Activation and dropout of that class stay as they are."
     def forward(self, x):
         if not self.training or not torch.distributed.is_initialized(): return super().forward(x)
+        dims, wide = [i for i in range(x.ndim) if i != 1], lambda t: t.view(-1, *[1]*(x.ndim - 2))
         n = x.numel()//x.shape[1]*torch.distributed.get_world_size()
-        mean = _Sum.apply(x.sum((0, 2, 3)))/n
-        x = x - mean[:, None, None]
-        var = _Sum.apply((x*x).sum((0, 2, 3)))/n
+        z = x.float() if x.element_size() < 4 else x # bf16 of mixed precision
+        mean = _Sum.apply(z.sum(dims))/n
+        z = z - wide(mean)
+        var = _Sum.apply((z*z).sum(dims))/n
+        stats = self.running_mean, self.running_var
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked += 1
                 m = self.momentum if self.momentum is not None else 1/float(self.num_batches_tracked)
-                self.running_mean.lerp_(mean.detach(), m)
-                self.running_var.lerp_(var.detach()*n/max(1, n - 1), m)
-        y = x*torch.rsqrt(var + self.eps)[:, None, None]
-        return y if self.weight is None else y*self.weight[:, None, None] + self.bias[:, None, None]
+                for t, new in zip(stats, (mean, var*n/max(1, n - 1))): t.lerp_(new.to(t.dtype), m)
+        try: # the class itself scales, shifts and goes on with what is normalised already
+            self.training, self.running_mean, self.running_var = False, torch.zeros_like(mean), torch.ones_like(var) - self.eps
+            return super().forward((z*wide(torch.rsqrt(var + self.eps))).to(x.dtype))
+        finally: self.training, (self.running_mean, self.running_var) = True, stats
+
+@lru_cache(None)
+def _synced(cls): return type(f'Sync{cls.__name__}', (SyncBatchNormCPU, cls), {})
 
 def sync_batch_norms(
     model:nn.Module, # changed in place
     cpu:bool, # processes on CPUs
 )->nn.Module:
     "Batch norms that see the whole batch: torch's (timm's for norms with an activation) on GPUs, ours on CPUs"
+    old = {n: type(m) for n, m in model.named_modules() if isinstance(m, _BatchNorm) and not isinstance(m, (nn.SyncBatchNorm, SyncBatchNormCPU))}
     if not cpu:
         from timm.layers import convert_sync_batchnorm
-        return convert_sync_batchnorm(model)
-    for m in model.modules():
-        if type(m) is nn.BatchNorm2d: m.__class__ = SyncBatchNormCPU
+        model = convert_sync_batchnorm(model)
+    for n, cls in old.items():
+        m = model.get_submodule(n)
+        m.unsynced = cls
+        if cpu: m.__class__ = _synced(cls)
     return model
 
 def plain_batch_norms(model:nn.Module)->nn.Module:
-    "Undo `sync_batch_norms` for CPUs"
+    "Undo `sync_batch_norms`"
     for m in model.modules():
-        if type(m) is SyncBatchNormCPU: m.__class__ = nn.BatchNorm2d
+        if 'unsynced' in vars(m): m.__class__ = vars(m).pop('unsynced')
     return model
 
 # %% ../nbs/05a_distributed.ipynb #81e1ba2b

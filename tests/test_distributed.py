@@ -29,15 +29,16 @@ class Double(Callback):
     def before_batch(self): self.learn.xb = tuple(x.double() for x in self.xb)
 
 data, arch, out = sys.argv[1:]
+lr = .001 if 'efficient' in arch else .05
 torch.set_num_threads(1)
 dls = image_dls(data, 32, 16//max(1, num_distrib()), aug='none', fast=True, group=None, device='cpu', val_bs=4)
 kw = dict(stem_stride=2, per_channel=True, decay_epochs=1) if arch.startswith('vanilla') else dict(where='all', act_num=1)
-learn = lslu_learner(dls, arch, opt_func=partial(SGD, mom=.9), lr=.05, wd=.01, drop_rate=0., seed=0, path=out + '.run', metrics=[AccumMetric(_acc, flatten=False, name='accuracy')],
+learn = lslu_learner(dls, arch, opt_func=partial(SGD, mom=.9), lr=lr, wd=.01, drop_rate=0., seed=0, path=out + '.run', metrics=[AccumMetric(_acc, flatten=False, name='accuracy')],
                      cbs=[Double(), WeightEMA([.5, .9])], **kw)
 learn.model.double()
 learn.recorder.loss = WholeLoss(lambda p, t: torch.nn.functional.cross_entropy(p, t))
 if num_distrib() > 1: learn.add_cb(Processes(cpu=True))
-with learn.no_bar(), learn.no_logging(): learn.fit(2, .05)
+with learn.no_bar(), learn.no_logging(): learn.fit(2, lr)
 if not rank_distrib(): torch.save(dict(model=get_model(learn.model).state_dict(), ema=learn.weight_ema.module(.9).state_dict(), values=[list(map(float, v)) for v in learn.recorder.values],
                                        kinds=sorted({type(m).__name__ for m in learn.model.modules()})), out)
 leave()
@@ -57,7 +58,7 @@ def launch(n, *args, tool=('-m', 'torch.distributed.run'), timeout=300):
 def data(tmp_path_factory): return draw_sample(tmp_path_factory.mktemp('data')/'sample', n_per_class=25, size=32, seed=1)
 
 
-@pytest.mark.parametrize('arch', ['vanillanet_5_x0_125', pytest.param('test_resnet', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('arch', ['vanillanet_5_x0_125', 'test_efficientnet', pytest.param('test_resnet', marks=pytest.mark.slow)]) # norms with their activation inside: test_efficientnet
 def test_two_processes_equal_one(data, tmp_path, arch):
     "Weights, averages and validation metrics in float64, over batch norms, deep training and an odd number of validation pictures"
     script, res = tmp_path/'s.py', []
@@ -69,10 +70,11 @@ def test_two_processes_equal_one(data, tmp_path, arch):
         assert code == 0, text
         res.append(torch.load(out))
     one, two = res
-    assert 'SyncBatchNormCPU' not in two['kinds'] and one['kinds'] == two['kinds']
+    tol = 1e-9 if 'efficient' in arch else 1e-10 # of its ill-conditioned norms: the order of the pictures in a batch alone moves these weights by 1e-10
+    assert one['kinds'] == two['kinds'] and not any(k.startswith('Sync') for k in two['kinds'])
     for part in ('model', 'ema'):
         assert set(one[part]) == set(two[part])
-        for k, v in one[part].items(): assert (v - two[part][k]).abs().max() <= 1e-10*max(1, v.abs().max()), (part, k)
+        for k, v in one[part].items(): assert (v - two[part][k]).abs().max() <= tol*max(1, v.abs().max()), (part, k)
     a, b = (torch.tensor(r['values'], dtype=torch.double)[:, 1:] for r in res) # the training loss is a running mean, not compared
     assert torch.allclose(a[:, :2], b[:, :2], rtol=1e-10, atol=1e-10), (a, b) # loss and accuracy
     assert torch.allclose(a, b, rtol=1e-5, atol=1e-5), (a, b) # those of the averages are computed in float32
