@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'COLUMNS', 'GridError', 'Grid', 'make_grid', 'read_grid', 'run_id', 'cut_folds', 'make_learner', 'run_one',
-           'read_results', 'run_grid', 'rows_of', 'paired', 'photo_interval', 'summary', 'table', 'plot_results',
-           'plot_learned', 'read_learned', 'report', 'main']
+           'read_results', 'run_grid', 'rows_of', 'paired', 'photo_interval', 'summary', 'table', 'whole_split',
+           'cross_validate', 'plot_results', 'plot_learned', 'read_learned', 'report', 'main']
 
 # %% ../nbs/11a_experiment.ipynb #ec61a9e6
 import argparse, csv, fcntl, hashlib, io, itertools, json, os, statistics, sys, time, warnings
@@ -103,6 +103,17 @@ def _cifar(name, source, n_train, n_valid, n_test):
     from silkworm_app.data import cifar_splits
     return cifar_splits(name, source, n_train, n_valid, n_test, seed=42)
 
+def _distinct(sp):
+    "`([(file, class, photograph)], note)`: all splits together, without exact copies and photographs that stand under two classes"
+    items = sorted((p, c, sp.groups[p]) for p,c in sp.train + sp.valid + sp.test)
+    labels,seen,out = {},set(),[]
+    for p,c,g in items: labels.setdefault(g, set()).add(c)
+    for p,c,g in items:
+        sha = hashlib.sha256(Path(p).read_bytes()).hexdigest()
+        if len(labels[g]) == 1 and sha not in seen: seen.add(sha); out.append((str(p), c, g))
+    n = sum(len(v) > 1 for v in labels.values())
+    return out,f'{len(items)} files: {len(out)} distinct files of {len({g for *_,g in out})} photographs; {n} photographs under two classes are left out'
+
 @lru_cache(2)
 def _photos(source, cache=None):
     "`([(file, class, photograph)], classes, note)` of an image folder: all its splits together, without exact copies and photographs that stand under two classes"
@@ -112,14 +123,7 @@ def _photos(source, cache=None):
         old = json.loads(Path(cache).read_text())
         if old['stamp'] == stamp: return [tuple(o) for o in old['items']],old['classes'],old['note']
     sp = find_splits(source, group='copies', on_bad='skip')
-    items = sorted((p, c, sp.groups[p]) for p,c in sp.train + sp.valid + sp.test)
-    labels,seen,out = {},set(),[]
-    for p,c,g in items: labels.setdefault(g, set()).add(c)
-    for p,c,g in items:
-        sha = hashlib.sha256(Path(p).read_bytes()).hexdigest()
-        if len(labels[g]) == 1 and sha not in seen: seen.add(sha); out.append((str(p), c, g))
-    n = sum(len(v) > 1 for v in labels.values())
-    note = f'{len(items)} files: {len(out)} distinct files of {len({g for *_,g in out})} photographs; {n} photographs under two classes are left out'
+    out,note = _distinct(sp)
     if cache: Path(cache).write_text(json.dumps(dict(stamp=stamp, items=out, classes=sp.classes, note=note)))
     return out,sp.classes,note
 
@@ -439,6 +443,86 @@ def table(
         lines.append('| ' + ' | '.join([d['arm'], *(str(d[k]) for k in grid.vary), f(d['mean']), f(d['sd']), str(d['n']), *([f(a['diff'], '+'), *([f'{f(a["low"], "+")} to {f(a["high"], "+")}', f'{a["p"]:.3g}'] if a['n'] > 1 else ['', ''])] if a else ['', '', '']),
                                         f'{d["params"]:,}']) + ' |')
     return '\n'.join(lines) + '\n'
+
+# %% ../nbs/11a_experiment.ipynb #51cf8a2a
+def whole_split(
+    splits, # of `find_splits`, with groups
+    valid_pct:float, # part of each class for validation
+    seed:int, # of that part
+): # `Splits`
+    "All distinct pictures for training, but for a part of the photographs that chooses the best epoch and when the model may answer; no test split"
+    from silkworm_app.data import Splits, _carve, _leak, _leak_warnings
+    if splits.groups is None: raise GridError('cross-validation must know which pictures are copies: use group copies, hash or auto')
+    items,note = _distinct(splits)
+    groups = {Path(p): g for p,_,g in items}
+    (valid,train),notes = _carve([(Path(p), c) for p,c,_ in items], groups, (valid_pct,), seed, ('validation',))
+    if lost := set(splits.classes) - {c for _,c in train}: raise GridError(f'no picture of {", ".join(sorted(lost))} is left to train on: all stand under two classes')
+    leak = _leak(dict(train=train, valid=valid, test=[]), groups, splits.leak['level'], carved=True)
+    left = [note] if len(items) < sum(map(len, (splits.train, splits.valid, splits.test))) else []
+    return Splits(train, valid, [], splits.classes, groups, [w for w in splits.warnings if 'were skipped' in w] + left + notes + _leak_warnings(leak), leak, splits.path)
+
+def _test_part(cfg, splits, items, by, part):
+    "What a net says about one part that was trained on the others as `silkworm-train` trains"
+    import tempfile
+    from silkworm_app import train as T
+    from silkworm_app.data import Splits, _carve, test_loader
+    class Quiet(T.PrintEpoch):
+        def _line(self, log): pass
+    of = cut_folds(items, cfg.cross_validate, cfg.seed, by)
+    pairs = [(Path(p), c) for p,c,_ in items]
+    test,rest = [o for o,f in zip(pairs, of) if f == part],[o for o,f in zip(pairs, of) if f != part]
+    (valid,train),_ = _carve(rest, splits.groups if by == 'photo' else None, (cfg.valid_pct,), cfg.seed, ('validation',))
+    own = T.Settings({**cfg, 'save_ckpt': False, 'log_dir': 'none', 'progress': False, 'enable_wandb': False})
+    own.given = cfg.given
+    with tempfile.TemporaryDirectory() as d:
+        learn = T.build_learner(own, T.make_dls(own, Splits(train, valid, test, splits.classes, path=splits.path)), Path(d))
+        learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, T.PrintEpoch)])
+        learn.add_cb(Quiet())
+        T.fit_learner(own, learn)
+        T.best_model(own, learn, Path(d))
+        (probs,y),(turned,_) = (_predict(learn, test_loader(learn.dls), tta) for tta in (None, 'symmetry'))
+    photo = [g for (*_,g),f in zip(items, of) if f == part]
+    return dict(by=by, part=part, photo=list(map(int, photo)), target=y.tolist(), pick=probs.argmax(1).tolist(), pick_symmetry=turned.argmax(1).tolist())
+
+def _pooled(records, pick='pick'):
+    "Balanced accuracy with its interval over photographs, and the confusion matrix in photographs"
+    photo,y,p = (np.concatenate([r[k] for r in records]) for k in ('photo', 'target', pick))
+    _,inverse,n = np.unique(photo, return_inverse=True, return_counts=True)
+    value,low,high = photo_interval([dict(photo=photo.tolist(), target=y.tolist(), right=(p == y).tolist())])
+    return dict(balanced_accuracy=value, interval=[low, high]),(y, p, 1/n[inverse])
+
+def cross_validate(
+    cfg, # resolved settings of `silkworm-train`; `cross_validate` is the number of parts
+    splits, # of `whole_split`
+    run, # folder; each part that is done is kept in its cross_validation.jsonl
+    log=print, # called with a line for each part
+)->dict: # plain values
+    "Every photograph tested once by a net that never saw it; beside it the same, cut by file"
+    items,k,file = sorted((str(p), c, splits.groups[p]) for p,c in splits.train + splits.valid),cfg.cross_validate,Path(run)/'cross_validation.jsonl'
+    n,classes = len({g for *_,g in items}),list(splits.classes)
+    if not 2 <= k <= n: raise GridError(f'cross_validate must be 2 to {n}, the number of photographs, not {k}')
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    done = {(r['by'], r['part']): r for r in (json.loads(o) for o in lines if o.endswith('\n'))}
+    todo = [(by,i) for by in (('photo', 'file') if n < len(items) else ('photo',)) for i in range(k) if (by,i) not in done]
+    log(f'Cross-validation: {k} parts of {n} photographs ({len(items)} files)' + (f'; {len(done)} trainings done before' if done else ''))
+    start = time.perf_counter()
+    for j,key in enumerate(todo):
+        done[key] = r = _test_part(cfg, splits, items, *key)
+        part = file.with_name(f'.{file.name}.part')
+        part.write_text(''.join(json.dumps(o) + '\n' for o in done.values())); os.replace(part, file)
+        left = (time.perf_counter() - start)/(j+1)*(len(todo)-j-1)
+        log(f'part {key[1]+1} of {k}, cut by {key[0]}: {sum(np.equal(r["pick"], r["target"]))} of {len(r["target"])} files right; about {left/60:.0f} min of cross-validation left')
+    photo,by_file = ([r for (by,_),r in sorted(done.items()) if by == what] for what in ('photo', 'file'))
+    res,(y,p,w) = _pooled(photo)
+    cm = np.zeros((len(classes),)*2)
+    np.add.at(cm, (y,p), w)
+    have = cm.sum(1)
+    res |= dict(folds=k, photographs=n, n=len(items), seed=cfg.seed, classes=classes, accuracy=float(np.trace(cm)/n), confusion_matrix=cm.round(2).tolist(), per_class_n={c: round(v) for c,v in zip(classes, have)},
+                per_class_recall={c: float(cm[i,i]/have[i]) if have[i] else None for i,c in enumerate(classes)}, symmetry=_pooled(photo, 'pick_symmetry')[0], by_file=None)
+    if by_file:
+        y,p = (np.concatenate([r[k] for r in by_file]) for k in ('target', 'pick'))
+        res['by_file'] = dict(accuracy=float((y == p).mean()), balanced_accuracy=float(np.mean([(p == y)[y == c].mean() for c in np.unique(y)])))
+    return res
 
 # %% ../nbs/11a_experiment.ipynb #fd2d1532
 def plot_results(

@@ -7,7 +7,7 @@ __all__ = ['Opt', 'OPTIONS', 'options_table', 'TrainError', 'convert', 'make_par
            'pick_device', 'resolve', 'say', 'make_dls', 'SeedEpoch', 'Mix', 'TrainLoss', 'train_loss', 'SkipValidation',
            'param_groups', 'make_opt_func', 'warmup_cosine', 'schedules', 'CPUMixedPrecision', 'precision',
            'PrintEpoch', 'Scalars', 'open_run', 'build_model', 'build_learner', 'load_checkpoint', 'predict_logits',
-           'best_model', 'warn_box', 'finish', 'save_deploy', 'evaluate', 'train', 'main']
+           'best_model', 'warn_box', 'finish', 'save_deploy', 'evaluate', 'fit_learner', 'train', 'main']
 
 # %% ../nbs/09a_train.ipynb #e664239f
 import argparse, difflib, json, os, re, shutil, signal, sys, time, warnings
@@ -30,6 +30,7 @@ _groups = {
     Opt('resize', 'crop|squish|pad', 'crop', 'how pictures that are not square become square', 'Preprocess'),
     Opt('valid_pct', 'float', .2, 'part for validation, where the folder does not say', 'find_splits'),
     Opt('test_pct', 'float', .2, 'part for the test, where the folder holds class folders only', 'find_splits'),
+    Opt('cross_validate', 'int', 0, 'image folder: K parts of the photographs, each tested once by a net that the same training made of the others; then the net of the bundle learns from all of them, but for the validation part; 0: off', 'silkworm_app.experiment'),
     Opt('group', 'hash|copies|auto|none', 'auto', 'what counts as the same picture, and so stays in one split', 'find_splits'),
     Opt('on_bad', 'raise|skip', 'raise', 'what to do about files that cannot be opened', 'find_splits'),
     Opt('n_train', 'int', 0, 'CIFAR: number of training pictures; 0: all', 'cifar_splits'),
@@ -210,6 +211,7 @@ def load_splits(
     from silkworm_app.data import DataError, cifar_splits, find_splits
     if not cfg.data_path: raise TrainError('data_path is missing: name the folder of pictures with --data_path')
     kind, path = cfg.data_set, Path(cfg.data_path)
+    if cfg.cross_validate and (kind.startswith('CIFAR') or cfg.eval_data_path): raise TrainError('cross_validate cuts an image folder by itself: leave out ' + ('eval_data_path' if cfg.eval_data_path else f'data_set {kind}') + ', or cross_validate')
     if kind.startswith('CIFAR'):
         for name in dict.fromkeys(['cifar10', 'cifar100'] if kind == 'CIFAR' else [kind.lower()]):
             try: return cifar_splits(name, path, cfg.n_train or None, n_test=cfg.n_test or None, seed=cfg.seed)
@@ -217,6 +219,9 @@ def load_splits(
         raise error
     if path.is_file() and path.suffix == '.zip': raise DataError(f'{path} is a zip file: unpack it, or say which set it is with --data_set CIFAR10 or CIFAR100')
     kw = dict(seed=cfg.seed, group=None if cfg.group == 'none' else cfg.group, on_bad=cfg.on_bad)
+    if cfg.cross_validate:
+        from silkworm_app.experiment import whole_split
+        return whole_split(find_splits(path, **kw | dict(group='copies' if cfg.group == 'auto' else kw['group'])), cfg.valid_pct, cfg.seed)
     if not cfg.eval_data_path: return find_splits(path, cfg.valid_pct, cfg.test_pct, **kw)
     return _with_valid(find_splits(path, 0, 0, **kw), find_splits(cfg.eval_data_path, 0, 0, **kw), kw['group'])
 
@@ -514,7 +519,7 @@ class Scalars(Callback):
 
 # %% ../nbs/09a_train.ipynb #b0201607
 _not_compared = {o.name for o in _groups['Run']} | {'num_workers', 'device', 'cache', 'eval_data_path', 'data_path', 'nb_classes', 'compile', 'deploy'} | {'save_ckpt', 'save_ckpt_freq'}
-_own = ('settings.yaml', 'history.csv', 'learnable_params.txt', 'learnable_params.jsonl', 'metrics.json', 'checkpoints', 'bundle', 'plots', 'logs', 'models')
+_own = ('settings.yaml', 'history.csv', 'learnable_params.txt', 'learnable_params.jsonl', 'metrics.json', 'cross_validation.jsonl', 'checkpoints', 'bundle', 'plots', 'logs', 'models')
 
 def _write_yaml(path, cfg):
     import yaml
@@ -691,13 +696,16 @@ def finish(
     learn, # trained
     run, # folder
     seconds:float, # of the training
+    cross:dict=None, # of `cross_validate`
 )->dict: # what metrics.json holds
     "Evaluate, fuse, prove, write the bundle and the plots"
+    from silkworm_app.bundle import cross_text
     from silkworm_app.fuse import compare, fuse
     model, which = best_model(cfg, learn, run)
     dls, splits = learn.dls, learn.dls.splits
     res = dict(classes=list(map(str, dls.vocab)), model=cfg.model, weights=which, epochs=len(learn.recorder.values), seconds=round(seconds, 1), seed=cfg.seed, warnings=splits.warnings, leak=splits.leak,
                counts=splits.counts(), train_loss=float(learn.recorder.values[-1][0]) if learn.recorder.values else None)
+    if cross: res['cross_validation'] = cross
     loaders = dict(valid=dls.valid, test=test_loader(dls))
     for name, dl in loaders.items():
         if dl is None: continue
@@ -705,6 +713,7 @@ def finish(
     last = 'test' if 'test' in res else 'valid'
     print(f'\n{"Test" if last == "test" else "Validation"} split, read once, with the weights of the best epoch ({which}):\n{metrics_report(res[last])}', flush=True)
     if splits.warnings: print(warn_box([*splits.warnings, f'so read the accuracy of {100*res[last]["accuracy"]:.1f} % with care'] if splits.leak and _misleading(splits.leak) else splits.warnings), flush=True)
+    if cross: print(f'\n{cross_text(cross)}', flush=True)
     if cfg.bundle or cfg.switch_to_deploy:
         fused = fuse(model, cfg.input_size)
         pics = [b[0].as_subclass(torch.Tensor).cpu() for _, b in zip(range(16), loaders[last])]
@@ -748,7 +757,7 @@ def _bundle(cfg, learn, model, run, res, pics):
     each = max(1, 10//len(splits.classes))
     by_class = [[p for p, c in splits.test or splits.valid if c == k] for k in splits.classes]
     shown = [ps[i] for ps in by_class for i in dict.fromkeys(j*len(ps)//each for j in range(each) if ps)][:10]
-    save_bundle(run/'bundle', learn, metrics={k: res[k] for k in ('test', 'valid') if k in res}, extra=dict(data_path=cfg.data_path, settings={k: v for k, v in cfg.items() if v is not None}),
+    save_bundle(run/'bundle', learn, metrics={k: res[k] for k in ('cross_validation', 'test', 'valid') if k in res}, extra=dict(data_path=cfg.data_path, counts=res['counts'], settings={k: v for k, v in cfg.items() if v is not None}),
                 onnx=cfg.onnx, batches=pics[:2], examples=shown)
     if cfg.onnx:
         x = pics[0].numpy()
@@ -806,6 +815,16 @@ def evaluate(
     return res
 
 # %% ../nbs/09a_train.ipynb #d55bbf4e
+def fit_learner(
+    cfg:Settings, # options
+    learn, # of `build_learner`
+):
+    "All epochs, by the schedules of the options"
+    if learn.opt is None: learn.create_opt()
+    plan = ParamScheduler(schedules(cfg, learn.opt))
+    cfg.started = True
+    learn.fit(cfg.epochs, cbs=plan)
+
 def train(
     cfg:Settings # of `read_settings`
 )->dict: # what metrics.json holds
@@ -819,18 +838,22 @@ def train(
         if not (run/'plots').is_dir(): _plots(run)
         return json.loads((run/'metrics.json').read_text(encoding='utf-8'))
     say(f'{splits.path}\n{splits}')
+    cross = None
+    if cfg.cross_validate:
+        from silkworm_app.experiment import cross_validate
+        if num_distrib() > 1: raise TrainError('cross_validate runs in one process: start silkworm-train without torchrun')
+        cfg.started = True
+        cross = cross_validate(cfg, splits, run, say)
     dls = make_dls(cfg, splits)
     learn = build_learner(cfg, dls, run, state)
     n = sum(p.numel() for p in learn.model.parameters())
     say(f'\n{cfg.model} ({n/1e6:.2f} M parameters), {cfg.input_size} px, batches of {cfg.batch_size}, {cfg.epochs} epochs at most, {cfg.opt} {cfg.lr:g} ({cfg.sched}), {pick_device(cfg.device)}')
     if state is not None: say(f'Going on after epoch {state["epoch"]}')
-    if learn.opt is None: learn.create_opt()
-    plan = ParamScheduler(schedules(cfg, learn.opt))
-    start, cfg.started = time.time(), True
-    learn.fit(cfg.epochs, cbs=plan)
+    start = time.time()
+    fit_learner(cfg, learn)
     leave()
     if rank_distrib(): return {}
-    return finish(cfg, learn, run, time.time() - start)
+    return finish(cfg, learn, run, time.time() - start, cross)
 
 def _sentence(e):
     "The last line of an error that a loader's process sent, or all of it, as one line and without fastai's frame"

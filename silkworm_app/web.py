@@ -121,8 +121,8 @@ def facts(
     "What the bundle says about itself, as plain values."
     c = predictor.config or {}
     m = dict(c.get('metrics') or {})
-    split = next((k for k in ('test', 'valid') if isinstance(m.get(k), dict)), None)
-    m = {**{k: v for k, v in m.items() if k not in ('test', 'valid')}, **m[split]} if split else m
+    split = next((k for k in ('cross_validation', 'test', 'valid') if isinstance(m.get(k), dict)), None)
+    m = {**{k: v for k, v in m.items() if k not in ('cross_validation', 'test', 'valid')}, **m[split]} if split else m
     extra = c.get('extra') or {}
     first = lambda *keys: next((d[k] for k in keys for d in (m, c, extra) if isinstance(d, dict) and d.get(k)), None)
     data = c.get('data') or extra.get('data') or {}
@@ -190,6 +190,11 @@ def model_html(
     "The model page: metrics, confusion matrix, fusion, curves; all from the bundle. The warnings stand above all tabs."
     m, tiles = f['metrics'], []
     note = f'{f["split"] or "test"} split' + (f', {m["n"]} pictures' if m.get('n') else '')
+    if f['split'] == 'cross_validation':
+        note, by_file = f'{m["folds"]}-fold cross-validation over {m["photographs"]} photographs', m.get('by_file')
+        tiles.append(_tile('Balanced accuracy on photographs never seen', f'{m["balanced_accuracy"]:.1%}', f'95 % interval {m["interval"][0]:.0%} to {m["interval"][1]:.0%}, {note}'))
+        if by_file: tiles.append(_tile('Balanced accuracy on a random cut of the files', f'{by_file["balanced_accuracy"]:.1%}', 'Misleading: copies of the training pictures are found again'))
+        m = {k: v for k, v in m.items() if k not in ('accuracy', 'balanced_accuracy')}
     for k, name in (('accuracy', 'Accuracy'), ('balanced_accuracy', 'Balanced accuracy')):
         if isinstance(m.get(k), (int, float)): tiles.append(_tile(name, f'{m[k]:.1%}', note + (', not to be trusted: see above' if f['leak'].get('test_seen_in_train') else '')))
     if seconds is not None: tiles.append(_tile('One picture', f'{1000 * seconds:.0f} ms', f'median on this machine{", " + f["backend"] if f["backend"] else ""}, measured at start'))

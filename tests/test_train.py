@@ -60,8 +60,8 @@ def test_options(train, tmp_path, name):
 
 def test_every_option_is_tried():
     tried = {o.split()[0] for g in GROUPS.values() for o in g.split('--')[1:]} | {b[2:] for b in BASE if str(b).startswith('--')} | {'data_path', 'output_dir'}
-    elsewhere = {'data_set', 'n_train', 'n_test', 'eval_data_path', 'cache', 'config', 'overwrite', 'resume', 'finetune', 'eval', 'switch_to_deploy', 'onnx', 'auto_resume', # below
-                 'deploy', 'project', 'enable_wandb', 'compile', 'pretrained'} # test_distributed.py; needs wandb; slow; needs the network
+    elsewhere = {'cross_validate', 'data_set', 'n_train', 'n_test', 'eval_data_path', 'cache', 'config', 'overwrite', 'resume', 'finetune', 'eval', 'switch_to_deploy', 'onnx', 'auto_resume', # below
+                 'deploy', 'project', 'enable_wandb', 'compile', 'pretrained'} # test_distributed.py; needs wandb; slow; needs the network; cross_validate: test_experiment.py
     assert tried | elsewhere == set(OPTIONS), tried ^ elsewhere ^ set(OPTIONS)
 
 
