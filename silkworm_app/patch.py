@@ -406,8 +406,8 @@ def _start(lslu, old):
 
 def _has_stats(model): return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None for m in model.modules())
 
-def _undo_norms(model, xs, own_stats):
-    "Measure what the batch norm of each LSLU sees, each acting as the identity meanwhile, and set it to undo itself"
+def _undo_norms(model, xs):
+    "Measure what the batch norm of each LSLU sees in training, each acting as the identity meanwhile, and set it to undo itself"
     bns = [m.bn for m in lslus(model).values()]
     seen = {bn: [] for bn in bns}
     def see(bn, args, out):
@@ -420,7 +420,7 @@ def _undo_norms(model, xs, own_stats):
     hooks = [bn.register_forward_hook(see) for bn in bns]
     try:
         model.eval()
-        if not own_stats:
+        if min(map(len, xs)) > 1:  # one picture has no batch statistics on a 1x1 map
             for m in others: m.training,m.momentum,m.num_batches_tracked = True,0.,None  # batch statistics, running ones untouched
         with torch.no_grad():
             for x in xs: model(x)
@@ -483,7 +483,7 @@ def patch_lslu(
     report = PatchReport(plan, init, before, sum(p.numel() for p in model.parameters()))
     if init == 'identity' and plan.replaced:
         for name,old in olds.items(): _start(model.get_submodule(name), old)
-        _undo_norms(model, xs, own_stats=calibrate is not None)
+        _undo_norms(model, xs)
         report.deviation = ((_eval_out(model, xs[0]) - y).abs().max()/y.abs().max().clamp(min=1e-30)).item()
     if hasattr(model, 'build_cfg'): model.build_cfg = {**model.build_cfg, 'plan': plan.to_dict()}
     return model,report
