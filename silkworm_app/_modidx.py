@@ -856,6 +856,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'silkworm_app.train._bundle': ('train.html#_bundle', 'silkworm_app/train.py'),
                                     'silkworm_app.train._deployed': ('train.html#_deployed', 'silkworm_app/train.py'),
                                     'silkworm_app.train._full': ('train.html#_full', 'silkworm_app/train.py'),
+                                    'silkworm_app.train._is_cifar10': ('train.html#_is_cifar10', 'silkworm_app/train.py'),
                                     'silkworm_app.train._kept': ('train.html#_kept', 'silkworm_app/train.py'),
                                     'silkworm_app.train._loggers': ('train.html#_loggers', 'silkworm_app/train.py'),
                                     'silkworm_app.train._misleading': ('train.html#_misleading', 'silkworm_app/train.py'),

@@ -21,7 +21,7 @@ Opt = namedtuple('Opt', 'name kind default help by')
 _groups = {
 'Data': [
     Opt('data_path', 'str', None, 'folder of pictures (train/valid/test, or one folder per class), or a CIFAR zip file', 'silkworm_app.data'),
-    Opt('data_set', 'image_folder|IMNET|CIFAR|CIFAR10|CIFAR100', 'image_folder', 'kind of data; IMNET is an image folder, CIFAR the CIFAR set that data_path holds', 'silkworm_app.data'),
+    Opt('data_set', 'image_folder|IMNET|CIFAR|CIFAR10|CIFAR100', 'image_folder', 'kind of data; IMNET is an image folder, CIFAR is CIFAR-100', 'silkworm_app.data'),
     Opt('eval_data_path', 'str', None, 'folder whose pictures are the validation split', 'find_splits'),
     Opt('nb_classes', 'int', 0, 'number of classes that the data must have; 0: not checked', 'checked'),
     Opt('input_size', 'int', 'auto', 'side of the square the net sees; auto: that of the pictures, at most 96 on CPU and 224 on GPU', 'Preprocess'),
@@ -213,10 +213,10 @@ def load_splits(
     kind, path = cfg.data_set, Path(cfg.data_path)
     if cfg.cross_validate and (kind.startswith('CIFAR') or cfg.eval_data_path): raise TrainError('cross_validate cuts an image folder by itself: leave out ' + ('eval_data_path' if cfg.eval_data_path else f'data_set {kind}') + ', or cross_validate')
     if kind.startswith('CIFAR'):
-        for name in dict.fromkeys(['cifar10', 'cifar100'] if kind == 'CIFAR' else [kind.lower()]):
-            try: return cifar_splits(name, path, cfg.n_train or None, n_test=cfg.n_test or None, seed=cfg.seed)
-            except DataError as e: error = e
-        raise error
+        try: return cifar_splits('cifar100' if kind == 'CIFAR' else kind.lower(), path, cfg.n_train or None, n_test=cfg.n_test or None, seed=cfg.seed)
+        except DataError:
+            if kind == 'CIFAR' and _is_cifar10(path): raise TrainError(f'data_set CIFAR is CIFAR-100, but {path} holds CIFAR-10: take --data_set CIFAR10') from None
+            raise
     if path.is_file() and path.suffix == '.zip': raise DataError(f'{path} is a zip file: unpack it, or say which set it is with --data_set CIFAR10 or CIFAR100')
     kw = dict(seed=cfg.seed, group=None if cfg.group == 'none' else cfg.group, on_bad=cfg.on_bad)
     if cfg.cross_validate:
@@ -224,6 +224,11 @@ def load_splits(
         return whole_split(find_splits(path, **kw | dict(group='copies' if cfg.group == 'auto' else kw['group'])), cfg.valid_pct, cfg.seed)
     if not cfg.eval_data_path: return find_splits(path, cfg.valid_pct, cfg.test_pct, **kw)
     return _with_valid(find_splits(path, 0, 0, **kw), find_splits(cfg.eval_data_path, 0, 0, **kw), kw['group'])
+
+def _is_cifar10(path):
+    from silkworm_app.data import DataError, _cifar_files
+    try: return len(_cifar_files(path, 'cifar10')[0]['train']) == 10
+    except DataError: return False
 
 def _with_valid(splits, other, group):
     "`splits` with the pictures of `other` (its valid, test or only ones) as the validation split"

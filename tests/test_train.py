@@ -6,9 +6,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from silkworm_app.data import draw_sample
-from silkworm_app.train import OPTIONS, main, options_table, read_settings
+from silkworm_app.train import OPTIONS, load_splits, main, options_table, read_settings
 
 BASE = ['--epochs', 1, '--batch_size', 16, '--bundle', 'false', '--group', 'hash', '--log_dir', 'none', '--progress', 'false', '--device', 'cpu', '--num_workers', 0]
 
@@ -105,11 +106,26 @@ def test_other_validation_folder(train, data, tmp_path):
 
 
 def test_cifar(tmp_path, cifar10_dir, capsys):
-    "A folder of CIFAR-10, under the reference's names"
-    for name in ('CIFAR', 'CIFAR10'):
-        assert main(['--data_path', str(cifar10_dir), '--data_set', name, '--n_train', '200', '--n_test', '100', '--output_dir', str(tmp_path/name), '--epochs', '1', '--bundle', 'false', '--progress', 'false', '--batch_size', '32']) == 0
-    m = json.loads((tmp_path/'CIFAR10/metrics.json').read_text())
+    "A folder of CIFAR-10"
+    assert main(['--data_path', str(cifar10_dir), '--data_set', 'CIFAR10', '--n_train', '200', '--n_test', '100', '--output_dir', str(tmp_path/'run'), '--epochs', '1', '--bundle', 'false', '--progress', 'false', '--batch_size', '32']) == 0
+    m = json.loads((tmp_path/'run/metrics.json').read_text())
     assert m['test']['n'] == 100 and len(m['classes']) == 10
+
+
+def test_cifar_is_cifar100(tmp_path, capsys):
+    "As in the reference; with CIFAR-10 alone there, one sentence says what to take"
+    for k in (10, 100):
+        for split, n in (('train', 10), ('test', 1)):
+            for c in range(k):
+                d = tmp_path/f'cifar{k}'/split/f'class{c:02}'
+                d.mkdir(parents=True)
+                for i in range(n): Image.fromarray(np.random.default_rng([k, c, i]).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(d/f'{i}.png')
+    splits = lambda name, path: load_splits(read_settings(['--data_path', str(path), '--data_set', name]))
+    for name, path, k in (('CIFAR', tmp_path, 100), ('CIFAR', tmp_path/'cifar100', 100), ('CIFAR100', tmp_path, 100), ('CIFAR10', tmp_path, 10)): assert len(splits(name, path).classes) == k and len(splits(name, path).test) == k
+    assert main(['--data_path', str(tmp_path/'cifar10'), '--data_set', 'CIFAR', '--output_dir', str(tmp_path/'run')]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith('silkworm-train: data_set CIFAR is CIFAR-100') and '--data_set CIFAR10' in err and err.count('\n') == 1 and not (tmp_path/'run').exists()
+    assert main(['--data_path', str(tmp_path/'cifar100'), '--data_set', 'CIFAR10', '--output_dir', str(tmp_path/'run')]) == 2 and 'cifar10 has 10 classes' in capsys.readouterr().err
 
 
 BAD = [(['--nb_classes', 7], 'nb_classes is 7'), (['--model', 'vanilanet_5'], 'vanillanet_5'), (['--opt', 'adamy'], 'close to it'), (['--aa', 'rand-m7', '--aug', 'strong'], 'two ways to augment'),
