@@ -19,9 +19,9 @@ def evaluate_probs(
     targets, # [N] class numbers
     classes:list=None, # K names; default '0', '1', ...
     logits:bool=False, # `preds` are logits
-    topk:int=5, # of `top5`; all classes where there are fewer
+    topk:int=5, # of `top5`
     bins:int=15 # of the calibration error
-)->dict: # plain values: n, accuracy, balanced_accuracy, top5, loss, ece, per_class_recall, per_class_precision, per_class_n, confusion_matrix
+)->dict: # plain values: n, accuracy, balanced_accuracy, top5, loss, ece, per_class_recall, per_class_precision, per_class_n, confusion_matrix; top5 is None for topk classes or fewer
     "Accuracy, balanced accuracy, top-5, cross-entropy, calibration error, recall and precision of each class, confusion matrix (rows: true class)."
     p, y = _array(preds).astype(np.float64), _array(targets).astype(np.int64)
     if p.ndim != 2 or y.shape != (len(p),): raise ValueError(f'predictions must be [N, K] and targets [N], not {list(p.shape)} and {list(y.shape)}')
@@ -45,7 +45,7 @@ def evaluate_probs(
     which = np.clip(np.ceil(conf * bins).astype(int) - 1, 0, bins - 1)
     gap = lambda i: abs(right[which == i].mean() - conf[which == i].mean()) * (which == i).sum()
     ece = sum(gap(i) for i in range(bins) if (which == i).any()) / n
-    return dict(n=int(n), accuracy=float(right.mean()), balanced_accuracy=float(np.mean([r for r in recall if r is not None])), top5=float((rank < topk).mean()),
+    return dict(n=int(n), accuracy=float(right.mean()), balanced_accuracy=float(np.mean([r for r in recall if r is not None])), top5=float((rank < topk).mean()) if k > topk else None,
                 loss=float(-logp[rows, y].mean()), ece=float(ece), per_class_recall=dict(zip(names, recall)), per_class_precision=dict(zip(names, share(hit, said))),
                 per_class_n=dict(zip(names, map(int, true))), confusion_matrix=cm.tolist())
 
@@ -70,7 +70,7 @@ def metrics_report(
     row = lambda name, vals: f'{name:{w}}  ' + '  '.join(f'{v:>{c}}' for v, c in zip(vals, cols))
     out = [row('', sets)] if any(sets) else []
     out += [row(n, [f(m[k]) for m in sets.values()]) for n, k, f in (('pictures', 'n', str), ('accuracy', 'accuracy', _pct), ('balanced accuracy', 'balanced_accuracy', _pct),
-            ('top-5 accuracy', 'top5', _pct), ('loss', 'loss', '{:.4f}'.format), ('calibration error', 'ece', '{:.4f}'.format))]
+            ('top-5 accuracy', 'top5', _pct), ('loss', 'loss', '{:.4f}'.format), ('calibration error', 'ece', '{:.4f}'.format)) if any(m[k] is not None for m in sets.values())]
     out.append(row('recall, precision', ['']*len(sets)))
     for c in first['per_class_recall']:
         out.append(row(f'  {c}', [f'{_pct(m["per_class_recall"].get(c)).strip()}, {_pct(m["per_class_precision"].get(c)).strip()}' for m in sets.values()]) + f'   of {first["per_class_n"].get(c)}')
