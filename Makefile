@@ -1,5 +1,6 @@
 # make demo                 train on the built-in sample, fuse, prove, serve on 127.0.0.1:7860
 # make demo DATA=folder     the same on your own pictures      (SERVE=0 stops after the proof)
+# make silkworm DATA=folder cross-validate, then train on all pictures: a bundle with its card in runs/silkworm
 # make test                 every notebook and test that CI runs
 PYTHON ?= python3
 VENV   := .venv
@@ -8,17 +9,18 @@ DATA   ?=
 SERVE  ?= 1
 PORT   ?= 7860
 RUN    ?= runs/demo
+FOLDS  ?= 5
 SAMPLE := data/synthetic_silkworm_sample
 TRAIN_ARGS ?=
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 export GRADIO_ANALYTICS_ENABLED := False
 
-.PHONY: demo test env clean
+.PHONY: demo silkworm has-data test env clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,4s/^# //p' Makefile
 
 env: $(VENV)/.ready
 
@@ -41,6 +43,14 @@ endif
 ifneq ($(SERVE),0)
 	$(BIN)/python app.py --bundle $(RUN)/bundle --port $(PORT)
 endif
+
+has-data:
+	@test -n "$(strip $(DATA))" || { echo "make: name the folder of your pictures: make silkworm DATA=folder"; exit 2; }
+
+silkworm: RUN = runs/silkworm
+silkworm: has-data env
+	$(BIN)/silkworm-train --data_path "$(DATA)" --output_dir "$(RUN)" --overwrite --device cpu --input_size 64 --cross_validate $(FOLDS) $(TRAIN_ARGS)
+	@echo; cat "$(RUN)/bundle/card.md"
 
 test: env
 	$(BIN)/python tests/check_notebooks.py

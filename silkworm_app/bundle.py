@@ -148,6 +148,7 @@ _pct = lambda v: f'{100*v:.1f} %'
 
 def cross_text(
     c:dict, # of `cross_validate`
+    titles:dict={}, # name of a class to what it is called
 )->str: # lines
     "A cross-validation in words"
     value = lambda d: f'{_pct(d["balanced_accuracy"])} (95 % interval {_pct(d["interval"][0])} to {_pct(d["interval"][1])})'
@@ -155,7 +156,7 @@ def cross_text(
            f'{c["folds"]}-fold cross-validation over {c["photographs"]} photographs ({c["n"]} files): each was tested once, by a net trained on others, and counts once whatever the number of its copies.',
            f'Averaged over the eight symmetries of each picture, which the bundle does not do: {value(c["symmetry"])}. Accuracy without balancing the classes: {_pct(c["accuracy"])}.']
     if f := c.get('by_file'): out.append(f'Misleading: the same net on a random cut of the files has {_pct(f["balanced_accuracy"])} balanced accuracy and {_pct(f["accuracy"])} accuracy, since it finds copies of its training pictures again.')
-    few = [k for k,n in c['per_class_n'].items() if n < 5]
+    few = [titles.get(k, k) for k,n in c['per_class_n'].items() if n < 5]
     out.append('The interval comes from drawing the photographs again.' + (f' It is too narrow: {", ".join(few)} ha{"s" if len(few) == 1 else "ve"} fewer than five photographs, and what is hardly there cannot vary.' if few else ''))
     return '\n'.join(out)
 
@@ -170,7 +171,7 @@ def bundle_card(
     rows = lambda head, body: ['', '| ' + ' | '.join(head) + ' |', '|' + '---|'*len(head), *('| ' + ' | '.join(map(str, r)) + ' |' for r in body), '']
     out = ['# Model card', '', f'{config["arch"]}, {config["size"]} x {config["size"]} pixels, {len(config["classes"])} classes: {", ".join(title.values())}. Made {str(config.get("created"))[:10]} with silkworm_app {(config.get("versions") or {}).get("silkworm_app")}.', '', '## How good it is', '']
     if cross:
-        out += [cross_text(cross).replace('\n', '\n\n').replace('Balanced', '**Balanced', 1).replace('; guessing', '**; guessing', 1), '', 'Photographs, each shared out over the answers to its copies:']
+        out += [cross_text(cross, title).replace('\n', '\n\n').replace('Balanced', '**Balanced', 1).replace('; guessing', '**; guessing', 1), '', 'Photographs, each shared out over the answers to its copies:']
         out += rows(['true class', *(f'said {title[c]}' for c in cross['classes']), 'found'], [(title[c], *(f'{v:g}' for v in r), '-' if cross['per_class_recall'][c] is None else f'{cross["per_class_recall"][c]:.0%} of {cross["per_class_n"][c]}') for c, r in zip(cross['classes'], cross['confusion_matrix'])])
     if split and isinstance(m[split].get('accuracy'), float):
         v = m[split]

@@ -501,6 +501,7 @@ def cross_validate(
     items,k,file = sorted((str(p), c, splits.groups[p]) for p,c in splits.train + splits.valid),cfg.cross_validate,Path(run)/'cross_validation.jsonl'
     n,classes = len({g for *_,g in items}),list(splits.classes)
     if not 2 <= k <= n: raise GridError(f'cross_validate must be 2 to {n}, the number of photographs, not {k}')
+    cfg.started = True
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     done = {(r['by'], r['part']): r for r in (json.loads(o) for o in lines if o.endswith('\n'))}
     todo = [(by,i) for by in (('photo', 'file') if n < len(items) else ('photo',)) for i in range(k) if (by,i) not in done]

@@ -847,7 +847,6 @@ def train(
     if cfg.cross_validate:
         from silkworm_app.experiment import cross_validate
         if num_distrib() > 1: raise TrainError('cross_validate runs in one process: start silkworm-train without torchrun')
-        cfg.started = True
         cross = cross_validate(cfg, splits, run, say)
     dls = make_dls(cfg, splits)
     learn = build_learner(cfg, dls, run, state)

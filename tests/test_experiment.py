@@ -179,3 +179,42 @@ def test_one_writer_at_a_time(drawings, done):
     with open(done[0] / '.lock', 'w') as f:
         fcntl.flock(f, fcntl.LOCK_EX)
         with pytest.raises(GridError, match='another process'): run_grid(make_grid(small_grid(drawings)), done[0], **quiet)
+
+
+def test_model_card_of_cross_validated_bundle(tmp_path, capsys):
+    "Drawings with turned copies, one of them under two classes: the bundle, its card and the page say how it does on photographs never seen; the same seed gives the same weights."
+    import hashlib
+    from PIL import Image
+    from silkworm_app.bundle import load_bundle
+    from silkworm_app.data import draw_larva
+    from silkworm_app.train import main as train
+    from silkworm_app.web import facts, model_html
+    for split, c, kind, seeds in (('train', 'healthy', 'healthy', range(8)), ('test', 'healthy', 'healthy', range(6, 10)), ('train', 'muscardine', 'muscardine', range(5)), ('test', 'muscardine', 'muscardine', range(5, 8))):
+        d = tmp_path / 'p' / split / c
+        d.mkdir(parents=True)
+        for i in seeds:
+            im = draw_larva(kind, 160, seed=i)
+            for k, turned in enumerate((im, im.transpose(Image.Transpose.ROTATE_90))): turned.save(d / f'{i}_{k}.png')
+    draw_larva('healthy', 160, seed=0).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(tmp_path / 'p/train/muscardine/wrong.png')
+    def run(name, *more):
+        assert train(['--data_path', str(tmp_path / 'p'), '--output_dir', str(tmp_path / name), '--cross_validate', '3', '--epochs', '2', '--batch_size', '8', '--input_size', '32', '--device', 'cpu', '--progress', 'false', *more]) == 0
+        return json.loads((tmp_path / name / 'metrics.json').read_text()), {f: hashlib.sha256((tmp_path / name / f).read_bytes()).hexdigest() for f in ('best.safetensors', 'bundle/model.safetensors', 'cross_validation.jsonl')}
+    m, hashes = run('a')
+    said, cv = capsys.readouterr().out, m['cross_validation']
+    records = [json.loads(o) for o in (tmp_path / 'a/cross_validation.jsonl').read_text().splitlines()]
+    seen = [r for r in records if r['by'] == 'photo']
+    assert [g for r in seen for g in set(r['photo'])] and len({g for r in seen for g in r['photo']}) == sum(len(set(r['photo'])) for r in seen) == cv['photographs'] == 17, 'a photograph was tested in two parts, or one under two classes stayed'
+    assert cv['n'] == 34 and len(records) == 6 and cv['by_file'] and 'test' not in m and m['leak']['valid_seen_in_train'] == 0
+    right = {}
+    for r in seen:
+        for g, y, p in zip(r['photo'], r['target'], r['pick']): right.setdefault((y, g), []).append(y == p)
+    recall = [np.mean([np.mean(v) for (y, _), v in right.items() if y == c]) for c in (0, 1)]
+    assert abs(cv['balanced_accuracy'] - np.mean(recall)) < 1e-9 and cv['interval'][0] <= np.mean(recall) <= cv['interval'][1] and np.allclose(np.sum(cv['confusion_matrix'], 1), [9, 8])
+    assert np.allclose(list(cv['per_class_recall'].values()), recall)
+    card = (tmp_path / 'a/bundle/card.md').read_text()
+    page = model_html(facts(load_bundle(tmp_path / 'a/bundle')))
+    for v in (cv['balanced_accuracy'], cv['by_file']['balanced_accuracy']): assert f'{100*v:.1f} %' in card and f'{v:.1%}' in page and f'{100*v:.1f} %' in said
+    for word in ('17 photographs', 'Misleading', '1 photographs under two classes', 'It is no diagnosis', 'seed 42'): assert word in card
+    assert '1 picture(s) stand' not in card, 'what was left out is still warned of'
+    assert run('b', '--onnx', 'false')[1] == hashes
+    assert train(['--data_path', str(tmp_path / 'p'), '--output_dir', str(tmp_path / 'd'), '--cross_validate', '18']) == 2 and 'cross_validate must be 2 to 17' in capsys.readouterr().err
