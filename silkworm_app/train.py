@@ -448,7 +448,7 @@ def schedules(
     lr, res = cfg.lr*scale, {}
     if cfg.sched == 'onecycle':
         res['lr'] = combined_cos(.25, lr/25, lr, lr/1e5)
-        if 'mom' in opt.bwd_map and not {'opt_betas', 'momentum'} & cfg.given: res['mom'] = combined_cos(.25, .95, .85, .95)
+        if 'mom' in opt.bwd_map and not cfg.opt_betas and cfg.momentum == OPTIONS['momentum'].default: res['mom'] = combined_cos(.25, .95, .85, .95)
     else:
         warm = min(cfg.warmup_epochs, cfg.epochs//4)
         if warm < cfg.warmup_epochs and 'warmup_epochs' in cfg.given: say(f'warmup_epochs {cfg.warmup_epochs} is more than a quarter of {cfg.epochs} epochs: {warm} taken')
