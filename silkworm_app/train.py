@@ -6,8 +6,9 @@
 __all__ = ['Opt', 'OPTIONS', 'options_table', 'TrainError', 'convert', 'make_parser', 'Settings', 'read_settings', 'load_splits',
            'pick_device', 'resolve', 'say', 'make_dls', 'SeedEpoch', 'Mix', 'TrainLoss', 'train_loss', 'SkipValidation',
            'param_groups', 'make_opt_func', 'warmup_cosine', 'schedules', 'CPUMixedPrecision', 'precision',
-           'PrintEpoch', 'Scalars', 'open_run', 'build_model', 'build_learner', 'load_checkpoint', 'predict_logits',
-           'best_model', 'warn_box', 'finish', 'save_deploy', 'evaluate', 'fit_learner', 'train', 'main']
+           'PrintEpoch', 'Scalars', 'Wandb', 'open_run', 'build_model', 'build_learner', 'load_checkpoint',
+           'predict_logits', 'best_model', 'warn_box', 'finish', 'save_deploy', 'evaluate', 'fit_learner', 'train',
+           'main']
 
 # %% ../nbs/09a_train.ipynb #e664239f
 import argparse, difflib, json, os, re, shutil, signal, sys, time, warnings
@@ -116,8 +117,8 @@ _groups = {
     Opt('bundle', 'bool', True, 'write the deployable bundle', 'save_bundle'),
     Opt('onnx', 'bool', True, 'with the ONNX file in it', 'save_onnx'),
     Opt('progress', 'bool', 'auto', "fastai's progress bar; auto: on a terminal", 'fastai ProgressCallback'),
-    Opt('enable_wandb', 'bool', False, 'log to Weights & Biases', 'fastai WandbCallback'),
-    Opt('project', 'str', 'silkworm_app', 'project there', 'fastai WandbCallback')]}
+    Opt('enable_wandb', 'bool', False, 'log to Weights & Biases what TensorBoard gets', 'wandb'),
+    Opt('project', 'str', 'silkworm_app', 'project there', 'wandb')]}
 
 OPTIONS = {o.name: o for os_ in _groups.values() for o in os_}
 
@@ -333,7 +334,7 @@ from fastai.torch_core import get_model, num_distrib, rank_distrib, set_seed
 from .callback import Checkpoint, EarlyStopping, SaveBest, StopOnNaN, WeightEMA, act_slope, find_checkpoint, load_weights, save_weights, _acc, _ce
 from .data import DataError, test_loader
 from .distributed import Processes, WholeLoss, leave
-from .evaluate import evaluate_probs, metrics_report
+from .evaluate import best_file, evaluate_probs, metrics_report, read_weights
 from .learner import lslu_learner
 
 # %% ../nbs/09a_train.ipynb #ea171909
@@ -495,8 +496,19 @@ class PrintEpoch(Callback):
             self.last = time.time()
     def after_fit(self): self.learn.logger = self.old
 
+def _scalars(learn):
+    "What the last epoch brought: loss, metrics, learning rate, slope, alphas and biases of each layer"
+    model, rec = get_model(learn.model), learn.recorder
+    res = {f'metrics/{n}': float(v) for n, v in zip(rec.metric_names[1:], rec.log[1:]) if isinstance(v, (int, float, np.number, torch.Tensor))}
+    res['metrics/lr'] = float(learn.opt.hypers[-1]['lr'])
+    if hasattr(model, 'act_slope'): res['metrics/act_slope'] = float(act_slope(model))
+    for n, p in model.named_parameters():
+        layer, _, kind = n.rpartition('.')
+        if kind in ('alphas', 'biases'): res |= {f'{kind}/{layer}/{i}': v for i, v in enumerate(p.detach().float().reshape(len(p), -1).mean(1).tolist())}
+    return res
+
 class Scalars(Callback):
-    "TensorBoard: loss, metrics, learning rate, alphas and biases of each layer"
+    "TensorBoard: what each epoch brought"
     order, run_valid = 70, False
     def __init__(self,
         log_dir # folder
@@ -509,22 +521,34 @@ class Scalars(Callback):
             self.writer = SummaryWriter(str(self.log_dir), purge_step=self.epoch + 1)
         return self.writer
     def after_epoch(self):
-        w, step = self._open(), self.epoch + 1
-        for n, v in zip(self.recorder.metric_names[1:], self.recorder.log[1:]):
-            if isinstance(v, (int, float, np.number, torch.Tensor)): w.add_scalar(f'metrics/{n}', float(v), step)
-        w.add_scalar('metrics/lr', self.opt.hypers[-1]['lr'], step)
-        if hasattr(get_model(self.learn.model), 'act_slope'): w.add_scalar('metrics/act_slope', act_slope(self.learn.model), step)
-        for n, p in get_model(self.learn.model).named_parameters():
-            kind = n.rsplit('.', 1)[-1]
-            if kind not in ('alphas', 'biases'): continue
-            for i, v in enumerate(p.detach().float().reshape(len(p), -1).mean(1).tolist()): w.add_scalar(f'{kind}/{n.rsplit(".", 1)[0]}/{i}', v, step)
+        w = self._open()
+        for n, v in _scalars(self.learn).items(): w.add_scalar(n, v, self.epoch + 1)
         w.flush()
     def after_fit(self):
         if self.writer is not None: self.writer.close(); self.writer = None
 
+class Wandb(Callback):
+    "Weights & Biases: the same. fastai's `WandbCallback` logs each batch and cannot describe these loaders"
+    order, run_valid = 70, False
+    def __init__(self,
+        run # of `wandb.init`
+    ): self.wandb = run
+    def before_fit(self): self.run = not hasattr(self, 'gather_preds') and not hasattr(self, 'lr_finder')
+    def after_epoch(self): self.wandb.log(_scalars(self.learn), step=self.epoch + 1)
+
+def _open_wandb(cfg, run, goes_on):
+    "A run there; one that goes on here goes on there, too"
+    try: import wandb
+    except ImportError: raise TrainError('enable_wandb needs the package wandb: pip install wandb') from None
+    name = run/'wandb_id.txt'
+    goes_on = goes_on and name.is_file()
+    if not goes_on: name.write_text(os.urandom(4).hex(), encoding='utf-8')
+    try: return wandb.init(project=cfg.project, dir=str(run), config=dict(cfg), id=name.read_text(encoding='utf-8'), resume='allow' if goes_on else None)
+    except Exception as e: raise TrainError(f'enable_wandb: {" ".join(str(e).split())[:200]} (WANDB_MODE=offline logs without the network)') from None
+
 # %% ../nbs/09a_train.ipynb #b0201607
 _not_compared = {o.name for o in _groups['Run']} | {'num_workers', 'device', 'cache', 'eval_data_path', 'data_path', 'nb_classes', 'compile', 'deploy'} | {'save_ckpt', 'save_ckpt_freq'}
-_own = ('settings.yaml', 'history.csv', 'learnable_params.txt', 'learnable_params.jsonl', 'metrics.json', 'cross_validation.jsonl', 'checkpoints', 'bundle', 'plots', 'logs', 'models')
+_own = ('settings.yaml', 'history.csv', 'learnable_params.txt', 'learnable_params.jsonl', 'metrics.json', 'cross_validation.jsonl', 'wandb_id.txt', 'checkpoints', 'bundle', 'plots', 'logs', 'models')
 
 def _write_yaml(path, cfg):
     import yaml
@@ -550,7 +574,7 @@ def open_run(
         if not Path(cfg.resume).is_file(): raise TrainError(f'resume: there is no checkpoint {cfg.resume}')
         try: state = torch.load(cfg.resume, map_location='cpu', weights_only=True)
         except Exception as e: raise TrainError(f'resume: {cfg.resume} is no checkpoint of a training ({" ".join(str(e).split())[:120]})') from None
-    elif not cfg.overwrite and old.is_file():
+    elif not cfg.overwrite and old.is_file() and any((run/n).exists() for n in _own[1:]): # settings alone: it failed before it began
         if not cfg.auto_resume: raise TrainError(f'{run} holds an earlier run: go on with --auto_resume true, start anew with --overwrite, or name another --output_dir')
         was = _read_yaml(old)
         other = [k for k in OPTIONS if k in was and k not in _not_compared and was[k] != cfg[k]]
@@ -582,14 +606,17 @@ class _BestEMA(SaveBest):
     @property
     def name(self): return f'best_ema_{self.decay:g}'
 
+def _net(cfg):
+    "What the settings say about the net's structure"
+    return dict(act_num=cfg.act_num, where=cfg.where, per_channel=cfg.per_channel, form=cfg.form, act=cfg.act, drop_rate=cfg.drop, **(dict(stem_stride=cfg.stem_stride) if cfg.stem_stride is not None else {}))
+
 def build_model(
     cfg:Settings, # resolved
     n:int, # classes
 ):
     "The net of the settings, untrained"
     from silkworm_app.patch import lslu_model
-    return lslu_model(cfg.model, n, act_num=cfg.act_num, where=cfg.where, per_channel=cfg.per_channel, form=cfg.form, act=cfg.act, drop_rate=cfg.drop, input_size=cfg.input_size,
-                      **(dict(stem_stride=cfg.stem_stride) if cfg.stem_stride is not None else {}))
+    return lslu_model(cfg.model, n, input_size=cfg.input_size, **_net(cfg))
 
 def build_learner(
     cfg:Settings, # resolved
@@ -600,10 +627,12 @@ def build_learner(
     "The learner of a run. Raises `TrainError`, or `ValueError` for what can't be built."
     set_seed(cfg.seed)
     device = pick_device(cfg.device)
-    kw = dict(stem_stride=cfg.stem_stride) if cfg.stem_stride is not None else {}
-    learn = lslu_learner(dls, cfg.model, opt_func=make_opt_func(cfg), splitter=lambda m: param_groups(m, cfg.weight_decay, cfg.layer_decay), lr=cfg.lr, path=run,
+    try: learn = lslu_learner(dls, cfg.model, opt_func=make_opt_func(cfg), splitter=lambda m: param_groups(m, cfg.weight_decay, cfg.layer_decay), lr=cfg.lr, path=run,
                          metrics=[AccumMetric(_acc, flatten=False, name='accuracy'), BalancedAccuracy()], decay_epochs=cfg.decay_epochs, decay_linear=cfg.decay_linear, log='learnable_params.txt',
-                         act_num=cfg.act_num, where=cfg.where, per_channel=cfg.per_channel, form=cfg.form, init=cfg.init, act=cfg.act, drop_rate=cfg.drop, pretrained=cfg.pretrained, **kw)
+                         init=cfg.init, pretrained=cfg.pretrained, **_net(cfg))
+    except ValueError as e:
+        if not str(e).startswith('The pretrained weights'): raise
+        raise TrainError(f"pretrained: timm's weights of {cfg.model} are neither published, nor in its cache, nor to be had from here: connect to the network once, name a file with --finetune, or leave out --pretrained") from None
     learn.model.to(device)
     if cfg.finetune: load_checkpoint(learn.model, cfg)
     if cfg.pretrained: learn.unfreeze()
@@ -620,7 +649,7 @@ def build_learner(
     if cfg.early_stop_epochs: cbs.append(EarlyStopping(patience=cfg.early_stop_epochs))
     cbs += precision(cfg, device) + [SaveBest()]
     if cfg.save_ckpt or state is not None: cbs.append(Checkpoint(run/'checkpoints', cfg.save_ckpt_freq if cfg.save_ckpt else 10**9, cfg.save_ckpt_num, resume=state))
-    if main: cbs += [CSVLogger()] + _loggers(cfg, run)
+    if main: cbs += [CSVLogger()] + _loggers(cfg, run, state is not None)
     if not (sys.stdout.isatty() if cfg.progress == 'auto' else cfg.progress) or not main:
         learn.remove_cb(ProgressCallback)
         if main: cbs.append(PrintEpoch())
@@ -631,18 +660,13 @@ def build_learner(
     if cfg.compile: learn.model.compile()
     return learn
 
-def _loggers(cfg, run):
+def _loggers(cfg, run, goes_on):
     res = []
     if cfg.log_dir != 'none':
         try: import torch.utils.tensorboard
         except ImportError: say('TensorBoard is not installed: no scalars are written (pip install tensorboard)')
         else: res.append(Scalars(run/'logs' if cfg.log_dir == 'auto' else Path(cfg.log_dir)))
-    if cfg.enable_wandb:
-        try: import wandb
-        except ImportError: raise TrainError('enable_wandb needs the package wandb: pip install wandb') from None
-        from fastai.callback.wandb import WandbCallback
-        wandb.init(project=cfg.project, dir=str(run), config=dict(cfg))
-        res.append(WandbCallback(log=None, log_preds=False, log_model=False))
+    if cfg.enable_wandb: res.append(Wandb(_open_wandb(cfg, run, goes_on)))
     return res
 
 def load_checkpoint(
@@ -652,10 +676,10 @@ def load_checkpoint(
     "The weights of `finetune` into the net; says which stay fresh"
     from silkworm_app.patch import load_reference
     path = Path(cfg.finetune)
-    if path.is_dir(): path = path/'best.safetensors'
+    if path.is_dir(): path = best_file(path, cfg.model_key)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        left = load_reference(model, path, cfg.model_key, cfg.model_prefix)
+        left = load_reference(model, read_weights(path, cfg.model_key), prefix=cfg.model_prefix)
     say(f'Weights of {path}' + (f'; fresh: {", ".join(left)}' if left else ''))
 
 # %% ../nbs/09a_train.ipynb #e373b3ca
@@ -785,7 +809,7 @@ def _deployed(path, cfg, n):
         model = fuse_like(rebuild_model(d['build_cfg']), d['fuse_plan'])
         model.load_state_dict(d['model'])
         return model
-    model = lslu_model(cfg.model, n, act_num=cfg.act_num, per_channel=cfg.per_channel, form=cfg.form, act=cfg.act, deploy=True)
+    model = lslu_model(cfg.model, n, deploy=True, **_net(cfg))
     load_reference(model, path, cfg.model_key, cfg.model_prefix)
     return model
 
@@ -857,7 +881,12 @@ def train(
     fit_learner(cfg, learn)
     leave()
     if rank_distrib(): return {}
-    return finish(cfg, learn, run, time.time() - start, cross)
+    res = finish(cfg, learn, run, time.time() - start, cross)
+    if cfg.enable_wandb:
+        last = 'test' if 'test' in res else 'valid'
+        learn.wandb.wandb.summary.update({f'{last}/{k}': v for k, v in res[last].items() if isinstance(v, (int, float))})
+        learn.wandb.wandb.finish()
+    return res
 
 def _sentence(e):
     "The last line of an error that a loader's process sent, or all of it, as one line and without fastai's frame"

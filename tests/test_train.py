@@ -61,8 +61,8 @@ def test_options(train, tmp_path, name):
 
 def test_every_option_is_tried():
     tried = {o.split()[0] for g in GROUPS.values() for o in g.split('--')[1:]} | {b[2:] for b in BASE if str(b).startswith('--')} | {'data_path', 'output_dir'}
-    elsewhere = {'cross_validate', 'data_set', 'n_train', 'n_test', 'eval_data_path', 'cache', 'config', 'overwrite', 'resume', 'finetune', 'eval', 'switch_to_deploy', 'onnx', 'auto_resume', # below
-                 'deploy', 'project', 'enable_wandb', 'compile', 'pretrained'} # test_distributed.py; needs wandb; slow; needs the network; cross_validate: test_experiment.py
+    elsewhere = {'cross_validate', 'pretrained', 'enable_wandb', 'project', 'data_set', 'n_train', 'n_test', 'eval_data_path', 'cache', 'config', 'overwrite', 'resume', 'finetune', 'eval', 'switch_to_deploy', 'onnx', 'auto_resume', # below
+                 'deploy', 'compile'} # test_distributed.py; slow; cross_validate: test_experiment.py
     assert tried | elsewhere == set(OPTIONS), tried ^ elsewhere ^ set(OPTIONS)
 
 
@@ -93,6 +93,12 @@ def test_whole_run_again_from_its_settings(data, tmp_path, capsys):
             for c in cols.split(): assert e[c]['confusion_matrix'] == m['confusion_matrix'] and abs(e[c]['loss'] - m['loss']) < 1e-4
     assert evaluate([str(run), '--model_key', 'model_ema_0.5']) == 0 and evaluate([str(run/'checkpoints/epoch_2.pth'), '--model_key', 'model_ema_0.5', '--split', 'valid']) == 0
     assert evaluate([str(run), '--model_key', 'model_ema_0.7']) == 2 and 'best_ema_0.5' in capsys.readouterr().err
+    assert evaluate([str(run/'checkpoints/epoch_2.pth'), '--model_key', 'model_ema', '--split', 'test', '--json', str(tmp_path/'e.json')]) == 0
+    args = ['--data_path', str(data), '--eval', 'true', '--output_dir', str(tmp_path/'ev'), '--finetune']
+    assert main([*args, str(run/'checkpoints/epoch_2.pth'), '--model_key', 'model_ema']) == 0
+    both = [json.loads((tmp_path/f).read_text())['unfused']['loss'] for f in ('e.json', 'ev/eval.json')]
+    assert both[0] == both[1] != json.loads((run/'metrics.json').read_text())['test']['loss']
+    assert main([*args, str(run), '--model_key', 'model_ema_0.7']) == 2 and 'it has best_ema_0.5.safetensors' in capsys.readouterr().err
     args = ['--data_path', str(data), '--finetune', str(run), '--epochs', '1', '--bundle', 'false', '--progress', 'false', '--output_dir']
     assert main([*args, str(tmp_path/'fine')]) == 0 and 'Weights of' in capsys.readouterr().out
     assert main([*args, str(tmp_path/'more'), '--resume', str(run/'checkpoints/epoch_1.pth'), '--epochs', '2', '--lr', '.004', '--model_ema', '--model_ema_decay', '.5']) == 0 and 'Going on after epoch 1' in capsys.readouterr().out
@@ -126,6 +132,67 @@ def test_cifar_is_cifar100(tmp_path, capsys):
     err = capsys.readouterr().err
     assert err.startswith('silkworm-train: data_set CIFAR is CIFAR-100') and '--data_set CIFAR10' in err and err.count('\n') == 1 and not (tmp_path/'run').exists()
     assert main(['--data_path', str(tmp_path/'cifar100'), '--data_set', 'CIFAR10', '--output_dir', str(tmp_path/'run')]) == 2 and 'cifar10 has 10 classes' in capsys.readouterr().err
+
+
+def test_pretrained(train, data, tmp_path, monkeypatch):
+    "Weights in the local cache are taken; without them one sentence, and nothing that stands in the way of the next start"
+    import timm
+    from huggingface_hub import constants
+    from safetensors.torch import load_file, save_file
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path/'hub'))
+    options = '--model test_resnet --pretrained --lr 0 --input_size 64'.split()
+    code, out, m = train(*options)
+    assert code == 2 and m is None and out.splitlines()[-1].startswith("silkworm-train: pretrained: timm's weights of test_resnet") and '--finetune' in out.splitlines()[-1], out
+    code, out, m = train('--pretrained')
+    assert code == 2 and "weights of vanillanet_5_x0_125 are neither published" in out.splitlines()[-1], out
+    torch.manual_seed(5)
+    net = timm.create_model('test_resnet')
+    repo = tmp_path/'hub'/f'models--{net.pretrained_cfg["hf_hub_id"].replace("/", "--")}' # as huggingface_hub lays it out
+    for d in ('refs', 'snapshots/abc'): (repo/d).mkdir(parents=True)
+    (repo/'refs/main').write_text('abc')
+    save_file(net.state_dict(), repo/'snapshots/abc/model.safetensors')
+    code, out, m = train(*options)
+    assert code == 0, out
+    got, convs = load_file(tmp_path/'run/best.safetensors'), {k: v for k, v in net.state_dict().items() if v.ndim == 4}
+    assert len(convs) > 10 and all(torch.equal(got[k], v) for k, v in convs.items())
+
+
+def test_wandb(train, tmp_path, monkeypatch):
+    "Without the package one sentence; with it, what is logged is what is printed; the same run there goes on when it goes on here; no other connection is opened"
+    import socket
+    import sys
+    monkeypatch.setitem(sys.modules, 'wandb', None)
+    code, out, m = train('--enable_wandb')
+    assert code == 2 and m is None and out.splitlines()[-1] == 'silkworm-train: enable_wandb needs the package wandb: pip install wandb'
+    monkeypatch.delitem(sys.modules, 'wandb')
+    (tmp_path/'fake').mkdir()
+    (tmp_path/'fake/wandb.py').write_text('''
+calls = []
+class Run:
+    summary = {}
+    def log(self, d, step): calls.append((step, d))
+    def finish(self): calls.append('finish')
+def init(**kw): calls.append(kw); return Run()
+''')
+    monkeypatch.syspath_prepend(tmp_path/'fake')
+    def refuse(*args): raise AssertionError(f'a connection to {args[1:]}')
+    monkeypatch.setattr(socket.socket, 'connect', refuse)
+    code, out, m = train('--enable_wandb', '--project', 'worms', '--epochs', 2)
+    assert code == 0, out
+    import wandb
+    start, (one, first), (two, last), end = wandb.calls
+    assert start['project'] == 'worms' and start['config']['epochs'] == 2 and start['resume'] is None and (one, two, end) == (1, 2, 'finish')
+    rows = list(csv.DictReader((tmp_path/'run/history.csv').open()))
+    for row, got in zip(rows, (first, last)):
+        for k in ('train_loss', 'valid_loss', 'accuracy', 'balanced_accuracy_score'): assert abs(got[f'metrics/{k}'] - float(row[k])) < 1e-6
+        assert f'accuracy {got["metrics/accuracy"]:.4f}' in out and f'valid loss {got["metrics/valid_loss"]:.4f}' in out
+    assert last['alphas/stem.act/0'] == json.loads((tmp_path/'run/learnable_params.jsonl').read_text().splitlines()[-1])['params']['stem.act.alphas'][0]
+    assert wandb.Run.summary['test/accuracy'] == m['test']['accuracy'] and 'test/top5' not in wandb.Run.summary
+    for f in ('metrics.json', 'checkpoints/epoch_2.pth'): (tmp_path/'run'/f).unlink() # as if it had been killed in its second epoch
+    code, out, m = train('--enable_wandb', '--project', 'worms', '--epochs', 2)
+    again, (two, more), end = wandb.calls[4:]
+    assert code == 0 and again['resume'] == 'allow' and again['id'] == start['id'] and two == 2 and more == last
 
 
 BAD = [(['--nb_classes', 7], 'nb_classes is 7'), (['--model', 'vanilanet_5'], 'vanillanet_5'), (['--opt', 'adamy'], 'close to it'), (['--aa', 'rand-m7', '--aug', 'strong'], 'two ways to augment'),
