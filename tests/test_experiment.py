@@ -196,10 +196,10 @@ def test_model_card_of_cross_validated_bundle(tmp_path, capsys):
             im = draw_larva(kind, 160, seed=i)
             for k, turned in enumerate((im, im.transpose(Image.Transpose.ROTATE_90))): turned.save(d / f'{i}_{k}.png')
     draw_larva('healthy', 160, seed=0).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(tmp_path / 'p/train/muscardine/wrong.png')
-    def run(name, *more):
-        assert train(['--data_path', str(tmp_path / 'p'), '--output_dir', str(tmp_path / name), '--cross_validate', '3', '--epochs', '2', '--batch_size', '8', '--input_size', '32', '--device', 'cpu', '--progress', 'false', *more]) == 0
+    def run(name, *options):
+        assert train(['--output_dir', str(tmp_path / name), *options]) == 0
         return json.loads((tmp_path / name / 'metrics.json').read_text()), {f: hashlib.sha256((tmp_path / name / f).read_bytes()).hexdigest() for f in ('best.safetensors', 'bundle/model.safetensors', 'cross_validation.jsonl')}
-    m, hashes = run('a')
+    m, hashes = run('a', '--data_path', str(tmp_path / 'p'), '--cross_validate', '3', '--epochs', '2', '--batch_size', '8', '--input_size', '32', '--device', 'cpu', '--progress', 'false')
     said, cv = capsys.readouterr().out, m['cross_validation']
     records = [json.loads(o) for o in (tmp_path / 'a/cross_validation.jsonl').read_text().splitlines()]
     seen = [r for r in records if r['by'] == 'photo']
@@ -216,5 +216,5 @@ def test_model_card_of_cross_validated_bundle(tmp_path, capsys):
     for v in (cv['balanced_accuracy'], cv['by_file']['balanced_accuracy']): assert f'{100*v:.1f} %' in card and f'{v:.1%}' in page and f'{100*v:.1f} %' in said
     for word in ('17 photographs', 'Misleading', '1 photographs under two classes', 'It is no diagnosis', 'seed 42'): assert word in card
     assert '1 picture(s) stand' not in card, 'what was left out is still warned of'
-    assert run('b', '--onnx', 'false')[1] == hashes
+    assert run('b', '--config', str(tmp_path / 'a/settings.yaml'), '--onnx', 'false')[1] == hashes
     assert train(['--data_path', str(tmp_path / 'p'), '--output_dir', str(tmp_path / 'd'), '--cross_validate', '18']) == 2 and 'cross_validate must be 2 to 17' in capsys.readouterr().err
