@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LAYERS', 'NETS', 'SECTIONS', 'StepLSLU', 'step_by_step', 'in_turns', 'stats_of', 'saved_bytes', 'train_step',
            'layer_arms', 'net_arms', 'bench_layers', 'bench_act_num', 'bench_nets', 'bench_peak', 'bench_inference',
-           'machine', 'markdown', 'plot_bench', 'run_bench', 'main']
+           'latency', 'machine', 'markdown', 'plot_bench', 'run_bench', 'main']
 
 # %% ../nbs/11_bench.ipynb #774caeee
 import argparse, copy, gc, json, os, platform, statistics, sys, tempfile, time, warnings
@@ -281,8 +281,8 @@ def bench_peak(o):
             yield dict(section='net, peak of a training step', what=what, arm=arm, megabytes=round(mb, 1))
 
 # %% ../nbs/11_bench.ipynb #6e9aa0fd
-def _onnx(model, x):
-    "A function that runs `model` in ONNX Runtime"
+def _onnx(model, x, threads=None):
+    "`(function that runs the model in ONNX Runtime, bytes of the file)`"
     import logging, numpy as np, onnxruntime as ort
     log = logging.getLogger('torch.onnx')
     level = log.level
@@ -292,10 +292,10 @@ def _onnx(model, x):
         try: torch.onnx.export(model.cpu(), (x.cpu(),), f'{d}/m.onnx', dynamo=True, input_names=['image'], external_data=False, verbose=False)
         finally: log.setLevel(level)
         so = ort.SessionOptions()
-        so.intra_op_num_threads = torch.get_num_threads()
-        s = ort.InferenceSession(f'{d}/m.onnx', so, providers=['CPUExecutionProvider'])
+        so.intra_op_num_threads = threads or torch.get_num_threads()
+        s,size = ort.InferenceSession(f'{d}/m.onnx', so, providers=['CPUExecutionProvider']),os.path.getsize(f'{d}/m.onnx')
     a = np.ascontiguousarray(x.cpu().numpy())
-    return lambda: s.run(None, {'image': a})
+    return (lambda: s.run(None, {'image': a})),size
 
 def bench_inference(o):
     "Inference of whole nets: as trained, fused, in ONNX Runtime, compiled"
@@ -314,7 +314,7 @@ def bench_inference(o):
                 fs[k],fs[f'{k}, fused'] = (lambda m=m: m(x)),(lambda f=f: f(x))
                 fl,xl = copy.deepcopy(f).to(memory_format=torch.channels_last),x.contiguous(memory_format=torch.channels_last)
                 fs[f'{k}, fused, channels last'] = lambda fl=fl,xl=xl: fl(xl)
-                if torch.device(o.device).type == 'cpu': fs[f'{k}, fused, ONNX Runtime'] = _onnx(copy.deepcopy(f), x)
+                if torch.device(o.device).type == 'cpu': fs[f'{k}, fused, ONNX Runtime'] = _onnx(copy.deepcopy(f), x)[0]
                 if k == 'lslu' and o.compile:
                     try:
                         c = torch.compile(copy.deepcopy(f))
@@ -323,6 +323,21 @@ def bench_inference(o):
                     except Exception as e: yield dict(section='inference', what=what, arm=f'{k}, fused, torch.compile', note=' '.join(str(e).split())[:200])
             with torch.no_grad(): times = in_turns(_pick(o, fs, 'lslu'), o.rounds, 2, o.budget, o.device, o.clock)
             yield from _rows('inference', what, times, 'lslu')
+
+def latency(
+    nets:dict, # name to a net as it is served, fused
+    size:int, # of the picture
+    rounds:int=30, # each with every net once, 10 pictures one by one
+    budget:float=120., # seconds, roughly
+    clock:str='cpu', # see `in_turns`
+)->dict: # name to ms, q1, q3 of one picture, n rounds, megabytes of the file
+    "What one picture takes in ONNX Runtime with one thread, all nets in turns"
+    x,fs,mb = torch.randn(1, 3, size, size),{},{}
+    for k,m in nets.items():
+        run,n = _onnx(copy.deepcopy(m), x, 1)
+        fs[k],mb[k] = (lambda run=run: [run() for _ in range(10)]),n/1e6
+    st = stats_of(in_turns(fs, rounds, 2, budget, 'cpu', clock), next(iter(fs)))
+    return {k: dict(ms=v['ms']/10, q1=v['q1']/10, q3=v['q3']/10, n=v['n'], megabytes=mb[k]) for k,v in st.items()}
 
 SECTIONS = dict(layers=bench_layers, act_num=bench_act_num, nets=bench_nets, peak=bench_peak, inference=bench_inference)
 

@@ -141,12 +141,10 @@ def test_summary_pairs_by_seed():
 @pytest.mark.parametrize('file', sorted(shipped.glob('*.yaml')), ids=lambda f: f.stem)
 def test_shipped_grids_are_sound(file):
     "They can be read, have a name and a size, and every net in them can be built."
-    from silkworm_app.patch import lslu_model
     grid = read_grid(file)
     assert grid.name == file.stem and 'Size:' in grid.about
     nets = {json.dumps({k: r[k] for k in ('arch', 'act', 'act_num', 'per_channel', 'form', 'where', 'init', 'model', 'size')}): r for r in grid.runs if r['arch'] != 'vanillanet_5'}
-    for r in list(nets.values())[:6]:
-        lslu_model(r['arch'], 10, act=None if r['act'] == 'lslu' else r['act'], input_size=r['size'], **{k: r[k] for k in ('act_num', 'per_channel', 'form', 'where', 'init')}, **r['model'])
+    for r in list(nets.values())[:7]: experiment.make_model(r, 10)
 
 
 @pytest.mark.parametrize('name', ['cifar10', 'cifar100', 'act_num', 'regularisation', 'position', 'silkworm'])
@@ -218,3 +216,25 @@ def test_model_card_of_cross_validated_bundle(tmp_path, capsys):
     assert '1 picture(s) stand' not in card, 'what was left out is still warned of'
     assert run('b', '--config', str(tmp_path / 'a/settings.yaml'), '--onnx', 'false')[1] == hashes
     assert train(['--data_path', str(tmp_path / 'p'), '--output_dir', str(tmp_path / 'd'), '--cross_validate', '18']) == 2 and 'cross_validate must be 2 to 17' in capsys.readouterr().err
+
+
+def test_latency_of_trained_arms_in_table_and_plot(drawings, tmp_path, capsys):
+    "A timm net as an arm: it learns with the halved stem, and table, CSV and plot say what one picture of each net costs."
+    d = small_grid(drawings)
+    d |= dict(latency=True, arms=dict(lslu={}, mobilenet=dict(arch='mobilenetv3_small_050', where='none', model=dict(stem_stride=1))), grid=dict(seed=[0]))
+    (tmp_path / 'g.yaml').write_text(yaml.safe_dump(d))
+    args = [str(tmp_path / 'g.yaml'), '--out', str(tmp_path / 'out')]
+    assert main(args) == 0
+    said = capsys.readouterr().out
+    with open(tmp_path / 'out/latency.csv') as f: rows = {r['arm']: r for r in csv.DictReader(f)}
+    assert list(rows) == ['lslu', 'mobilenet'] and float(rows['mobilenet']['ms']) > float(rows['lslu']['ms']) > 0
+    from silkworm_app.fuse import fuse
+    for r in read_grid(tmp_path / 'g.yaml').runs:
+        weights = sum(4 * p.numel() for p in fuse(experiment.make_model(r, 5).eval(), 32).state_dict().values()) / 1e6
+        assert weights < float(rows[r['arm']]['megabytes']) < weights + .4
+    trained = {r['arm']: r for r in read_results(tmp_path / 'out/results.csv')}
+    stock = make_grid(dict(base={**d['base'], 'arch': 'mobilenetv3_small_050', 'where': 'none', 'model': {}})).runs[0]
+    assert trained['mobilenet']['ops'] > 2 * experiment.run_one(stock)[0]['ops'], 'the stem was not halved in training'
+    assert 'ms a picture' in said and (tmp_path / 'out/latency.png').stat().st_size > 1000
+    before = (tmp_path / 'out/latency.csv').read_bytes()
+    assert main([*args, '--report']) == 0 and (tmp_path / 'out/latency.csv').read_bytes() == before
