@@ -38,13 +38,12 @@ def open_predictor(
     backend:str='auto' # of `load_bundle`
 ):
     "The predictor of a bundle, or of a single ONNX file."
+    from silkworm_app.ort import BundleError, OnnxPredictor, load_bundle
     path = Path(path)
     if path.suffix == '.onnx' and path.is_file():
-        from silkworm_app.ort import BundleError, OnnxPredictor
         if backend == 'torch': raise BundleError(f'{path} is an ONNX file, which the backend torch cannot run')
         return OnnxPredictor(path)
     if (path / 'bundle' / 'config.json').is_file() and not (path / 'config.json').exists(): path = path / 'bundle'
-    from silkworm_app.bundle import load_bundle
     return load_bundle(path, backend)
 
 # %% ../nbs/09b_cli.ipynb #b9914de5

@@ -88,7 +88,7 @@ from silkworm_app.ort import OnnxPredictor
 from silkworm_app.cli import predict_main
 p = OnnxPredictor({str(bundle / "model.onnx")!r})
 p.decide({str(pic)!r}), p.predict({str(pic)!r})
-assert predict_main([{str(bundle / "model.onnx")!r}, {str(pic)!r}]) == 0
+for source in ({str(bundle / "model.onnx")!r}, {str(bundle)!r}): assert predict_main([source, {str(pic)!r}]) == 0
 bad = [m for m in ("torch", "fastai", "timm", "onnx", "sklearn", "scipy", "matplotlib", "gradio") if m in sys.modules]
 assert not bad, bad'''
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
