@@ -192,6 +192,7 @@ def save_weights(
     tmp = file.with_name(f'.{file.name}.part')
     try:
         save_file({k: v.detach().cpu().contiguous().clone() for k,v in model.state_dict().items()}, tmp, metadata={'format': 'pt'})
+        tmp.chmod(0o644)  # safetensors lets only the owner read
         os.replace(tmp, file)
     finally: tmp.unlink(missing_ok=True)
     return file

@@ -44,7 +44,7 @@ class _Union:
 # %% ../nbs/04a_duplicates.ipynb #0dd2a17b
 class _Progress:
     "Says on stderr how far a long step is: one line that is rewritten in a terminal, a line every 15 seconds elsewhere."
-    def __init__(self, what, n, show=True): self.what, self.n, self.show, self.i, self.start, self.said = what, n, show, 0, time.monotonic(), None
+    def __init__(self, what, n, show=True): self.what, self.n, self.show, self.i, self.start, self.said = what, n, show and not int(os.environ.get('RANK') or 0), 0, time.monotonic(), None
 
     def step(self, k=1):
         self.i += k

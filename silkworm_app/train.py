@@ -875,7 +875,9 @@ def train(
     dls = make_dls(cfg, splits)
     learn = build_learner(cfg, dls, run, state)
     n = sum(p.numel() for p in learn.model.parameters())
-    say(f'\n{cfg.model} ({n/1e6:.2f} M parameters), {cfg.input_size} px, batches of {cfg.batch_size}, {cfg.epochs} epochs at most, {cfg.opt} {cfg.lr:g} ({cfg.sched}), {pick_device(cfg.device)}')
+    many = [(max(1, num_distrib()), 'processes'), (cfg.batch_size, 'pictures'), (cfg.update_freq, 'batches')]
+    steps = f'steps of {np.prod([i for i, _ in many])} pictures' + (f' ({" x ".join(f"{i} {w}" for i, w in many if i > 1)})' if many[0][0]*cfg.update_freq > 1 else '')
+    say(f'\n{cfg.model} ({n/1e6:.2f} M parameters), {cfg.input_size} px, {steps}, {cfg.epochs} epochs at most, {cfg.opt} {cfg.lr:g} ({cfg.sched}), {pick_device(cfg.device)}')
     if state is not None: say(f'Going on after epoch {state["epoch"]}')
     start = time.time()
     fit_learner(cfg, learn)
