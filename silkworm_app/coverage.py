@@ -129,10 +129,13 @@ def check_family(
         if not y.isfinite().all() or (y[0] - y[1]).abs().max() < 1e-6*y.abs().max(): raise ValueError('the net no longer tells two pictures apart')
         step = 'fuse'
         fused = fuse(net)
-        with torch.no_grad(): row['fuse_error'] = _error(_out(fused(x)), y)
+        with torch.no_grad():
+            row['fuse_error'] = _error(_out(fused(x)), y)
+            row['rounding'] = _error(_out(net(torch.where(torch.rand(x.shape, generator=g) < .5, x*(1 + 2**-52), x))), y)
+        tol = max(1e-10, 10*row['rounding'])
         row['bn_before'],row['bn_after'] = (sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in o.modules()) for o in (net, fused))
         if lslus(fused): raise ValueError(f'{len(lslus(fused))} LSLUs left')
-        if not row['fuse_error'] <= 1e-10: raise ValueError(f'relative error {row["fuse_error"]:.1e}')
+        if not row['fuse_error'] <= tol: raise ValueError(f'relative error {row["fuse_error"]:.1e}')
         step = 'round trip'
         cfg = json.loads(json.dumps(net.build_cfg))
         twin = rebuild_model(cfg).double().eval()
@@ -143,17 +146,17 @@ def check_family(
         again = fuse_like(rebuild_model(cfg), json.loads(json.dumps(fused.fuse_plan))).double().eval()
         again.load_state_dict(fused.state_dict(), strict=True)
         with torch.no_grad(): yf = _out(fused(x)); row['reload_error'] = _error(_out(again(x)), yf)
-        if not row['reload_error'] <= 1e-12: raise ValueError(f'relative error {row["reload_error"]:.1e}')
+        if not row['reload_error'] <= tol/100: raise ValueError(f'relative error {row["reload_error"]:.1e}')
         if export:
             step = 'torch.export'
             with torch.no_grad(): row['export_error'] = _error(_out(torch.export.export(fused, (x,)).module()(x)), yf)
-            if not row['export_error'] <= 1e-10: raise ValueError(f'relative error {row["export_error"]:.1e}')
-        row['outcome'] = 'ok'
+            if not row['export_error'] <= tol: raise ValueError(f'relative error {row["export_error"]:.1e}')
+        row['outcome'] = 'ok' if tol == 1e-10 else f'ok, ill-conditioned: the last bit of the input moves the output by {row["rounding"]:.0e}'
     except Exception as e: row['outcome'] = f'failed: {step}: {type(e).__name__}: {" ".join(str(e).split())[:300]}'
     return {**row, 'seconds': round(time.perf_counter() - start, 1)}
 
 # %% ../nbs/03a_coverage.ipynb #517eac16
-COLUMNS = ['family', 'arch', 'params', 'size', 'acts', 'lslus', 'nhwc', 'bn_before', 'bn_after', 'fuse_error', 'reload_error', 'export_error', 'seconds', 'outcome']
+COLUMNS = ['family', 'arch', 'params', 'size', 'acts', 'lslus', 'nhwc', 'bn_before', 'bn_after', 'fuse_error', 'rounding', 'reload_error', 'export_error', 'seconds', 'outcome']
 
 def _limits(gigabytes):
     def f():
@@ -185,7 +188,7 @@ def _write(path, rows):
     os.replace(tmp, path)
 
 def _fmt(r, k):
-    v = r.get(k) or ''
+    v = '' if r.get(k) is None else r[k]
     return '' if v == '' else f'{float(v):.0e}' if k.endswith('error') else f'{float(v)/1e6:.1f} M' if k == 'params' else str(v)
 
 def coverage_md(
@@ -204,6 +207,7 @@ def coverage_md(
         if rs: out.extend([f'## {title}', '', '| ' + ' | '.join(heads) + ' |', '|' + ' --- |'*len(heads), *('| ' + ' | '.join(_fmt(r, c).replace('|', '/') for c in cols) + ' |' for r in rs), ''])
     table('Pass', ok, ['family', 'arch', 'params', 'size', 'acts', 'lslus', 'nhwc', 'bn_before', 'bn_after', 'fuse_error', 'reload_error', 'export_error'],
           ['family', 'net', 'parameters', 'pixels', 'activations', 'LSLUs', 'of these NHWC', 'BN', 'BN left', 'fuse error', 'reload error', 'export error'])
+    out.extend([f'{r["arch"]}: {r["outcome"]}. Ten times that movement is allowed there.' for r in ok if r['outcome'] != 'ok'] + [''])
     table('Fail', failed, ['family', 'arch', 'lslus', 'outcome'], ['family', 'net', 'LSLUs', 'where and why'])
     table('No place for an LSLU', cannot, ['family', 'arch', 'outcome'], ['family', 'net', 'why'])
     table('Not run', skipped, ['family', 'arch', 'outcome'], ['family', 'net', 'why'])
