@@ -335,7 +335,7 @@ from .callback import Checkpoint, EarlyStopping, SaveBest, StopOnNaN, WeightEMA,
 from .data import DataError, test_loader
 from .distributed import Processes, WholeLoss, leave
 from .evaluate import best_file, evaluate_probs, metrics_report, read_weights
-from .learner import lslu_learner
+from .learner import keep_memory, lslu_learner
 
 # %% ../nbs/09a_train.ipynb #ea171909
 class SeedEpoch(Callback):
@@ -867,6 +867,7 @@ def train(
         if not (run/'plots').is_dir(): _plots(run)
         return json.loads((run/'metrics.json').read_text(encoding='utf-8'))
     say(f'{splits.path}\n{splits}')
+    if {'ACCELERATE_MIXED_PRECISION', 'MASTER_ADDR'} <= set(os.environ) and 'WORLD_SIZE' not in os.environ: say('Warning: accelerate launch was asked for several processes, but started one, as it does on CPUs: add --multi_gpu (it works on CPUs, too), or take torchrun')
     cross = None
     if cfg.cross_validate:
         from silkworm_app.experiment import cross_validate
@@ -919,6 +920,7 @@ def main(
     except ValueError: old = None # not in the main thread
     try:
         cfg = read_settings(argv)
+        if not torch.cuda.is_available(): keep_memory()
         evaluate(cfg) if cfg.eval else train(cfg)
         return 0
     except KeyboardInterrupt: return fail(130, f'stopped{_kept(cfg)}')

@@ -89,7 +89,7 @@ def test_reference_training_command(data, tmp_path):
     run = tmp_path/'run'
     code, out = launch(2, '-m', 'silkworm_app.train', *REFERENCE.format(data=data, out=run).split())
     assert code == 0, out
-    assert out.count('Test split') == 1 and len(re.findall('^epoch 3/3 ', out, re.M)) == 1, out
+    assert out.count('Test split') == 1 and len(re.findall('^epoch 3/3 ', out, re.M)) == 1 and 'steps of 16 pictures (2 processes x 8 pictures)' in out, out
     rows = list(csv.DictReader((run/'history.csv').open()))
     assert [r['epoch'] for r in rows] == ['0', '1', '2'] and 'ema_0.99996_loss' in rows[0]
     assert [json.loads(o)['epoch'] for o in (run/'learnable_params.jsonl').read_text().splitlines()] == [1, 2, 3]
@@ -108,9 +108,12 @@ def test_reference_training_command(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_accelerate_launch(data, tmp_path):
+@pytest.mark.parametrize('flag, several', [('--multi_gpu', True), ('--cpu', False)])
+def test_accelerate_launch(data, tmp_path, flag, several):
+    "Two processes on CPUs with --multi_gpu; with --cpu accelerate starts one, which is said"
     run = tmp_path/'run'
-    code, out = launch(2, '--cpu', '--num_processes', 2, '--num_machines', 1, '--mixed_precision', 'no', '--dynamo_backend', 'no', '-m', 'silkworm_app.train', '--data_path', data, '--output_dir', run, '--epochs', 1,
+    code, out = launch(2, flag, '--num_processes', 2, '--num_machines', 1, '--mixed_precision', 'no', '--dynamo_backend', 'no', '-m', 'silkworm_app.train', '--data_path', data, '--output_dir', run, '--epochs', 1, '--batch_size', 8,
                        tool=('-m', 'accelerate.commands.launch'))
     assert code == 0 and out.count('Test split') == 1, out
+    assert ('(2 processes x 8 pictures)' in out) == several and ('started one' in out) != several, out
     assert json.loads((run/'metrics.json').read_text())['test']['n'] == 25
