@@ -277,7 +277,7 @@ def resolve(
     vanilla = cfg.model.startswith('vanillanet')
     side = max(32, min(96 if device.type == 'cpu' else 224, _short_side(splits)//16*16))
     auto = dict(input_size=side, batch_size=128 if cifar and n > 2000 else 32, aug='none' if cfg.aa else 'light' if cifar else 'silkworm',
-                epochs=min(40, max(8, round(24000/max(1, n)))), lr=1e-3 if cfg.pretrained or cfg.finetune else 4e-3, drop=.05 if vanilla else None)
+                epochs=min(40, max(8, round(24000/max(1, n)))), drop=.05 if vanilla else None)
     for k, v in auto.items():
         if cfg[k] == 'auto': cfg[k] = v
     if cfg.early_stop_epochs == 'auto': cfg['early_stop_epochs'] = max(10, cfg.epochs//2)  # with few batches an epoch the losses before the peak of one-cycle say little
