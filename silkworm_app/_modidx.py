@@ -635,6 +635,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'silkworm_app.kernels.interpreted': ('kernels.html#interpreted', 'silkworm_app/kernels.py'),
                                       'silkworm_app.kernels.to_triton': ('kernels.html#to_triton', 'silkworm_app/kernels.py')},
             'silkworm_app.learner': { 'silkworm_app.learner._size': ('learner.html#_size', 'silkworm_app/learner.py'),
+                                      'silkworm_app.learner.keep_memory': ('learner.html#keep_memory', 'silkworm_app/learner.py'),
                                       'silkworm_app.learner.lslu_learner': ('learner.html#lslu_learner', 'silkworm_app/learner.py'),
                                       'silkworm_app.learner.lslu_splitter': ('learner.html#lslu_splitter', 'silkworm_app/learner.py')},
             'silkworm_app.lslu': { 'silkworm_app.lslu.ClampedLine': ('lslu.html#clampedline', 'silkworm_app/lslu.py'),

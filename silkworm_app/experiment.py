@@ -335,6 +335,8 @@ def _append(path, row):
 
 def _job(s):
     "One run in a process of its own; an error is part of the answer"
+    from silkworm_app.learner import keep_memory
+    keep_memory()
     try: return s,*run_one(s),''
     except (ValueError, OSError, RuntimeError) as e: return s,{},{}, f'{type(e).__name__}: {" ".join(str(e).split())[:300]}'
 
