@@ -186,6 +186,7 @@ def test_other_settings_are_refused(data, whole, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_killed_at_twenty_random_times(data, whole, tmp_path):
     "By the clock, anywhere from the first import to the last plot"
     dest, kills, rng = tmp_path/'run', 0, random.Random(int(os.environ.get('SURVIVAL_SEED', 0)))

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import yaml
 import torch
 from PIL import Image
 
@@ -79,7 +80,8 @@ def test_whole_run_again_from_its_settings(data, tmp_path, capsys):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     acc = EventAccumulator(str(run/'logs')); acc.Reload()
     tags = acc.Tags()['scalars']
-    assert {'metrics/valid_loss', 'metrics/accuracy', 'metrics/lr', 'alphas/stem.act/0', 'biases/stem.act/2'} <= set(tags), tags
+    assert {'metrics/valid_loss', 'metrics/accuracy', 'metrics/lr', 'alphas/stem.act/0', 'biases/stem.act/0'} <= set(tags), tags
+    assert yaml.safe_load((run/'settings.yaml').read_text())['act_num'] == 1 # 48 pixels
     assert main(['--config', str(run/'settings.yaml'), '--output_dir', str(again), '--bundle', 'false', '--onnx', 'false']) == 0
     assert (run/'best.safetensors').read_bytes() == (again/'best.safetensors').read_bytes()
     capsys.readouterr()
