@@ -397,10 +397,15 @@ class LSLU(nn.Module):
             self.bn = nn.BatchNorm2d(dim, eps=1e-6)
             self.reset_parameters()
 
-    def reset_parameters(self):
-        "Initial values: a plain relu, and a truncated normal kernel (std 0.02)"
+    def reset_parameters(self,
+        init:str='reference', # of the kernel: noise only, as in the paper, or 'delta': 1 in the middle as well
+    ):
+        "Initial values: a plain relu, and a kernel of truncated normal noise (std 0.02); with 'delta' its middle lets the relu through"
+        if init not in ('reference', 'delta'): raise ValueError(f"LSLU: init is {init!r}; it must be 'reference' or 'delta'")
         if self.deploy: return
         nn.init.trunc_normal_(self.weight, std=.02)
+        if init == 'delta':
+            with torch.no_grad(): self.weight[:,:,self.act_num,self.act_num] += 1
         self.bn.reset_parameters(); self.bn.reset_running_stats()
         if self.form == 'series': return
         with torch.no_grad():

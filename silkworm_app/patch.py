@@ -463,7 +463,7 @@ def patch_lslu(
     model:nn.Module, # changed in place
     where='all', # see `plan_lslu`
     act_num=3, # see `plan_lslu`
-    init:str='reference', # 'reference': as in the paper; 'identity': the patched net computes what the net computed
+    init:str='reference', # of a net to be trained from scratch: 'reference' as in the paper, or 'delta' for few pictures (see `LSLU.reset_parameters`); 'identity': the patched net computes what the net computed
     per_channel:bool=False, # own alphas and biases for each channel
     form:str='chain', # 'chain' or 'sum', see `LSLU`
     input_size=None, # see `plan_lslu`
@@ -471,16 +471,18 @@ def patch_lslu(
     plan:LSLUPlan=None, # use this one; then `where`, `act_num`, `per_channel`, `form` and `input_size` are not looked at
 ): # (model, PatchReport)
     "Replace activations of `model` by LSLUs, in place; `ValueError` before anything is changed."
-    if init not in ('reference', 'identity'): raise ValueError(f"init={init!r} is neither 'reference' nor 'identity'.")
+    if init not in ('delta', 'reference', 'identity'): raise ValueError(f"init={init!r} is none of 'reference', 'delta', 'identity'.")
     if init == 'identity' and calibrate is None and not _has_stats(model):
         raise ValueError(f"init='identity' on {_arch(model)}: the net has no batch norm statistics to tell the scale of its features; "
-                         "give calibrate=<a batch of your pictures, normalised>, or take init='reference'.")
+                         "give calibrate=<a batch of your pictures, normalised>, or take another init.")
     plan = plan or plan_lslu(model, where, act_num, per_channel, form, input_size)
     olds,before = {p.name: model.get_submodule(p.name) for p in plan.replaced},sum(p.numel() for p in model.parameters())
     xs = list(_batches(calibrate, model)) if calibrate is not None else [_noise(model, plan.input_size, 8)]
     y = _eval_out(model, xs[0]) if init == 'identity' else None
     apply_plan(model, plan)
     report = PatchReport(plan, init, before, sum(p.numel() for p in model.parameters()))
+    if init == 'delta':
+        for p in plan.replaced: model.get_submodule(p.name).reset_parameters(init)
     if init == 'identity' and plan.replaced:
         for name,old in olds.items(): _start(model.get_submodule(name), old)
         _undo_norms(model, xs)
@@ -522,7 +524,7 @@ def lslu_model(
     where=None, # as in `plan_lslu`; None: by depth (`default_where`); 'none': the plain net
     per_channel:bool=False, # own alphas and biases for each channel
     form:str='chain', # 'chain' or 'sum', see `LSLU`
-    init:str=None, # 'reference' or 'identity', see `patch_lslu`; None: 'identity' if `pretrained`, else 'reference'
+    init:str=None, # 'reference', 'delta' or 'identity', see `patch_lslu`; None: 'identity' if `pretrained`, else 'reference'
     input_size=None, # of the pictures, see `plan_lslu`
     drop_rate:float=None, # dropout before the classifier; None: 0.05 for VanillaNet, else timm's default
     pretrained:bool=False, # load timm's weights, then patch
@@ -535,6 +537,7 @@ def lslu_model(
     own = _is_vanillanet(arch)
     for name,v,least in (('num_classes', num_classes, 0), ('in_chans', in_chans, 1)):
         if isinstance(v, bool) or not isinstance(v, int) or v < least: raise ValueError(f'{name}={v!r} is not a whole number of {least} or more.')
+    if init not in (None, 'delta', 'reference', 'identity'): raise ValueError(f"init={init!r} is none of 'reference', 'delta', 'identity'.")
     if act not in (None, 'lslu', 'relu') and not (own and act == 'series'): raise ValueError(f"act={act!r} is not possible for {arch}: take 'lslu', 'relu'" + (" or 'series'." if own else '.'))
     plain = where == 'none' or act == 'relu'
     kwargs = {**kw, 'in_chans': in_chans}
@@ -549,6 +552,8 @@ def lslu_model(
     cfg = dict(arch=arch, num_classes=num_classes, kwargs={k: v for k,v in kwargs.items() if k not in _SOURCE}, plan=None)
     try: model.build_cfg = json.loads(json.dumps(cfg))
     except TypeError as e: raise ValueError(f'{arch} cannot be stored with these arguments, {_short(e)}: give numbers, texts and lists only.') from None
+    if own and init == 'delta' and not pretrained:
+        for m in lslus(model).values(): m.reset_parameters(init)
     if not own and not plain:
         size = size or (in_chans, *_cfg(model).get('input_size', (3, 224, 224))[1:])
         patch_lslu(model, where, act_num, init or ('identity' if pretrained else 'reference'), per_channel, form, size, calibrate)

@@ -60,7 +60,7 @@ _groups = {
     Opt('form', 'chain|sum', 'chain', 'form of the LSLU', 'LSLU'),
     Opt('per_channel', 'bool', False, 'own alphas and biases for each channel', 'LSLU'),
     Opt('where', 'str', None, 'which activations of a timm net become LSLUs: all, stem, none, a regular expression; default: by depth', 'patch_lslu'),
-    Opt('init', 'reference|identity', None, 'start of the LSLUs; default: identity in a pretrained net', 'patch_lslu'),
+    Opt('init', 'reference|delta|identity', None, 'start of the LSLUs: reference is that of the paper, delta lets the relu through; default: identity in a pretrained net, else reference', 'LSLU, patch_lslu'),
     Opt('stem_stride', 'int', 'auto', 'VanillaNet: stride of the first convolution; auto: 2 up to 48 pixels, else 4', 'timm.create_model'),
     Opt('drop', 'float', 'auto', 'dropout before the classifier; auto: 0.05 in a VanillaNet', 'timm.create_model'),
     Opt('pretrained', 'bool', False, "start from timm's weights (needs the network, or its cache)", 'timm.create_model'),
