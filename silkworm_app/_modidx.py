@@ -747,6 +747,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'silkworm_app.patch._by_growth': ('patch.html#_by_growth', 'silkworm_app/patch.py'),
                                     'silkworm_app.patch._cfg': ('patch.html#_cfg', 'silkworm_app/patch.py'),
                                     'silkworm_app.patch._check_arch': ('patch.html#_check_arch', 'silkworm_app/patch.py'),
+                                    'silkworm_app.patch._check_init': ('patch.html#_check_init', 'silkworm_app/patch.py'),
                                     'silkworm_app.patch._chosen': ('patch.html#_chosen', 'silkworm_app/patch.py'),
                                     'silkworm_app.patch._classes': ('patch.html#_classes', 'silkworm_app/patch.py'),
                                     'silkworm_app.patch._close': ('patch.html#_close', 'silkworm_app/patch.py'),

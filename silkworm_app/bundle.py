@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LogitsAndFeatures', 'Predictor', 'save_onnx', 'save_torch_export', 'cross_text', 'bundle_card', 'learner_trust',
-           'save_bundle']
+           'save_bundle', 'BUNDLE_FORMAT', 'BundleError', 'OnnxBundlePredictor', 'load_bundle', 'read_config']
 
 # %% ../nbs/07_bundle.ipynb #af94e04f
 import hashlib, json, math, os, platform, shutil, tempfile, time, uuid
@@ -19,9 +19,10 @@ from torch import nn
 from . import __version__
 from .fuse import compare, fuse, fuse_like
 from .imaging import Preprocess, open_image
-from .ort import BUNDLE_FORMAT, BasePredictor, BundleError, OnnxBundlePredictor, OnnxPredictor, _example_name, _hashed, _short, _tensor_files, _tensors, as_list, load_bundle, onnx_metadata, read_config
+from .ort import BUNDLE_FORMAT, BasePredictor, BundleError, OnnxBundlePredictor, _example_name, _short, _tensor_files, _tensors, load_bundle, onnx_metadata, read_config
 from .patch import rebuild_model
 from .trust import Trust, fit_trust, picture_stats, sampled_leak
+_all_ = ['BUNDLE_FORMAT', 'BundleError', 'OnnxBundlePredictor', 'load_bundle', 'read_config']  # read without torch in silkworm_app.ort, named here too
 
 # %% ../nbs/07_bundle.ipynb #c9f87a0f
 class LogitsAndFeatures(nn.Module):

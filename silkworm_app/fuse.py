@@ -9,6 +9,7 @@ __all__ = ['FuseError', 'FuseReport', 'fuse', 'fuse_like', 'Comparison', 'compar
 import copy,json,statistics,time
 from collections import Counter,defaultdict
 from dataclasses import asdict,dataclass,field
+from functools import cache
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -285,11 +286,12 @@ def _rounding(model, x, y):
 def _exactly(model, find, x, y):
     "Take the steps of `find(model) -> (steps, kept)` as long as the net computes the same: `(model, steps, kept)`"
     before = copy.deepcopy(model)
+    rounding = cache(lambda: _rounding(before, x, y))
     def same(m):
         if not all(t.isfinite().all() for t in _tensors(y)): return True
         try:
             with torch.no_grad(): d = _diff(m(x), y)
-            return d <= _TOL.get(x.dtype, .05) or d <= 20*_rounding(before, x, y)
+            return d <= _TOL.get(x.dtype, .05) or d <= 20*rounding()
         except Exception: return False  # a step that breaks the net is taken back like one that changes it
     steps,kept = find(model)
     if same(model): return model,steps,kept

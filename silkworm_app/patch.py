@@ -459,6 +459,9 @@ def _batches(calibrate, model):
         if i == 8: return  # enough for a mean and a variance
         yield _first_tensor(b).as_subclass(torch.Tensor).to(p.device, p.dtype)
 
+def _check_init(init):
+    if init not in ('reference', 'delta', 'identity'): raise ValueError(f"init={init!r} is none of 'reference', 'delta', 'identity'.")
+
 def patch_lslu(
     model:nn.Module, # changed in place
     where='all', # see `plan_lslu`
@@ -471,7 +474,7 @@ def patch_lslu(
     plan:LSLUPlan=None, # use this one; then `where`, `act_num`, `per_channel`, `form` and `input_size` are not looked at
 ): # (model, PatchReport)
     "Replace activations of `model` by LSLUs, in place; `ValueError` before anything is changed."
-    if init not in ('delta', 'reference', 'identity'): raise ValueError(f"init={init!r} is none of 'reference', 'delta', 'identity'.")
+    _check_init(init)
     if init == 'identity' and calibrate is None and not _has_stats(model):
         raise ValueError(f"init='identity' on {_arch(model)}: the net has no batch norm statistics to tell the scale of its features; "
                          "give calibrate=<a batch of your pictures, normalised>, or take another init.")
@@ -482,7 +485,7 @@ def patch_lslu(
     apply_plan(model, plan)
     report = PatchReport(plan, init, before, sum(p.numel() for p in model.parameters()))
     if init == 'delta':
-        for p in plan.replaced: model.get_submodule(p.name).reset_parameters(init)
+        for m in lslus(model).values(): m.reset_parameters(init)
     if init == 'identity' and plan.replaced:
         for name,old in olds.items(): _start(model.get_submodule(name), old)
         _undo_norms(model, xs)
@@ -537,7 +540,7 @@ def lslu_model(
     own = _is_vanillanet(arch)
     for name,v,least in (('num_classes', num_classes, 0), ('in_chans', in_chans, 1)):
         if isinstance(v, bool) or not isinstance(v, int) or v < least: raise ValueError(f'{name}={v!r} is not a whole number of {least} or more.')
-    if init not in (None, 'delta', 'reference', 'identity'): raise ValueError(f"init={init!r} is none of 'reference', 'delta', 'identity'.")
+    if init is not None: _check_init(init)
     if act not in (None, 'lslu', 'relu') and not (own and act == 'series'): raise ValueError(f"act={act!r} is not possible for {arch}: take 'lslu', 'relu'" + (" or 'series'." if own else '.'))
     plain = where == 'none' or act == 'relu'
     kwargs = {**kw, 'in_chans': in_chans}
