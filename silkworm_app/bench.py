@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from silkworm_app.files import write_text
 from silkworm_app.lslu import LSLU, reference_series, series, series_sum
 
 # %% ../nbs/11_bench.ipynb #d71e3cb6
@@ -144,7 +145,7 @@ def train_step(
 LAYERS = dict(quick=[(2,16,14)], full=[(16,128,56), (16,256,28), (16,512,14), (4,128,56), (1,128,56)]) # batch, channels, side
 NETS = dict(
     quick=[('vanillanet_5_x0_125', {}, 4, 64)],
-    full=[('vanillanet_5_x0_125', {}, 8, 224), ('vanillanet_5_x0_25', {}, 8, 224), ('vanillanet_5', {}, 4, 224), ('resnet18', dict(where='stem'), 8, 224), ('resnet18', dict(where='all'), 8, 224)])
+    full=[('vanillanet_5_x0_125', {}, 8, 224), ('vanillanet_5_x0_25', {}, 8, 224), ('vanillanet_5', {}, 4, 224), ('vanillanet_5', {}, 16, 224), ('resnet18', dict(where='stem'), 8, 224), ('resnet18', dict(where='all'), 8, 224)])
 
 def _scrambled(model):
     "Weights as after training: nothing at its initial value, positive slopes"
@@ -305,15 +306,14 @@ def bench_inference(o):
             what = f'{arch}{" "+kw["where"] if kw else ""}, batch {bs}, {size} px'
             if o.only not in what: continue
             o.log(f'inference, {what}')
-            x,fs,hold = torch.randn(bs, 3, size, size, device=o.device),{},[]
+            x,fs = torch.randn(bs, 3, size, size, device=o.device),{}
             for k,m in net_arms(arch, kw, size).items():
                 m = m.to(o.device).eval()
                 if k == 'definition': fs[k] = lambda m=m: m(x); continue
                 f = fuse(m, size)
-                hold.append(f)
                 fs[k],fs[f'{k}, fused'] = (lambda m=m: m(x)),(lambda f=f: f(x))
-                fl,xl = copy.deepcopy(f).to(memory_format=torch.channels_last),x.contiguous(memory_format=torch.channels_last)
-                fs[f'{k}, fused, channels last'] = lambda fl=fl,xl=xl: fl(xl)
+                last,nchw = copy.deepcopy(m).to(memory_format=torch.channels_last),fuse(m, size, channels_last=False)
+                fs[f'{k}, channels last'],fs[f'{k}, fused, NCHW'] = (lambda m=last: m(x)),(lambda f=nchw: f(x))
                 if torch.device(o.device).type == 'cpu': fs[f'{k}, fused, ONNX Runtime'] = _onnx(copy.deepcopy(f), x)[0]
                 if k == 'lslu' and o.compile:
                     try:
@@ -411,15 +411,19 @@ def run_bench(
     only:str='', # measure only what has this in its description
     arms:tuple=(), # measure only these, and the one that ratios are taken against; empty: all
     clock:str='wall', # or 'cpu', see `in_turns`
+    kept:bool=False, # freed memory stays with this process from here on, see `keep_memory`
     log=print,
 )->dict: # machine, settings, rows
     "Measure"
     o = argparse.Namespace(mode=mode, rounds=rounds or (3 if mode == 'quick' else 10), budget=budget, device=device, compile=compile and mode != 'quick', only=only, arms=tuple(arms), clock=clock, log=log)
+    if kept:
+        from silkworm_app.learner import keep_memory
+        if not keep_memory(): raise RuntimeError('the C library of this machine cannot be told to keep freed memory')
     torch.manual_seed(0)
     before = machine(device)
     rows = [r for s in sections for r in SECTIONS[s](o)]
     if not rows: raise ValueError(f'nothing that is measured has {only!r} in its description')
-    return dict(machine=before, settings=dict(mode=mode, sections=list(sections), rounds=o.rounds, budget=budget, clock=clock), rows=rows)
+    return dict(machine=before, settings=dict(mode=mode, sections=list(sections), rounds=o.rounds, budget=budget, clock=clock, keep_memory=kept), rows=rows)
 
 def main(
     argv:list=None, # default: the command line
@@ -434,6 +438,7 @@ def main(
     p.add_argument('--rounds', type=int, metavar='N', help='timed rounds, each with every arm once (default 10, quick 3)')
     p.add_argument('--budget', type=float, default=90, metavar='SECONDS', help='after this time a comparison starts no new round, from the third on (default 90)')
     p.add_argument('--clock', default='wall', choices=('wall', 'cpu'), help='cpu: count the time of the processor, for a machine that others use, too (default wall)')
+    p.add_argument('--keep-memory', action='store_true', help='keep freed memory, as silkworm-train does on a CPU (default: what Python does by itself)')
     p.add_argument('--threads', type=int, metavar='N', help='threads of torch (default: its own choice)')
     p.add_argument('--device', default='cpu', help='cpu or cuda (default cpu)')
     p.add_argument('--no-compile', action='store_true', help='without torch.compile')
@@ -446,12 +451,10 @@ def main(
         if torch.device(args.device).type == 'cuda' and not torch.cuda.is_available(): raise ValueError('--device cuda: PyTorch sees no CUDA device here')
         if args.threads: torch.set_num_threads(args.threads)
         warnings.filterwarnings('ignore', category=FutureWarning)
-        res = run_bench('quick' if args.quick else 'full', args.sections, args.rounds, args.budget, args.device, not args.no_compile, args.only, args.arms, args.clock, lambda s: print(s, file=sys.stderr, flush=True))
+        res = run_bench('quick' if args.quick else 'full', args.sections, args.rounds, args.budget, args.device, not args.no_compile, args.only, args.arms, args.clock, args.keep_memory, lambda s: print(s, file=sys.stderr, flush=True))
         print(markdown(res))
         if args.out:
-            out = Path(args.out)
-            part = out.with_name(f'.{out.name}.part')
-            part.write_text(json.dumps(res, indent=1)); os.replace(part, out)
+            out = write_text(args.out, json.dumps(res, indent=1))
             plot_bench(res, out.parent, out.stem)
         return 0
     except KeyboardInterrupt: print('silkworm-bench: interrupted, nothing written', file=sys.stderr); return 1

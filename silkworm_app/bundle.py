@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from . import __version__
+from .files import replacing
 from .fuse import compare, fuse, fuse_like
 from .imaging import Preprocess, open_image
 from .ort import BUNDLE_FORMAT, BasePredictor, BundleError, OnnxBundlePredictor, _example_name, _short, _tensor_files, _tensors, load_bundle, onnx_metadata, read_config
@@ -117,9 +118,7 @@ def save_onnx(
     if norms and not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()): raise BundleError(f'the ONNX graph holds batch norms that the net has not: {norms[:3]}')
     for k, v in onnx_metadata(classes, preprocess, trust, extra).items(): proto.metadata_props.add(key=k, value=v)
     file = Path(file)
-    part = file.with_name(f'.{file.name}.part')
-    onnx.save(proto, part)
-    os.replace(part, file)
+    with replacing(file) as part: onnx.save(proto, part)
     return file
 
 
@@ -275,7 +274,7 @@ def save_bundle(
     if plan is None:
         device = next(model.parameters()).device
         curves = _curves(model)
-        fused = fuse(model).cpu().float()
+        fused = fuse(model, channels_last=True).cpu().float()
         batches = batches if batches is not None else _valid_batches(learn) if learn else [torch.randn(4, 3, preprocess.size, preprocess.size, generator=torch.Generator().manual_seed(0))]
         training = {m: m.training for m in model.modules()}
         try: comparison = compare(model.cpu().eval(), fused, batches)

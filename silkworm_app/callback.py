@@ -27,17 +27,12 @@ from safetensors.torch import load_file,save_file
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from .files import replacing,write_text
 from .lslu import LSLU
 from .patch import lslus,patch_lslu
 
 # %% ../nbs/05_callback.ipynb #ce7eef02
 def _quiet_run(cb): return hasattr(cb, 'lr_finder') or hasattr(cb, 'gather_preds')
-
-def _replace_text(path, text):
-    "Write `text` to `path`, which is whole or not there"
-    tmp = path.with_name(f'.{path.name}.part')
-    tmp.write_text(text, encoding='utf-8')
-    os.replace(tmp, path)
 
 def _lslu_optimizer(learn, base, params, lr=None, **kw):
     opt = base(params, lr=lr, **kw)
@@ -108,7 +103,7 @@ def _append(path, text, epoch, head):
     "Add the entry of `epoch`, after cutting off entries of this and later epochs that an earlier run left"
     old = path.read_text(encoding='utf-8') if path.is_file() and epoch > 1 else ''
     cut = next((m.start() for m in re.finditer(head, old, re.M) if int(m[1]) >= epoch), len(old))
-    if cut < len(old) or epoch == 1: _replace_text(path, old[:cut] + text)
+    if cut < len(old) or epoch == 1: write_text(path, old[:cut] + text)
     else:
         with path.open('a', encoding='utf-8') as f: f.write(text)
 
@@ -189,12 +184,9 @@ def save_weights(
     "Write the weights of `model`; the file is whole or not there"
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    tmp = file.with_name(f'.{file.name}.part')
-    try:
-        save_file({k: v.detach().cpu().contiguous().clone() for k,v in model.state_dict().items()}, tmp, metadata={'format': 'pt'})
-        tmp.chmod(0o644)  # safetensors lets only the owner read
-        os.replace(tmp, file)
-    finally: tmp.unlink(missing_ok=True)
+    with replacing(file) as part:
+        save_file({k: v.detach().cpu().contiguous().clone() for k,v in model.state_dict().items()}, part, metadata={'format': 'pt'})
+        part.chmod(0o644)  # safetensors lets only the owner read
     return file
 
 class _WhenFusible:
@@ -454,13 +446,9 @@ class Checkpoint(Callback):
         if done % self.every and done != self.n_epoch or rank_distrib(): return
         self.folder.mkdir(parents=True, exist_ok=True)
         for f in self.folder.glob('.*.part'): f.unlink(missing_ok=True)
-        file,tmp = self.folder/f'epoch_{done}.pth',self.folder/f'.epoch_{done}.part'
-        try:
-            with tmp.open('wb') as f:
-                torch.save(training_state(self.learn), f)
-                f.flush(); os.fsync(f.fileno())
-            os.replace(tmp, file)
-        finally: tmp.unlink(missing_ok=True)
+        with replacing(self.folder/f'epoch_{done}.pth') as part, part.open('wb') as f:
+            torch.save(training_state(self.learn), f)
+            f.flush(); os.fsync(f.fileno())
         number = lambda f: int(re.search(r'(\d+)', f.stem)[1])
         for f in self.folder.glob('epoch_*.pth'):
             if number(f) <= done - self.keep*self.every or number(f) > done: f.unlink(missing_ok=True)

@@ -53,10 +53,8 @@ def _row(f, d, classes):
 
 
 def _write_csv(path, rows, classes):
-    path = Path(path)
-    part = path.with_name(f'.{path.name}.part')
-    with part.open('w', newline='', encoding='utf-8') as f: csv.writer(f).writerows([['file', 'label', 'most_likely', 'probability', 'reasons', 'error', *(f'p_{c}' for c in classes)], *rows])
-    os.replace(part, path)
+    from silkworm_app.files import replacing
+    with replacing(path) as part, part.open('w', newline='', encoding='utf-8') as f: csv.writer(f).writerows([['file', 'label', 'most_likely', 'probability', 'reasons', 'error', *(f'p_{c}' for c in classes)], *rows])
 
 
 def predict_main(

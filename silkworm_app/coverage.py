@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .lslu import LSLU
+from .files import replacing,write_text
 from .fuse import fuse,fuse_like
 from .patch import lslu_model,lslus,plan_lslu,rebuild_model
 
@@ -180,12 +181,9 @@ def run_family(
 def _read(path): return {r['family']: r for r in csv.DictReader(open(path))} if path.exists() else {}
 
 def _write(path, rows):
-    "Through a temporary name, so that a reader never sees half a table"
-    tmp = path.with_name(path.name + '.tmp')
-    with open(tmp, 'w', newline='') as f:
+    with replacing(path) as part, open(part, 'w', newline='') as f:
         w = csv.DictWriter(f, COLUMNS, extrasaction='ignore', lineterminator='\n')
         w.writeheader(); w.writerows(rows)
-    os.replace(tmp, path)
 
 def _fmt(r, k):
     v = '' if r.get(k) is None else r[k]
@@ -235,9 +233,7 @@ def coverage(
         have[f] = {**row, 'family': f}
         print(f'{f:32s} {arch:36s} {row["outcome"][:110]}', flush=True)
         _write(out, [have[o] for o in sorted(have)])
-    md = out.with_suffix('.md')
-    tmp = md.with_name(md.name + '.tmp')
-    tmp.write_text(coverage_md([have[o] for o in sorted(have)])); os.replace(tmp, md)
+    write_text(out.with_suffix('.md'), coverage_md([have[o] for o in sorted(have)]))
     return [have[o] for o in sorted(have)]
 
 def main(args=None):

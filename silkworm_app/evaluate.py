@@ -6,7 +6,7 @@
 __all__ = ['evaluate_probs', 'metrics_report', 'read_weights', 'best_file', 'open_models', 'labelled_pictures', 'main']
 
 # %% ../nbs/09d_evaluate.ipynb #a70b4e1f
-import argparse, json, os, sys
+import argparse, json, sys
 from pathlib import Path
 
 import numpy as np
@@ -227,9 +227,8 @@ def main(
             print(f'{name} against {first[0]}: largest relative difference {np.abs(z - first[1]).max()/max(np.abs(first[1]).max(), 1e-12):.1e}, same top class {(z.argmax(1) == first[1].argmax(1)).mean():.2%}')
         for w in getattr(data, 'warnings', []): print(f'Warning: {w}')
         if args.json:
-            part = Path(args.json).with_name(f'.{Path(args.json).name}.part')
-            part.write_text(json.dumps(dict(model=str(args.model), data=str(getattr(data, 'path', data)), split=split, **res), indent=1), encoding='utf-8')
-            os.replace(part, args.json)
+            from silkworm_app.files import write_text
+            write_text(args.json, json.dumps(dict(model=str(args.model), data=str(getattr(data, 'path', data)), split=split, **res), indent=1))
         return 0
     except (ValueError, OSError, ImageError) as e:
         print(f'silkworm-evaluate: {" ".join(str(e).split())}', file=sys.stderr)

@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from .files import replacing, write_text
+
 # %% ../nbs/11a_experiment.ipynb #b1c6faea
 class GridError(ValueError): "A grid or a results table that can't be used; the sentence says why and what to do"
 
@@ -539,8 +541,7 @@ def cross_validate(
     start = time.perf_counter()
     for j,key in enumerate(todo):
         done[key] = r = _test_part(cfg, splits, items, *key)
-        part = file.with_name(f'.{file.name}.part')
-        part.write_text(''.join(json.dumps(o) + '\n' for o in done.values())); os.replace(part, file)
+        write_text(file, ''.join(json.dumps(o) + '\n' for o in done.values()))
         left = (time.perf_counter() - start)/(j+1)*(len(todo)-j-1)
         log(f'part {key[1]+1} of {k}, cut by {key[0]}: {sum(np.equal(r["pick"], r["target"]))} of {len(r["target"])} files right; about {left/60:.0f} min of cross-validation left')
     photo,by_file = ([r for (by,_),r in sorted(done.items()) if by == what] for what in ('photo', 'file'))
@@ -604,9 +605,7 @@ def plot_learned(
     _save(fig, file)
 
 def _save(fig, file):
-    file = Path(file)
-    part = file.with_name(f'.{file.stem}.part.png')
-    fig.savefig(part, dpi=110); os.replace(part, file)
+    with replacing(file) as part: fig.savefig(part, format='png', dpi=110)
 
 def read_learned(
     out, # folder
@@ -637,8 +636,7 @@ def report(
         best = chosen(grid, rows)
         text += ['', 'One picture in ONNX Runtime, one thread, fused; median and quartiles of processor time, all nets in turns' + f' ({next(iter(cost.values()))["cpu"]}).' + (f' {", ".join(grid.vary)}: the best on the validation pictures.' if grid.vary else ''), '', latency_table(grid, best, cost)]
         plot_latency(grid, best, cost, out/'latency.png')
-    part = out/'.results.md.part'
-    part.write_text('\n'.join(text), encoding='utf-8'); os.replace(part, out/'results.md')
+    write_text(out/'results.md', '\n'.join(text))
     plot_results(grid, rows, out/'results.png')
     for arm,records in read_learned(out, grid).items():
         if records[0]['learned'][0] and len({len(r['learned']) for r in records}) == 1 and len({json.dumps(list(r['learned'][0].values())[0]) for r in records}) == 1:
@@ -676,12 +674,10 @@ def measure_latency(
     log(f'latency of {len(ids)} nets, in turns')
     size = next(iter(runs.values()))[0]['size']
     res = latency({a: fuse(make_model(*o).eval(), size) for a,o in runs.items()}, size, **kwargs)
-    file,cpu = Path(out)/'latency.csv',machine()['cpu']
-    part = file.with_name('.latency.csv.part')
-    with open(part, 'w', newline='') as f:
+    cpu = machine()['cpu']
+    with replacing(Path(out)/'latency.csv') as part, open(part, 'w', newline='') as f:
         w = csv.DictWriter(f, LATENCY, lineterminator='\n')
         w.writeheader(); w.writerows(dict(arm=a, net=ids[a], **v, cpu=cpu) for a,v in res.items())
-    os.replace(part, file)
     return read_latency(out)
 
 def chosen(

@@ -310,12 +310,19 @@ def _check_slope(model):
         if isinstance(s, (int, float)) and s != 1:
             raise FuseError(f'the deep-training slope of {name or "the net"} is {s:g}, not 1: finish the schedule, or train on with set_act_slope(1), before fusing')
 
+def _layout(model, channels_last=None):
+    "The weights in the memory format in which they run fastest; the results of convolutions follow it, whatever the input's is"
+    p = next(model.parameters(), None)
+    if p is not None and (p.device.type == 'cpu' if channels_last is None else channels_last): model.to(memory_format=torch.channels_last)
+    return model
+
 def fuse(
     model:nn.Module, # a VanillaNet, or any timm net, with LSLUs or without
     input_size=None, # of the trial run: number, (h, w) or (c, h, w); default: what the net says of itself
+    channels_last:bool=None, # weights in `torch.channels_last`, whatever they were; None: on a CPU, where convolutions run up to twice as fast so
 )->nn.Module: # a copy of the same class, in eval mode, with `fuse_plan` (JSON) and `fuse_report`
     "The smallest net that computes the same as `model` in eval mode; raises FuseError while the slope of deep training is not 1"
-    if getattr(model, 'fuse_plan', None) is not None: return copy.deepcopy(model).eval()
+    if getattr(model, 'fuse_plan', None) is not None: return _layout(copy.deepcopy(model).eval(), channels_last)
     _check_slope(model)
     model = copy.deepcopy(model).eval().requires_grad_(False)
     x,y = _noise(model, input_size)
@@ -332,6 +339,7 @@ def fuse(
         report.kept.update(kept)
     by = lambda *ops: [s['module'] for s in plan if s['op'] in ops]
     report.own,report.folded,report.absorbed = by(*_OWN),by('fold_bn'),by('absorb')
+    _layout(model, channels_last)
     with torch.no_grad(): report.error = _diff(model(x), y)
     model.fuse_plan,model.fuse_report = dict(version=1, steps=plan),report
     return model
@@ -347,7 +355,7 @@ def fuse_like(
         if isinstance(m, VanillaNet): m.set_act_slope(1)
     _apply(model.eval().requires_grad_(False), fuse_plan['steps'])
     model.fuse_plan = fuse_plan
-    return model
+    return _layout(model)
 
 # %% ../nbs/03_fuse.ipynb #efa5a313
 @dataclass

@@ -10,7 +10,7 @@ __all__ = ['save_figure', 'lslu_layers', 'layer_curves', 'activation_curves', 'r
            'main']
 
 # %% ../nbs/08_interpret.ipynb #0ccaed3a
-import argparse,csv,json,os,re,sys
+import argparse,csv,json,re,sys
 from pathlib import Path
 
 import numpy as np,torch
@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from fastai.callback.core import Callback
 from fastai.interpret import Interpretation
 
+from .files import replacing
 from .lslu import LSLU,FusedLSLU,series,series_sum
 
 # %% ../nbs/08_interpret.ipynb #9c3489f5
@@ -57,9 +58,7 @@ def save_figure(
     for f in formats:
         path = Path(f'{dest}.{f}')
         path.parent.mkdir(parents=True, exist_ok=True)
-        tmp = path.with_name(f'.{path.name}.part')
-        fig.savefig(tmp, format=f, dpi=144)
-        os.replace(tmp, path)
+        with replacing(path) as part: fig.savefig(part, format=f, dpi=144)
         out.append(path)
     return out
 

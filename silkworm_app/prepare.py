@@ -16,6 +16,7 @@ from PIL import Image
 
 from .data import CLASS_INFO, DataError, _carve, _cifar_files, _leak, _litter, _split_names, canonical_name
 from .duplicates import _each, _Progress, group_pictures
+from .files import write_text
 from .imaging import IMAGE_SUFFIXES, ImageError, open_image
 
 # %% ../nbs/09c_prepare.ipynb #45c5ed32
@@ -266,10 +267,7 @@ def _spread(x, n): return x if len(x) <= n else [x[round(i * (len(x) - 1) / (n -
 
 
 def _write(path, text):
-    "Write text under a temporary name, then rename."
-    path = Path(path)
-    part = path.with_name(f'.{path.name}.part')
-    try: part.write_text(text, encoding='utf-8'); os.replace(part, path)
+    try: write_text(path, text)
     except OSError as e: raise DataError(f'{path} cannot be written: {e.strerror}') from None
 
 # %% ../nbs/09c_prepare.ipynb #87b86a15

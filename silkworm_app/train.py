@@ -335,6 +335,7 @@ from fastai.torch_core import get_model, num_distrib, rank_distrib, set_seed
 from .callback import Checkpoint, EarlyStopping, SaveBest, StopOnNaN, WeightEMA, act_slope, find_checkpoint, load_weights, save_weights, _acc, _ce
 from .data import DataError, test_loader
 from .distributed import Processes, WholeLoss, leave
+from .files import replacing, write_text
 from .evaluate import best_file, evaluate_probs, metrics_report, read_weights
 from .learner import keep_memory, lslu_learner
 
@@ -554,9 +555,7 @@ _own = ('settings.yaml', 'history.csv', 'learnable_params.txt', 'learnable_param
 def _write_yaml(path, cfg):
     import yaml
     text = '# silkworm-train --config this_file --output_dir another_folder  repeats this run\n' + yaml.safe_dump({k: v for k, v in cfg.items() if k in OPTIONS and k not in ('config', 'overwrite', 'resume')}, sort_keys=False, allow_unicode=True)
-    part = path.with_name(f'.{path.name}.part')
-    part.write_text(text, encoding='utf-8')
-    os.replace(part, path)
+    write_text(path, text)
 
 def open_run(
     cfg:Settings, # resolved
@@ -595,8 +594,7 @@ def _bring_best(run, old):
     "The best weights so far, where a run goes on in another folder"
     for f in old.glob('best*.safetensors'):
         if not (run/f.name).exists():
-            shutil.copyfile(f, run/f'.{f.name}.part')
-            os.replace(run/f'.{f.name}.part', run/f.name)
+            with replacing(run/f.name) as part: shutil.copyfile(f, part)
 
 # %% ../nbs/09a_train.ipynb #1a4034ed
 class _BestEMA(SaveBest):
@@ -755,16 +753,14 @@ def finish(
         if cfg.bundle:
             _bundle(cfg, learn, model, run, res, pics)
             print(f'Bundle: {run/"bundle"}   (page: python app.py --bundle {run/"bundle"})')
-    os.replace(_write_json(run/'.metrics.json.part', res), run/'metrics.json')
+    _write_json(run/'metrics.json', res)
     _plots(run)
     print(f'Run: {run}   ({res["epochs"]} epochs, {seconds:.0f} s of training)', flush=True)
     return res
 
 def _misleading(leak): return any(leak.get(k, 0) > .01 for k in ('test_seen_in_train', 'valid_seen_in_train', 'test_seen_in_valid')) or leak.get('label_conflicts') or leak.get('files', 0) > 1.2*sum(leak.get('distinct', {}).values() or [leak.get('files', 0)])
 
-def _write_json(path, d):
-    path.write_text(json.dumps(d, indent=1), encoding='utf-8')
-    return path
+def _write_json(path, d): write_text(path, json.dumps(d, indent=1))
 
 def save_deploy(
     fused, # net of `fuse`
@@ -775,9 +771,7 @@ def save_deploy(
     if path.suffix == '.safetensors': save_weights(fused, path)
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f'.{path.name}.part')
-        torch.save(dict(model=fused.state_dict(), build_cfg=fused.build_cfg, fuse_plan=fused.fuse_plan), part)
-        os.replace(part, path)
+        with replacing(path) as part: torch.save(dict(model=fused.state_dict(), build_cfg=fused.build_cfg, fuse_plan=fused.fuse_plan), part)
     say(f'Deployable weights: {path}')
 
 def _bundle(cfg, learn, model, run, res, pics):

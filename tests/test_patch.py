@@ -220,7 +220,7 @@ def test_coverage_command(tmp_path):
     coverage(out, ['starnet', 'mlp_mixer/gmlp'], timeout=120)
     assert '| starnet | starnet_s050 |' in out.with_suffix('.md').read_text()
     rows = coverage(out, ['starnet'])  # has it already
-    assert [r['outcome'][:6] for r in rows] == ['cannot', 'ok'] and not list(tmp_path.glob('*.tmp'))
+    assert [r['outcome'][:6] for r in rows] == ['cannot', 'ok'] and not list(tmp_path.glob('.*'))
     bad = subprocess.run([sys.executable, '-m', 'silkworm_app.coverage', '--families', 'resnot', '--out', str(out)], capture_output=True, text=True)
     assert bad.returncode == 2 and "'resnot' is no family" in bad.stderr and 'Traceback' not in bad.stderr
 
