@@ -469,6 +469,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'silkworm_app.experiment.cross_validate': ( 'experiment.html#cross_validate',
                                                                                      'silkworm_app/experiment.py'),
                                          'silkworm_app.experiment.cut_folds': ('experiment.html#cut_folds', 'silkworm_app/experiment.py'),
+                                         'silkworm_app.experiment.held_out_answers': ( 'experiment.html#held_out_answers',
+                                                                                       'silkworm_app/experiment.py'),
                                          'silkworm_app.experiment.latency_table': ( 'experiment.html#latency_table',
                                                                                     'silkworm_app/experiment.py'),
                                          'silkworm_app.experiment.main': ('experiment.html#main', 'silkworm_app/experiment.py'),

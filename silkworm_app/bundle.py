@@ -187,7 +187,7 @@ def bundle_card(
         if few := [c for c, n in cross['per_class_n'].items() if n < 5]: limits.append('Too few photographs to judge, or to learn from: ' + ', '.join(f'{title[c]} ({cross["per_class_n"][c]})' for c in few) + '.')
         if bad := [c for c, r in cross['per_class_recall'].items() if r is not None and r < .5]: limits.append('Finds less than half of: ' + ', '.join(title[c] for c in bad) + '.')
     if not trust.get('calibrated'): limits.insert(0, f'It answers "I can\'t tell" to every picture: {trust.get("note") or "it was never calibrated"}.')
-    else: limits.insert(0, f'It answered {_pct(trust["coverage"])} of the validation pictures and said "I can\'t tell" to the others.')
+    else: limits.insert(0, f'Of the pictures by which that was decided it answered {_pct(trust["coverage"])} and said "I can\'t tell" to the others: {trust.get("note")}.')
     out += [f'- {o}' for o in limits]
     if (s := extra.get('settings')) and 'seed' in s: out += ['', '## Made again', '', f'`silkworm-train --config settings.yaml --output_dir again`, with the settings.yaml of the run (seed {s["seed"]}), gives the same weights bit for bit on the same kind of CPU.']
     return '\n'.join(out) + '\n'
@@ -259,6 +259,7 @@ def save_bundle(
     onnx:bool=False, # also write model.onnx
     batches:list=None, # input tensors to compare the fused with the unfused net on; default: two validation batches, or noise
     examples:list=None, # pictures for the page, kept as small JPEGs
+    held_out:tuple=None, # of a cross-validation, see `fit_trust`; for a learner without `trust`
     inherit:dict=None # entries of another bundle's config to keep where this call has none: curves, fusion, leak, warnings, ...
 )->Path:
     "Fuse a model if need be and write its bundle. Raises `BundleError` or `FuseError`."
@@ -285,7 +286,7 @@ def save_bundle(
     else: fused = model
     splits = getattr(learn.dls, 'splits', None) if learn else None
     predictor = Predictor(fused, classes, preprocess, trust)
-    if trust is None and learn: trust = learner_trust(learn, predictor)
+    if trust is None and learn: trust = learner_trust(learn, predictor, held_out=held_out)
     trust = trust or Trust(classes)
     if trust.classes != classes: raise BundleError(f'the trust is for the classes {", ".join(trust.classes)}, the model for {", ".join(classes)}')
     config = dict(format=BUNDLE_FORMAT, arch=cfg['arch'], build_cfg=cfg, fuse_plan=plan, classes=classes, class_titles=_titles(classes), size=preprocess.size, preprocess=preprocess.to_dict(),

@@ -45,7 +45,7 @@ class LSLUCallback(Callback):
     def __init__(self,
         where=None, # as in `plan_lslu`; None: by depth (`default_where`); 'none': log only
         act_num=3, # number of activations in an LSLU, or a mapping from names to it
-        init:str=None, # 'reference', 'delta' or 'identity' (see `patch_lslu`); None: 'identity' for a net that was trained before, else 'reference'
+        init:str=None, # 'reference', 'mixed', 'delta' or 'identity' (see `patch_lslu`); None: 'identity' for a net that was trained before, else 'reference'
         per_channel:bool=False, # own alphas and biases for each channel
         form:str='chain', # 'chain' or 'sum', see `LSLU`
         fname='learnable_params.txt', # log in `learn.path`; a twin ends in .jsonl; None: no log

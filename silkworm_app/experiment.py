@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SETTINGS', 'COLUMNS', 'LATENCY', 'GridError', 'Grid', 'make_grid', 'read_grid', 'run_id', 'cut_folds', 'make_model',
            'make_learner', 'run_one', 'read_results', 'run_grid', 'rows_of', 'paired', 'photo_interval', 'summary',
-           'table', 'whole_split', 'cross_validate', 'plot_results', 'plot_learned', 'read_learned', 'report',
-           'read_latency', 'measure_latency', 'chosen', 'latency_table', 'plot_latency', 'main']
+           'table', 'whole_split', 'held_out_answers', 'cross_validate', 'plot_results', 'plot_learned', 'read_learned',
+           'report', 'read_latency', 'measure_latency', 'chosen', 'latency_table', 'plot_latency', 'main']
 
 # %% ../nbs/11a_experiment.ipynb #ec61a9e6
 import argparse, csv, fcntl, hashlib, io, itertools, json, os, statistics, sys, time, warnings
@@ -195,7 +195,7 @@ def _net_args(s):
     "`(arguments of lslu_model, stride of the first convolution where that is no argument of the net)`"
     own = dict(s['model'])
     stride = None if s['arch'].startswith('vanillanet') else own.pop('stem_stride', None)
-    return dict(act_num=s['act_num'], where=s['where'], per_channel=s['per_channel'], form=s['form'], init=s['init'], input_size=s['size'], drop_rate=s['drop_rate'],
+    return dict(act_num=s['act_num'], where=s['where'], per_channel=s['per_channel'], form=s['form'], init=s['init'] or (None if s['pretrained'] else 'reference'), input_size=s['size'], drop_rate=s['drop_rate'],
                 pretrained=s['pretrained'], act=None if s['act'] == 'lslu' else s['act'], **own),stride
 
 def _stem(model, stride):
@@ -514,7 +514,17 @@ def _test_part(cfg, splits, items, by, part):
         T.best_model(own, learn, Path(d))
         (probs,y),(turned,_) = (_predict(learn, test_loader(learn.dls), tta) for tta in (None, 'symmetry'))
     photo = [g for (*_,g),f in zip(items, of) if f == part]
-    return dict(by=by, part=part, photo=list(map(int, photo)), target=y.tolist(), pick=probs.argmax(1).tolist(), pick_symmetry=turned.argmax(1).tolist())
+    return dict(by=by, part=part, photo=list(map(int, photo)), target=y.tolist(), pick=probs.argmax(1).tolist(), probs=np.asarray(probs, np.float64).round(7).tolist(), pick_symmetry=turned.argmax(1).tolist())
+
+def held_out_answers(
+    run, # folder of `cross_validate`
+)->tuple: # log-probabilities [H, K], labels [H], photographs [H]; None: this run has none
+    "What nets said to the photographs that they had not been trained on, for `fit_trust`"
+    file = Path(run)/'cross_validation.jsonl'
+    records = [r for r in map(json.loads, file.read_text().splitlines()) if r['by'] == 'photo'] if file.exists() else []
+    if not records or not all('probs' in r for r in records): return None
+    probs,y,photo = (np.concatenate([r[k] for r in records]) for k in ('probs', 'target', 'photo'))
+    return np.log(probs.clip(1e-7)),y,photo
 
 def _pooled(records, pick='pick'):
     "Balanced accuracy with its interval over photographs, and the confusion matrix in photographs"

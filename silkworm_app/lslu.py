@@ -369,7 +369,7 @@ class FusedLSLU(nn.Module):
         return self.conv(self.pre(x))
 
 # %% ../nbs/00_lslu.ipynb #6358b3f1
-_FORMS = ('chain', 'sum', 'series')
+_FORMS,_INITS = ('chain', 'sum', 'series'),('reference', 'delta', 'mixed')
 
 class LSLU(nn.Module):
     "Learnable series linear unit (arXiv 2409.08283): a learnable series of relus, a depth-wise convolution and a batch norm"
@@ -398,14 +398,13 @@ class LSLU(nn.Module):
             self.reset_parameters()
 
     def reset_parameters(self,
-        init:str='reference', # of the kernel: noise only, as in the paper, or 'delta': 1 in the middle as well
+        init:str='reference', # of the kernel: noise only, as in the paper; 'delta': 1 in the middle as well; 'mixed': 1 in the middle in the first half of the channels
     ):
-        "Initial values: a plain relu, and a kernel of truncated normal noise (std 0.02); with 'delta' its middle lets the relu through"
-        if init not in ('reference', 'delta'): raise ValueError(f"LSLU: init is {init!r}; it must be 'reference' or 'delta'")
+        "Initial values: a plain relu, and a kernel of truncated normal noise (std 0.02); where its middle is 1 it lets the relu through"
+        if init not in _INITS: raise ValueError(f"LSLU: init is {init!r}; it must be one of {', '.join(_INITS)}")
         if self.deploy: return
         nn.init.trunc_normal_(self.weight, std=.02)
-        if init == 'delta':
-            with torch.no_grad(): self.weight[:,:,self.act_num,self.act_num] += 1
+        with torch.no_grad(): self.weight[:{'reference': 0, 'delta': self.dim, 'mixed': (self.dim+1)//2}[init],:,self.act_num,self.act_num] += 1
         self.bn.reset_parameters(); self.bn.reset_running_stats()
         if self.form == 'series': return
         with torch.no_grad():

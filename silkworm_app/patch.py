@@ -20,7 +20,7 @@ from timm.models.metaformer import SquaredReLU,StarReLU
 from timm.models.nfnet import GammaAct
 
 from . import vanillanet  # also registers the VanillaNets with timm
-from .lslu import LSLU
+from .lslu import LSLU,_INITS
 
 # %% ../nbs/02_patch.ipynb #fadcb7bd
 def _classes(*modules): return {o for m in modules for o in vars(m).values() if isinstance(o, type) and issubclass(o, nn.Module)}
@@ -460,13 +460,13 @@ def _batches(calibrate, model):
         yield _first_tensor(b).as_subclass(torch.Tensor).to(p.device, p.dtype)
 
 def _check_init(init):
-    if init not in ('reference', 'delta', 'identity'): raise ValueError(f"init={init!r} is none of 'reference', 'delta', 'identity'.")
+    if init not in (*_INITS, 'identity'): raise ValueError(f"init={init!r} is none of {', '.join(map(repr, (*_INITS, 'identity')))}.")
 
 def patch_lslu(
     model:nn.Module, # changed in place
     where='all', # see `plan_lslu`
     act_num=3, # see `plan_lslu`
-    init:str='reference', # of a net to be trained from scratch: 'reference' as in the paper, or 'delta' for few pictures (see `LSLU.reset_parameters`); 'identity': the patched net computes what the net computed
+    init:str='reference', # of a net to be trained from scratch: 'reference' as in the paper, 'mixed' or 'delta' (see `LSLU.reset_parameters`); 'identity': the patched net computes what the net computed
     per_channel:bool=False, # own alphas and biases for each channel
     form:str='chain', # 'chain' or 'sum', see `LSLU`
     input_size=None, # see `plan_lslu`
@@ -484,7 +484,7 @@ def patch_lslu(
     y = _eval_out(model, xs[0]) if init == 'identity' else None
     apply_plan(model, plan)
     report = PatchReport(plan, init, before, sum(p.numel() for p in model.parameters()))
-    if init == 'delta':
+    if init in ('delta', 'mixed'):
         for m in lslus(model).values(): m.reset_parameters(init)
     if init == 'identity' and plan.replaced:
         for name,old in olds.items(): _start(model.get_submodule(name), old)
@@ -527,7 +527,7 @@ def lslu_model(
     where=None, # as in `plan_lslu`; None: by depth (`default_where`); 'none': the plain net
     per_channel:bool=False, # own alphas and biases for each channel
     form:str='chain', # 'chain' or 'sum', see `LSLU`
-    init:str=None, # 'reference', 'delta' or 'identity', see `patch_lslu`; None: 'identity' if `pretrained`, else 'reference'
+    init:str=None, # 'reference', 'mixed', 'delta' or 'identity', see `patch_lslu`; None: 'identity' if `pretrained`, else 'reference'
     input_size=None, # of the pictures, see `plan_lslu`
     drop_rate:float=None, # dropout before the classifier; None: 0.05 for VanillaNet, else timm's default
     pretrained:bool=False, # load timm's weights, then patch
@@ -555,7 +555,7 @@ def lslu_model(
     cfg = dict(arch=arch, num_classes=num_classes, kwargs={k: v for k,v in kwargs.items() if k not in _SOURCE}, plan=None)
     try: model.build_cfg = json.loads(json.dumps(cfg))
     except TypeError as e: raise ValueError(f'{arch} cannot be stored with these arguments, {_short(e)}: give numbers, texts and lists only.') from None
-    if own and init == 'delta' and not pretrained:
+    if own and init in ('delta', 'mixed') and not pretrained:
         for m in lslus(model).values(): m.reset_parameters(init)
     if not own and not plain:
         size = size or (in_chans, *_cfg(model).get('input_size', (3, 224, 224))[1:])

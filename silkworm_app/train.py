@@ -60,7 +60,7 @@ _groups = {
     Opt('form', 'chain|sum', 'chain', 'form of the LSLU', 'LSLU'),
     Opt('per_channel', 'bool', False, 'own alphas and biases for each channel', 'LSLU'),
     Opt('where', 'str', None, 'which activations of a timm net become LSLUs: all, stem, none, a regular expression; default: by depth', 'patch_lslu'),
-    Opt('init', 'reference|delta|identity', None, 'start of the LSLUs: reference is that of the paper, delta lets the relu through; default: identity in a pretrained net, else reference', 'LSLU, patch_lslu'),
+    Opt('init', 'reference|mixed|delta|identity', None, 'start of the LSLUs: reference is that of the paper, delta lets the relu through, mixed in half of the channels; default: identity in a pretrained net, else reference', 'LSLU, patch_lslu'),
     Opt('stem_stride', 'int', 'auto', 'VanillaNet: stride of the first convolution; auto: 2 up to 48 pixels, else 4', 'timm.create_model'),
     Opt('drop', 'float', 'auto', 'dropout before the classifier; auto: 0.05 in a VanillaNet', 'timm.create_model'),
     Opt('pretrained', 'bool', False, "start from timm's weights (needs the network, or its cache)", 'timm.create_model'),
@@ -781,7 +781,11 @@ def _bundle(cfg, learn, model, run, res, pics):
     each = max(1, 10//len(splits.classes))
     by_class = [[p for p, c in splits.test or splits.valid if c == k] for k in splits.classes]
     shown = [ps[i] for ps in by_class for i in dict.fromkeys(j*len(ps)//each for j in range(each) if ps)][:10]
-    save_bundle(run/'bundle', learn, metrics={k: res[k] for k in ('cross_validation', 'test', 'valid') if k in res}, extra=dict(data_path=cfg.data_path, counts=res['counts'], settings={k: v for k, v in cfg.items() if v is not None}),
+    held_out = None
+    if cfg.cross_validate:
+        from silkworm_app.experiment import held_out_answers
+        held_out = held_out_answers(run)
+    save_bundle(run/'bundle', learn, held_out=held_out, metrics={k: res[k] for k in ('cross_validation', 'test', 'valid') if k in res}, extra=dict(data_path=cfg.data_path, counts=res['counts'], settings={k: v for k, v in cfg.items() if v is not None}),
                 onnx=cfg.onnx, batches=pics[:2], examples=shown)
     if cfg.onnx:
         x = pics[0].numpy()

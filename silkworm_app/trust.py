@@ -333,6 +333,7 @@ def fit_trust(
     n_sources:int=None, # number of distinct photographs, where `groups` is not known
     leak=None, # `Splits.leak`, or the part of the validation pictures that occur in train; None: not checked
     clean:np.ndarray=None, # [N] which validation pictures are known not to occur in train
+    held_out:tuple=None, # (logits [H, K], labels [H], photographs [H]) of a cross-validation over photographs: temperature and threshold come from these instead of the N, of which there are fewer
     target:float=.9, # wanted accuracy of the answers
     sure:float=.95, # certainty of the proof
     quantile:float=.99 # part of the validation pictures within the distance limit
@@ -350,23 +351,29 @@ def fit_trust(
         clean = np.asarray(clean, bool)
         logits, labels, why = logits[clean], labels[clean], None
         features, stats, groups = (None if o is None else np.asarray(o)[clean] for o in (features, stats, groups))
+    seen, what = labels, 'validation'
+    if held_out is not None:
+        (logits, labels, groups), n_sources, what = held_out, None, 'cross-validated'
+        logits, labels = np.asarray(logits, np.float64), np.asarray(labels, int)
+        if logits.shape != (len(labels), k) or len(groups) != len(labels): raise ValueError(f'fit_trust: held_out has logits of shape {logits.shape}, {len(labels)} labels and {len(groups)} photographs; it needs as many of each, and {k} logits')
+        if not np.isfinite(logits).all(): raise ValueError('fit_trust: the logits of held_out hold NaN or infinity')
     n, weight = len(labels), _weights(len(labels), groups, n_sources)
     base = dict(classes=classes, target=target, n=n, n_sources=round(float(weight.sum()), 2))
     if n < 2: return Trust(**base, note='there were no validation pictures to calibrate on')
     T = fit_temperature(logits, labels)
     p = softmax(logits, T)
-    out = dict(base, temperature=T, **_fit_limits(features, labels, train_features, train_labels, stats, train_stats, quantile))
+    out = dict(base, temperature=T, **_fit_limits(features, seen, train_features, train_labels, stats, train_stats, quantile))
     if why: return Trust(**out, note=f'the model was not calibrated: {why}')
     correct, conf = p.argmax(1) == labels, p.max(1)
     t = choose_threshold(conf, correct, weight, target, sure)
     if not np.isfinite(t):
         need = int(np.ceil(np.log(1 - sure) / np.log(target)))
-        few = f'only {weight.sum():.0f} distinct validation photographs, and at least {need} are needed' if weight.sum() < need else f'its surest answers on {weight.sum():.0f} validation photographs are wrong too often'
+        few = f'only {weight.sum():.0f} distinct {what} photographs, and at least {need} are needed' if weight.sum() < need else f'its surest answers on {weight.sum():.0f} {what} photographs are wrong too often'
         return Trust(**out, note=f'the model could not be shown to be right {_pct(target)} of the time: {few}')
     answered = conf >= t
     unknown = '' if leak is not None or clean is not None else '; whether these occur in train was not checked'
     return Trust(**out, threshold=t, calibrated=True, coverage=float(answered.mean()), accuracy=float(correct[answered].mean()),
-                 note=f'chosen on {n} validation pictures of {weight.sum():.0f} photographs{unknown}')
+                 note=f'chosen on {n} {what} pictures of {weight.sum():.0f} photographs{unknown}')
 
 
 def _fit_limits(features, labels, train_features, train_labels, stats, train_stats, quantile):
