@@ -23,6 +23,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.model_selection import GridSearchCV
+from silkworm_app.files import replacing
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -80,11 +81,9 @@ def main():
             t = time.perf_counter()
             row = linear(options) if more is None else net(options + more)
             done.append({k: str(v) for k, v in dict(data=args.name, what=what, seed=seed, **row, seconds=round(time.perf_counter() - t)).items()})
-            part = out.with_name(f'.{out.name}.part')
-            with part.open('w', newline='') as f:
+            with replacing(out) as part, part.open('w', newline='') as f:
                 w = csv.DictWriter(f, FIELDS)
                 w.writeheader(); w.writerows(done)
-            part.replace(out)
     for name in dict.fromkeys(r['data'] for r in done):
         for what in dict.fromkeys(r['what'] for r in done if r['data'] == name):
             rows = [r for r in done if (r['data'], r['what']) == (name, what)]

@@ -301,10 +301,12 @@ def _onnx(model, x, threads=None):
 def bench_inference(o):
     "Inference of whole nets: as trained, fused, in ONNX Runtime, compiled"
     from silkworm_app.fuse import fuse
+    seen = set()
     for arch,kw,b,size in NETS[o.mode]:
         for bs in (b,) if o.mode == 'quick' else (1, b):
             what = f'{arch}{" "+kw["where"] if kw else ""}, batch {bs}, {size} px'
-            if o.only not in what: continue
+            if o.only not in what or what in seen: continue
+            seen.add(what)
             o.log(f'inference, {what}')
             x,fs = torch.randn(bs, 3, size, size, device=o.device),{}
             for k,m in net_arms(arch, kw, size).items():

@@ -516,12 +516,17 @@ def _test_part(cfg, splits, items, by, part):
     photo = [g for (*_,g),f in zip(items, of) if f == part]
     return dict(by=by, part=part, photo=list(map(int, photo)), target=y.tolist(), pick=probs.argmax(1).tolist(), probs=np.asarray(probs, np.float64).round(7).tolist(), pick_symmetry=turned.argmax(1).tolist())
 
+def _parts(run):
+    "`(by, part) -> record` of the parts that are done, from cross_validation.jsonl"
+    file = Path(run)/'cross_validation.jsonl'
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return {(r['by'], r['part']): r for r in (json.loads(o) for o in lines if o.endswith('\n'))}
+
 def held_out_answers(
     run, # folder of `cross_validate`
 )->tuple: # log-probabilities [H, K], labels [H], photographs [H]; None: this run has none
     "What nets said to the photographs that they had not been trained on, for `fit_trust`"
-    file = Path(run)/'cross_validation.jsonl'
-    records = [r for r in map(json.loads, file.read_text().splitlines()) if r['by'] == 'photo'] if file.exists() else []
+    records = [r for (by,_),r in sorted(_parts(run).items()) if by == 'photo']
     if not records or not all('probs' in r for r in records): return None
     probs,y,photo = (np.concatenate([r[k] for r in records]) for k in ('probs', 'target', 'photo'))
     return np.log(probs.clip(1e-7)),y,photo
@@ -540,18 +545,16 @@ def cross_validate(
     log=print, # called with a line for each part
 )->dict: # plain values
     "Every photograph tested once by a net that never saw it; beside it the same, cut by file"
-    items,k,file = sorted((str(p), c, splits.groups[p]) for p,c in splits.train + splits.valid),cfg.cross_validate,Path(run)/'cross_validation.jsonl'
+    items,k,done = sorted((str(p), c, splits.groups[p]) for p,c in splits.train + splits.valid),cfg.cross_validate,_parts(run)
     n,classes = len({g for *_,g in items}),list(splits.classes)
     if not 2 <= k <= n: raise GridError(f'cross_validate must be 2 to {n}, the number of photographs, not {k}')
     cfg.started = True
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    done = {(r['by'], r['part']): r for r in (json.loads(o) for o in lines if o.endswith('\n'))}
     todo = [(by,i) for by in (('photo', 'file') if n < len(items) else ('photo',)) for i in range(k) if (by,i) not in done]
     log(f'Cross-validation: {k} parts of {n} photographs ({len(items)} files)' + (f'; {len(done)} trainings done before' if done else ''))
     start = time.perf_counter()
     for j,key in enumerate(todo):
         done[key] = r = _test_part(cfg, splits, items, *key)
-        write_text(file, ''.join(json.dumps(o) + '\n' for o in done.values()))
+        write_text(Path(run)/'cross_validation.jsonl', ''.join(json.dumps(o) + '\n' for o in done.values()))
         left = (time.perf_counter() - start)/(j+1)*(len(todo)-j-1)
         log(f'part {key[1]+1} of {k}, cut by {key[0]}: {sum(np.equal(r["pick"], r["target"]))} of {len(r["target"])} files right; about {left/60:.0f} min of cross-validation left')
     photo,by_file = ([r for (by,_),r in sorted(done.items()) if by == what] for what in ('photo', 'file'))

@@ -462,6 +462,10 @@ def _batches(calibrate, model):
 def _check_init(init):
     if init not in (*_INITS, 'identity'): raise ValueError(f"init={init!r} is none of {', '.join(map(repr, (*_INITS, 'identity')))}.")
 
+def _start_kernels(model, init):
+    if init in ('delta', 'mixed'):
+        for m in lslus(model).values(): m.reset_parameters(init)
+
 def patch_lslu(
     model:nn.Module, # changed in place
     where='all', # see `plan_lslu`
@@ -484,8 +488,7 @@ def patch_lslu(
     y = _eval_out(model, xs[0]) if init == 'identity' else None
     apply_plan(model, plan)
     report = PatchReport(plan, init, before, sum(p.numel() for p in model.parameters()))
-    if init in ('delta', 'mixed'):
-        for m in lslus(model).values(): m.reset_parameters(init)
+    _start_kernels(model, init)
     if init == 'identity' and plan.replaced:
         for name,old in olds.items(): _start(model.get_submodule(name), old)
         _undo_norms(model, xs)
@@ -555,8 +558,7 @@ def lslu_model(
     cfg = dict(arch=arch, num_classes=num_classes, kwargs={k: v for k,v in kwargs.items() if k not in _SOURCE}, plan=None)
     try: model.build_cfg = json.loads(json.dumps(cfg))
     except TypeError as e: raise ValueError(f'{arch} cannot be stored with these arguments, {_short(e)}: give numbers, texts and lists only.') from None
-    if own and init in ('delta', 'mixed') and not pretrained:
-        for m in lslus(model).values(): m.reset_parameters(init)
+    if own and not pretrained: _start_kernels(model, init)
     if not own and not plain:
         size = size or (in_chans, *_cfg(model).get('input_size', (3, 224, 224))[1:])
         patch_lslu(model, where, act_num, init or ('identity' if pretrained else 'reference'), per_channel, form, size, calibrate)

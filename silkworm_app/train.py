@@ -335,8 +335,8 @@ from fastai.torch_core import get_model, num_distrib, rank_distrib, set_seed
 from .callback import Checkpoint, EarlyStopping, SaveBest, StopOnNaN, WeightEMA, act_slope, find_checkpoint, load_weights, save_weights, _acc, _ce
 from .data import DataError, test_loader
 from .distributed import Processes, WholeLoss, leave
-from .files import replacing, write_text
 from .evaluate import best_file, evaluate_probs, metrics_report, read_weights
+from .files import replacing, write_text
 from .learner import keep_memory, lslu_learner
 
 # %% ../nbs/09a_train.ipynb #ea171909

@@ -211,6 +211,8 @@ def test_model_card_of_cross_validated_bundle(tmp_path, capsys):
     assert np.allclose(list(cv['per_class_recall'].values()), recall)
     card = (tmp_path / 'a/bundle/card.md').read_text()
     page = model_html(facts(load_bundle(tmp_path / 'a/bundle')))
+    trust = load_bundle(tmp_path / 'a/bundle').trust
+    assert (trust.n, trust.n_sources) == (34, 17) and 'cross-validated' in trust.note, 'the threshold comes from the few validation pictures'
     for v in (cv['balanced_accuracy'], cv['by_file']['balanced_accuracy']): assert f'{100*v:.1f} %' in card and f'{v:.1%}' in page and f'{100*v:.1f} %' in said
     for word in ('17 photographs', 'Misleading', '1 photographs under two classes', 'It is no diagnosis', 'seed 42'): assert word in card
     assert '1 picture(s) stand' not in card, 'what was left out is still warned of'

@@ -75,6 +75,22 @@ def test_threshold_keeps_its_promise():
     assert n > 80 and kept / n >= .9, (kept, n)
 
 
+def test_threshold_from_a_cross_validation():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 5, 200)
+    z = 4 * np.eye(5)[np.where(rng.random(200) < .3, rng.integers(0, 5, 200), y)] + rng.normal(0, .1, (200, 5))
+    few, labels, photos = 4 * np.eye(5)[:5], np.arange(5), np.arange(200)
+    alone = fit_trust(few, None, labels, list('abcde'), leak=0., target=.7)
+    assert alone.threshold is None and '5 distinct validation photographs' in alone.note
+    kept = fit_trust(few, None, labels, list('abcde'), leak=0., target=.7, held_out=(z, y, photos))
+    direct = fit_trust(z, None, y, list('abcde'), leak=0., target=.7, groups=photos)
+    assert kept.calibrated and (kept.threshold, kept.temperature, kept.n) == (direct.threshold, direct.temperature, 200) and 'cross-validated' in kept.note
+    assert not fit_trust(few, None, labels, list('abcde'), leak=0., target=.7, held_out=(z, y, np.arange(200) % 4)).calibrated, 'copies counted as photographs'
+    assert not fit_trust(few, None, labels, list('abcde'), leak=.5, target=.7, held_out=(z, y, photos)).calibrated, 'a leak was forgotten'
+    with pytest.raises(ValueError, match='held_out'): fit_trust(few, None, labels, list('abcde'), held_out=(z[:, :4], y, photos))
+    with pytest.raises(ValueError, match='held_out'): fit_trust(few, None, labels, list('abcde'), held_out=(z * np.nan, y, photos))
+
+
 def test_copies_prove_nothing_more():
     "Ten photographs, copied a hundred times each, all right: no threshold."
     y = np.repeat(np.arange(10) % 5, 100)
