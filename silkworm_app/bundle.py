@@ -189,7 +189,7 @@ def bundle_card(
     if not trust.get('calibrated'): limits.insert(0, f'It answers "I can\'t tell" to every picture: {trust.get("note") or "it was never calibrated"}.')
     else: limits.insert(0, f'Of the pictures by which that was decided it answered {_pct(trust["coverage"])} and said "I can\'t tell" to the others: {trust.get("note")}.')
     out += [f'- {o}' for o in limits]
-    if (s := extra.get('settings')) and 'seed' in s: out += ['', '## Made again', '', f'`silkworm-train --config settings.yaml --output_dir again`, with the settings.yaml of the run (seed {s["seed"]}), gives the same weights bit for bit on the same kind of CPU.']
+    if (s := extra.get('settings')) and 'seed' in s: out += ['', '## Made again', '', f'`silkworm-train --config settings.yaml --output_dir again`, with the settings.yaml of the run (seed {s["seed"]}), gives the same weights bit for bit on the same kind of CPU with as many threads.']
     return '\n'.join(out) + '\n'
 
 # %% ../nbs/07_bundle.ipynb #e8d8dcd8

@@ -47,7 +47,9 @@ def child(argv, out, at, what):
 
 
 def kill(): os.kill(os.getpid(), signal.SIGKILL)
-def interrupt(): os.kill(os.getpid(), signal.SIGINT)
+def interrupt():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it starts in the background
+    os.kill(os.getpid(), signal.SIGINT)
 def terminate(): os.kill(os.getpid(), signal.SIGTERM)
 def small_files(): resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
