@@ -70,13 +70,8 @@ class _ClampedLine(torch.autograd.Function):
     @staticmethod
     def forward(x, c, d, left, right, lo, hi, p, q):
         y = x.to(torch.promote_types(x.dtype, torch.float32))
-        wide = [_wide(o.to(y.dtype), x.ndim) for o in (c,d,lo,hi)]
-        if not torch.compiler.is_compiling() and c.ndim == 0 and x.device.type == 'cpu':
-            c,d,lo,hi = (o.item() for o in wide)
-            y = torch.clamp(y, lo, hi) if (c,d) == (1,0) else (y*c).add_(d).clamp_(lo, hi)
-        else:
-            c,d,lo,hi = wide
-            y = torch.clamp(y*c + d, lo, hi)
+        c,d,lo,hi = (_wide(o.to(y.dtype), x.ndim) for o in (c,d,lo,hi))
+        y = torch.clamp(y*c + d, lo, hi)
         return y.to(x.dtype)
 
     @staticmethod
@@ -89,8 +84,6 @@ class _ClampedLine(torch.autograd.Function):
         x,c,p,q = ctx.saved_tensors
         need_params = any(ctx.needs_input_grad[1:5])
         wide = torch.promote_types(x.dtype, torch.float32)
-        if not torch.compiler.is_compiling() and not torch.is_grad_enabled() and c.ndim == 0 and x.device.type == 'cpu' and x.dtype == wide:
-            return _line_backward_cpu(g.to(x.dtype), x, c.item(), p.item(), q.item(), need_params, ctx.needs_input_grad[0])
         g,x32 = g.to(wide),x.to(wide)
         cw,pw,qw = (_wide(o.to(wide), x.ndim) for o in (c,p,q))
         gm = torch.where((x32 > pw) & (x32 < qw), g, 0.)
@@ -102,23 +95,9 @@ class _ClampedLine(torch.autograd.Function):
         g_d = total(gm)
         return gx, total(gm*x32), g_d, total(g) - g_d - g_right, g_right, *[None]*4
 
-def _line_backward_cpu(g, x, c, p, q, need_params, need_x):
-    "The backward pass for scalars on a CPU: fused threshold kernels in place of masks"
-    if not g.is_contiguous() and g.stride() != x.stride(): g = g.contiguous()
-    aten = torch.ops.aten
-    gm = aten.threshold_backward(g, x, p) if q == torch.inf else aten.hardtanh_backward(g, x, p, q)
-    if p >= q: gm = torch.zeros_like(gm)
-    gs = [None]*4
-    if need_params:
-        scalar = lambda t: t.sum(dtype=x.dtype)
-        g_d,g_right = scalar(gm), g.new_zeros(()) if q == torch.inf else scalar(aten.threshold_backward(g, x, max(p, q)))
-        g_c = torch.dot(gm.as_strided((gm.numel(),), (1,)), x.as_strided((x.numel(),), (1,))) if _same_dense(gm, x) else scalar(gm*x)
-        gs = [g_c, g_d, scalar(g) - g_d - g_right, g_right]
-    return (gm if c == 1 else gm*c) if need_x else None, *gs, *[None]*4
+def _flat(x): return x.as_strided((x.numel(),), (1,))
 
-def _same_dense(a, b):
-    dense = lambda t: t.is_contiguous() or (t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last))
-    return a.stride() == b.stride() and a.storage_offset() == 0 == b.storage_offset() and dense(a) and dense(b)
+def _dense(x): return x.storage_offset() == 0 and (x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)))
 
 # %% ../nbs/00_lslu.ipynb #29dbce4a
 def _walk(alphas, biases):
@@ -136,32 +115,57 @@ def _walk(alphas, biases):
         elif c == 0 and d <= 0: q = min(p, q)
     return (c, d, left, right),((left, inf) if q == inf else (min(left, right), max(left, right)))+(p, q),steps
 
-class _Walk(torch.autograd.Function):
-    "`_walk` of scalars on a CPU: `(c, d, left, right)`, and `(lo, hi, p, q)`; tens of small tensor operations cost more than a small layer"
+class _ChainCPU(torch.autograd.Function):
+    "The chain of scalars on a CPU: numbers in place of tens of small tensor operations, and few passes over new memory"
     @staticmethod
-    def forward(alphas, biases):
-        line,rest,_ = _walk(alphas.tolist(), biases.tolist())
-        return alphas.new_tensor(line),alphas.new_tensor(rest)
+    def forward(x, alphas, biases):
+        y = x.to(torch.promote_types(x.dtype, torch.float32))
+        (c,d,*_),(lo,hi,*_),_ = _walk(alphas.tolist(), biases.tolist())
+        y = torch.clamp(y, lo, hi) if (c,d) == (1,0) else torch.add(y.new_tensor(d), y, alpha=c).clamp_(lo, hi)
+        return y.to(x.dtype)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-        ctx.mark_non_differentiable(output[1])
+    def setup_context(ctx, inputs, output): ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx, g, _):
-        alphas,biases = ctx.saved_tensors
+    def backward(ctx, g):
+        x,alphas,biases = ctx.saved_tensors
+        need_x,*need_params = ctx.needs_input_grad
         if torch.is_grad_enabled():                                                  # double backward: the plain way
-            line = torch.stack(_compose(alphas, biases)[:4])
-            return torch.autograd.grad(line, (alphas, biases), g, create_graph=True, allow_unused=True) if line.requires_grad else (None, None)
-        gc,gd,gl,gr = g.tolist()
-        ga,gb = [],[]
-        for a,c,d,left,right,up,down in reversed(_walk(alphas.tolist(), biases.tolist())[2]):
-            gl,gr = gl*up,gr*down
-            ga.append(gc*c + gd*d + gl*left + gr*right)
-            gb.append(gd + gl + gr)
-            gc,gd,gl,gr = gc*a,gd*a,gl*a,gr*a
-        return alphas.new_tensor(ga[::-1]),biases.new_tensor(gb[::-1])
+            ins = [o for o,need in zip(ctx.saved_tensors, ctx.needs_input_grad) if need]
+            gs = iter(torch.autograd.grad(_clamped_line(x, alphas, biases), ins, g, create_graph=True, allow_unused=True))
+            return tuple(next(gs) if need else None for need in ctx.needs_input_grad)
+        (c,_,left,_),(_,_,p,q),steps = _walk(alphas.tolist(), biases.tolist())
+        wide = torch.promote_types(x.dtype, torch.float32)
+        g,x32 = g.to(wide),x.to(wide)
+        if g.stride() != x32.stride(): g = torch.empty_like(x32).copy_(g)
+        gm = _inside(g, x32, p, q)
+        ga = gb = None
+        if any(need_params):
+            g_c = torch.dot(_flat(gm), _flat(x32)) if _dense(x32) else (gm*x32).sum()
+            g_d,g_right = gm.sum().item(),0. if q == torch.inf else _inside(g, x32, max(p, q), torch.inf).sum().item()
+            g_left = g.sum().item() - g_d - g_right if left else 0.                  # a bound of 0 is a relu's dead side
+            ga,gb = (alphas.new_tensor(o) for o in _walk_back(steps, g_c.item(), g_d, g_left, g_right))
+        return gm.mul_(c).to(x.dtype) if need_x else None, ga, gb
+
+def _inside(g, x, p, q):
+    "`g` where `p < x < q`, else 0; a new tensor"
+    if p >= q: return torch.zeros_like(g)
+    return torch.ops.aten.threshold_backward(g, x, p) if q == torch.inf else torch.ops.aten.hardtanh_backward(g, x, p, q)
+
+def _walk_back(steps, gc, gd, gl, gr):
+    "Gradients of alphas and biases from those of the line"
+    ga,gb = [],[]
+    for a,c,d,left,right,up,down in reversed(steps):
+        gl,gr = gl*up,gr*down
+        ga.append(gc*c + gd*d + gl*left + gr*right)
+        gb.append(gd + gl + gr)
+        gc,gd,gl,gr = gc*a,gd*a,gl*a,gr*a
+    return ga[::-1],gb[::-1]
+
+def _clamped_line(x, alphas, biases):
+    c,d,left,right,p,q = _compose(alphas, biases)
+    return _ClampedLine.apply(x, c, d, left, right, *(o.detach() for o in _bounds(left, right, q)), p, q)
 
 # %% ../nbs/00_lslu.ipynb #197ce4b2
 def series(
@@ -173,10 +177,8 @@ def series(
     _check(x, alphas, biases)
     with torch.autocast(x.device.type, enabled=False):
         alphas,biases = (o.to(torch.promote_types(o.dtype, torch.float32)) for o in (alphas, biases))
-        if alphas.ndim == 1 and alphas.device.type == 'cpu' == x.device.type and not torch.compiler.is_compiling():
-            return _ClampedLine.apply(x, *(o for t in _Walk.apply(alphas, biases) for o in t.unbind(0)))
-        c,d,left,right,p,q = _compose(alphas, biases)
-        return _ClampedLine.apply(x, c, d, left, right, *(o.detach() for o in _bounds(left, right, q)), p, q)
+        if alphas.ndim == 1 and alphas.device.type == 'cpu' == x.device.type and not torch.compiler.is_compiling(): return _ChainCPU.apply(x, alphas, biases)
+        return _clamped_line(x, alphas, biases)
 
 # %% ../nbs/00_lslu.ipynb #e8e258fa
 def _plain_sum(x, alphas, biases):
