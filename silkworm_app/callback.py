@@ -45,7 +45,7 @@ class LSLUCallback(Callback):
     def __init__(self,
         where=None, # as in `plan_lslu`; None: by depth (`default_where`); 'none': log only
         act_num=3, # number of activations in an LSLU, or a mapping from names to it
-        init:str=None, # 'reference', 'mixed', 'delta' or 'identity' (see `patch_lslu`); None: 'identity' for a net that was trained before, else 'reference'
+        init:str=None, # 'reference', 'mixed', 'delta' or 'identity' (see `patch_lslu`); None: 'identity' for a net that was trained before, else 'mixed'
         per_channel:bool=False, # own alphas and biases for each channel
         form:str='chain', # 'chain' or 'sum', see `LSLU`
         fname='learnable_params.txt', # log in `learn.path`; a twin ends in .jsonl; None: no log
@@ -69,7 +69,7 @@ class LSLUCallback(Callback):
         model = get_model(self.learn.model)
         if self.where == 'none' or lslus(model) or hasattr(model, 'act_slope'): return False  # a VanillaNet has what it was made with
         x = self.dls.valid.one_batch()[0] if len(self.dls.valid) else self.dls.one_batch()[0]
-        init = self.init or ('identity' if _was_trained(model) else 'reference')
+        init = self.init or ('identity' if _was_trained(model) else 'mixed')
         _,self.report = patch_lslu(model, self.where, self.act_num, init, self.per_channel, self.form, self.input_size or tuple(x.shape[1:]),
                                    calibrate=x if init == 'identity' else None)
         return True

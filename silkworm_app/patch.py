@@ -462,15 +462,15 @@ def _batches(calibrate, model):
 def _check_init(init):
     if init not in (*_INITS, 'identity'): raise ValueError(f"init={init!r} is none of {', '.join(map(repr, (*_INITS, 'identity')))}.")
 
-def _start_kernels(model, init):
+def _start_kernels(acts, init):
     if init in ('delta', 'mixed'):
-        for m in lslus(model).values(): m.reset_parameters(init)
+        for m in acts: m.reset_parameters(init)
 
 def patch_lslu(
     model:nn.Module, # changed in place
     where='all', # see `plan_lslu`
     act_num=3, # see `plan_lslu`
-    init:str='reference', # of a net to be trained from scratch: 'reference' as in the paper, 'mixed' or 'delta' (see `LSLU.reset_parameters`); 'identity': the patched net computes what the net computed
+    init:str='mixed', # of a net to be trained from scratch: 'mixed', 'delta', or 'reference' as in the paper (see `LSLU.reset_parameters`); 'identity': the patched net computes what the net computed
     per_channel:bool=False, # own alphas and biases for each channel
     form:str='chain', # 'chain' or 'sum', see `LSLU`
     input_size=None, # see `plan_lslu`
@@ -488,7 +488,7 @@ def patch_lslu(
     y = _eval_out(model, xs[0]) if init == 'identity' else None
     apply_plan(model, plan)
     report = PatchReport(plan, init, before, sum(p.numel() for p in model.parameters()))
-    _start_kernels(model, init)
+    _start_kernels(map(model.get_submodule, olds), init)
     if init == 'identity' and plan.replaced:
         for name,old in olds.items(): _start(model.get_submodule(name), old)
         _undo_norms(model, xs)
@@ -530,7 +530,7 @@ def lslu_model(
     where=None, # as in `plan_lslu`; None: by depth (`default_where`); 'none': the plain net
     per_channel:bool=False, # own alphas and biases for each channel
     form:str='chain', # 'chain' or 'sum', see `LSLU`
-    init:str=None, # 'reference', 'mixed', 'delta' or 'identity', see `patch_lslu`; None: 'identity' if `pretrained`, else 'reference'
+    init:str=None, # 'reference', 'mixed', 'delta' or 'identity', see `patch_lslu`; None: 'identity' if `pretrained`, 'reference' for the series activation, else 'mixed'
     input_size=None, # of the pictures, see `plan_lslu`
     drop_rate:float=None, # dropout before the classifier; None: 0.05 for VanillaNet, else timm's default
     pretrained:bool=False, # load timm's weights, then patch
@@ -558,10 +558,10 @@ def lslu_model(
     cfg = dict(arch=arch, num_classes=num_classes, kwargs={k: v for k,v in kwargs.items() if k not in _SOURCE}, plan=None)
     try: model.build_cfg = json.loads(json.dumps(cfg))
     except TypeError as e: raise ValueError(f'{arch} cannot be stored with these arguments, {_short(e)}: give numbers, texts and lists only.') from None
-    if own and not pretrained: _start_kernels(model, init)
+    if own and not pretrained: _start_kernels(lslus(model).values(), init or ('reference' if act == 'series' else 'mixed'))
     if not own and not plain:
         size = size or (in_chans, *_cfg(model).get('input_size', (3, 224, 224))[1:])
-        patch_lslu(model, where, act_num, init or ('identity' if pretrained else 'reference'), per_channel, form, size, calibrate)
+        patch_lslu(model, where, act_num, init or ('identity' if pretrained else 'mixed'), per_channel, form, size, calibrate)
     return model
 
 def rebuild_model(

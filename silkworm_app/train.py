@@ -60,7 +60,7 @@ _groups = {
     Opt('form', 'chain|sum', 'chain', 'form of the LSLU', 'LSLU'),
     Opt('per_channel', 'bool', False, 'own alphas and biases for each channel', 'LSLU'),
     Opt('where', 'str', None, 'which activations of a timm net become LSLUs: all, stem, none, a regular expression; default: by depth', 'patch_lslu'),
-    Opt('init', 'reference|mixed|delta|identity', None, 'start of the LSLUs: reference is that of the paper, delta lets the relu through, mixed in half of the channels; default: identity in a pretrained net, else reference', 'LSLU, patch_lslu'),
+    Opt('init', 'reference|mixed|delta|identity', None, 'start of the LSLUs: reference is that of the paper, delta lets the relu through, mixed in half of the channels; default: identity in a pretrained net, reference for the series activation, else mixed', 'LSLU, patch_lslu'),
     Opt('stem_stride', 'int', 'auto', 'VanillaNet: stride of the first convolution; auto: 2 up to 48 pixels, else 4', 'timm.create_model'),
     Opt('drop', 'float', 'auto', 'dropout before the classifier; auto: 0.05 in a VanillaNet', 'timm.create_model'),
     Opt('pretrained', 'bool', False, "start from timm's weights (needs the network, or its cache)", 'timm.create_model'),
@@ -96,7 +96,7 @@ _groups = {
     Opt('model_ema_eval', 'bool', False, 'the averages compete with the weights for the final model, by validation loss', 'SaveBest'),
     Opt('use_amp', 'bool', False, 'mixed precision on a GPU', 'fastai MixedPrecision'),
     Opt('amp_dtype', 'auto|bf16|fp16', 'auto', 'auto: bf16 where the GPU has it; bf16 also works (slowly) on CPU', 'fastai MixedPrecision'),
-    Opt('channels_last', 'bool', False, 'memory format of the net', 'fastai ChannelsLast'),
+    Opt('channels_last', 'bool', 'auto', 'memory format of the net; auto: on a CPU, and with mixed precision', 'fastai ChannelsLast'),
     Opt('compile', 'bool', False, 'compile the net', 'torch.compile'),
     Opt('sync_bn', 'bool', True, 'several processes: batch norms see the whole batch', 'torch SyncBatchNorm, ours on CPU'),
     Opt('seed', 'int', 42, 'of the split, the weights, the order and the augmentation', 'fastai set_seed'),
@@ -283,6 +283,7 @@ def resolve(
     if cfg.early_stop_epochs == 'auto': cfg['early_stop_epochs'] = max(10, cfg.epochs//2)  # with few batches an epoch the losses before the peak of one-cycle say little
     if cfg.fast == 'auto': cfg['fast'] = not cfg.aa and cfg.aug in FAST_AUGMENTATIONS and (n + len(splits.valid))*3*cfg.input_size**2 < 2**30
     if cfg.act_num == 'auto': cfg['act_num'] = 1 if cfg.input_size <= 48 else 3  # maps of small pictures are smaller than a kernel of 7 x 7
+    if cfg.channels_last == 'auto': cfg['channels_last'] = device.type == 'cpu' or cfg.use_amp  # convolutions are faster so
     if cfg.stem_stride == 'auto': cfg['stem_stride'] = (2 if cfg.input_size <= 48 else None) if vanilla else None
     for k, lo in dict(input_size=1, batch_size=2, epochs=1, update_freq=1, save_ckpt_freq=1, save_ckpt_num=1, test_freq=1, decay_epochs=0, early_stop_epochs=0, act_num=0, warmup_epochs=0).items():
         if cfg[k] < lo: raise TrainError(f'{k} must be {lo} or more, not {cfg[k]}')
