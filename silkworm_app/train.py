@@ -55,7 +55,7 @@ _groups = {
     Opt('mixup_mode', 'batch|pair|elem', 'batch', 'what is mixed alike', 'timm.data.Mixup in a callback')],
 'Net': [
     Opt('model', 'str', 'vanillanet_5_x0_125', 'any net of timm, VanillaNets included', 'lslu_learner'),
-    Opt('act_num', 'int', 'auto', 'number of activations in an LSLU, and half the width of its kernel; auto: 1 up to 48 pixels, else 3', 'LSLU'),
+    Opt('act_num', 'int', 'auto', 'number of activations in an LSLU, and half the width of its kernel; auto: 1 up to 64 pixels, else 3', 'LSLU'),
     Opt('act', 'lslu|series|relu', 'lslu', 'activation; series and relu are the baselines', 'lslu_model'),
     Opt('form', 'chain|sum', 'chain', 'form of the LSLU', 'LSLU'),
     Opt('per_channel', 'bool', False, 'own alphas and biases for each channel', 'LSLU'),
@@ -282,7 +282,7 @@ def resolve(
         if cfg[k] == 'auto': cfg[k] = v
     if cfg.early_stop_epochs == 'auto': cfg['early_stop_epochs'] = max(10, cfg.epochs//2)  # with few batches an epoch the losses before the peak of one-cycle say little
     if cfg.fast == 'auto': cfg['fast'] = not cfg.aa and cfg.aug in FAST_AUGMENTATIONS and (n + len(splits.valid))*3*cfg.input_size**2 < 2**30
-    if cfg.act_num == 'auto': cfg['act_num'] = 1 if cfg.input_size <= 48 else 3  # maps of small pictures are smaller than a kernel of 7 x 7
+    if cfg.act_num == 'auto': cfg['act_num'] = 1 if cfg.input_size <= 64 else 3  # most maps of small pictures are smaller than a kernel of 7 x 7
     if cfg.channels_last == 'auto': cfg['channels_last'] = device.type == 'cpu' or cfg.use_amp  # convolutions are faster so
     if cfg.stem_stride == 'auto': cfg['stem_stride'] = (2 if cfg.input_size <= 48 else None) if vanilla else None
     for k, lo in dict(input_size=1, batch_size=2, epochs=1, update_freq=1, save_ckpt_freq=1, save_ckpt_num=1, test_freq=1, decay_epochs=0, early_stop_epochs=0, act_num=0, warmup_epochs=0).items():
