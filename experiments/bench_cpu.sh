@@ -1,5 +1,5 @@
 #!/bin/sh
-# Every timing of docs/results.md on the CPU, from one command: sh experiments/bench_cpu.sh [FOLDER]     (half an hour; nothing else may run beside it)
+# Every timing of docs/results.md on the CPU, from one command: sh experiments/bench_cpu.sh [FOLDER]     (a quarter of an hour; nothing else may run beside it)
 set -e
 out=${1:-docs/bench}
 bench() { name=$1; shift; echo "== $name"; silkworm-bench --threads 2 --out "$out/$name.json" "$@" > "$out/$name.md"; }
