@@ -155,9 +155,9 @@ class OnnxPredictor(BasePredictor):
         data = path.read_bytes()
         if sha256 and hashlib.sha256(data).hexdigest() != sha256: raise BundleError(f'{path} is not the file its bundle was saved with (its SHA-256 differs): it was changed or damaged')
         self.session = _session(path, data, threads)
-        ins, outs = self.session.get_inputs(), self.session.get_outputs()
-        meta = self.session.get_modelmeta().custom_metadata_map
         try:
+            ins, outs = self.session.get_inputs(), self.session.get_outputs()
+            meta = self.session.get_modelmeta().custom_metadata_map                  # damaged names are no UTF-8
             get = {k: json.loads(meta[k]) for k in ('silkworm_app.format', 'classes', 'preprocess')}
             if get['silkworm_app.format'] != ONNX_FORMAT: raise ValueError(f'format {get["silkworm_app.format"]} is not {ONNX_FORMAT}')
             pre, classes = Preprocess.from_dict(get['preprocess']), get['classes']
