@@ -156,8 +156,8 @@ class OnnxPredictor(BasePredictor):
         if sha256 and hashlib.sha256(data).hexdigest() != sha256: raise BundleError(f'{path} is not the file its bundle was saved with (its SHA-256 differs): it was changed or damaged')
         self.session = _session(path, data, threads)
         try:
-            ins, outs = self.session.get_inputs(), self.session.get_outputs()
-            meta = self.session.get_modelmeta().custom_metadata_map                  # damaged names are no UTF-8
+            ins, outs = ([(o.name, o.type, list(o.shape)) for o in os] for os in (self.session.get_inputs(), self.session.get_outputs()))
+            meta = self.session.get_modelmeta().custom_metadata_map                  # here, and in the names, a text that is no UTF-8 shows
             get = {k: json.loads(meta[k]) for k in ('silkworm_app.format', 'classes', 'preprocess')}
             if get['silkworm_app.format'] != ONNX_FORMAT: raise ValueError(f'format {get["silkworm_app.format"]} is not {ONNX_FORMAT}')
             pre, classes = Preprocess.from_dict(get['preprocess']), get['classes']
@@ -167,10 +167,10 @@ class OnnxPredictor(BasePredictor):
             if trust and trust.classes != classes: raise ValueError('trust and classes name different classes')
         except KeyError as e: raise BundleError(f'{path} is a foreign ONNX model: its metadata lacks {e}') from None
         except (ValueError, AttributeError, TypeError, RecursionError) as e: raise BundleError(f'{path} has wrong metadata: {e}') from None
-        if len(ins) != 1 or ins[0].type != 'tensor(float)' or len(ins[0].shape) != 4 or list(ins[0].shape[1:]) != [3, pre.size, pre.size] or [o.name for o in outs] != ['logits', 'features'] or list(outs[0].shape[1:]) != [len(classes)]:
+        if [(t, len(s), s[1:]) for _,t,s in ins] != [('tensor(float)', 4, [3, pre.size, pre.size])] or [n for n,*_ in outs] != ['logits', 'features'] or outs[0][2][1:] != [len(classes)]:
             raise BundleError(f'{path} has inputs and outputs that do not fit its metadata')
         super().__init__(classes, pre, trust, config or {k: v for k, v in get.items()}, bs)
-        self.path, self.model, self._input = path, None, ins[0].name
+        self.path, self.model, self._input = path, None, ins[0][0]
 
     def run(self, x): return tuple(self.session.run(['logits', 'features'], {self._input: np.ascontiguousarray(x, np.float32)}))
 

@@ -545,6 +545,7 @@ def lslu_model(
         if isinstance(v, bool) or not isinstance(v, int) or v < least: raise ValueError(f'{name}={v!r} is not a whole number of {least} or more.')
     if init is not None: _check_init(init)
     if act not in (None, 'lslu', 'relu') and not (own and act == 'series'): raise ValueError(f"act={act!r} is not possible for {arch}: take 'lslu', 'relu'" + (" or 'series'." if own else '.'))
+    init = init or ('identity' if pretrained else 'reference' if act == 'series' else 'mixed')
     plain = where == 'none' or act == 'relu'
     kwargs = {**kw, 'in_chans': in_chans}
     if drop_rate is None and own: drop_rate = .05
@@ -558,10 +559,10 @@ def lslu_model(
     cfg = dict(arch=arch, num_classes=num_classes, kwargs={k: v for k,v in kwargs.items() if k not in _SOURCE}, plan=None)
     try: model.build_cfg = json.loads(json.dumps(cfg))
     except TypeError as e: raise ValueError(f'{arch} cannot be stored with these arguments, {_short(e)}: give numbers, texts and lists only.') from None
-    if own and not pretrained: _start_kernels(lslus(model).values(), init or ('reference' if act == 'series' else 'mixed'))
+    if own and not pretrained: _start_kernels(lslus(model).values(), init)
     if not own and not plain:
         size = size or (in_chans, *_cfg(model).get('input_size', (3, 224, 224))[1:])
-        patch_lslu(model, where, act_num, init or ('identity' if pretrained else 'mixed'), per_channel, form, size, calibrate)
+        patch_lslu(model, where, act_num, init, per_channel, form, size, calibrate)
     return model
 
 def rebuild_model(

@@ -161,6 +161,16 @@ def test_damaged_files(copy, name):
         except BundleError as e: assert '\n' not in str(e)
 
 
+@pytest.mark.parametrize('text', [b'silkworm_app.format', b'logits'])
+def test_onnx_names_that_are_no_text(copy, text):
+    d = copy()
+    f = d / 'model.onnx'
+    assert text in (data := f.read_bytes())
+    f.write_bytes(data.replace(text, b'\xff' + text[1:]))
+    rehash(d)
+    with pytest.raises(BundleError, match='model.onnx'): load_bundle(d, 'onnx')
+
+
 def mutate(o, rng):
     "Change one random place of a JSON value."
     junk = [None, True, -1, 0, 1e300, 10**12, 'x' * 300, '../../etc/passwd', 'hf_hub:a/b', [], {}, [[[[]]]], {'pretrained': True}, 'nan', [1, 2, 3]]
