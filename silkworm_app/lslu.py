@@ -6,6 +6,8 @@
 __all__ = ['reference_series', 'collapse', 'series', 'series_sum', 'ClampedLine', 'Spline', 'FusedLSLU', 'LSLU']
 
 # %% ../nbs/00_lslu.ipynb #ba96542c
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -273,17 +275,99 @@ def _has_fast_weight_grad(x, n):
             and torch.backends.mkldnn.enabled and x.shape[-1]*x.shape[-2] > 36)
 
 # %% ../nbs/00_lslu.ipynb #1e9905cb
+def _is_nhwc(x): return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+def _conv_format(x, weight):
+    "The memory format in which the depth-wise convolution is fast: NHWC, except for 3x3 kernels"
+    return torch.channels_last if _is_nhwc(x) or weight.shape[-1] > 3 else torch.contiguous_format
+
+def _out_format(x): return torch.channels_last if _is_nhwc(x) else torch.contiguous_format
+
+def _dw_conv(s, weight): return F.conv2d(s, weight, None, padding=weight.shape[-1]//2, groups=len(weight))
+
+def _dw_weight_grad(g, s, weight, n):
+    return _weight_grad(g, s, n) if _has_fast_weight_grad(s, n) else _conv_grad(g, s, weight, [False,True,False], (n,n))[1]
+
+class _ChainConv(torch.autograd.Function):
+    """`(y, s)`: `s` is the chain of scalars at `x`, `y` its depth-wise convolution. Saves only `s`.
+
+    `y` is linear in `s` and in the kernel, so `sum(ds*s) == sum(dw*w)`: the gradient of the kernel gives that of the slope of the line without a pass over the data."""
+    @staticmethod
+    def forward(x, weight, alphas, biases, walk, fmt):
+        s = _line(x, walk, fmt)
+        return _dw_conv(s, weight).contiguous(memory_format=_out_format(x)), s
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x,weight,alphas,biases,ctx.walk,ctx.fmt = inputs
+        ctx.x_fmt = _out_format(x)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[1], weight, alphas, biases)
+
+    @staticmethod
+    def backward(ctx, g, g_s):
+        s,weight,alphas,biases = ctx.saved_tensors
+        (c,d,*_),(lo,hi,p,q),steps = ctx.walk
+        need_x,need_w,*need_params = ctx.needs_input_grad[:4]
+        if torch.is_grad_enabled() or g_s is not None: return *_chain_conv_grads(ctx, g, g_s),None,None  # double backward: the plain way
+        if g is None: return (None,)*6
+        n,g = weight.shape[-1]//2,g.contiguous(memory_format=ctx.fmt)
+        gw = _dw_weight_grad(g, s, weight, n) if need_w else None
+        if not (need_x or any(need_params)): return None,gw,*[None]*4
+        cds = _conv_grad(g, s, weight*c, [True,False,False], (n,n))[0].contiguous(memory_format=ctx.fmt)   # c times the gradient of s
+        if any(need_params):
+            slope = torch.dot(gw.flatten(), weight.flatten()).item() if need_w else (cds*s).sum().item()/c
+            g_all = cds.sum().item()/c if lo > 0 else 0.                                # a bound of 0 is a relu's dead side
+            g_above = torch.ops.aten.threshold_backward(cds, s, lo).sum().item()/c if hi < math.inf else None
+        gx = torch.ops.aten.threshold_backward(cds, s, lo) if hi == math.inf else torch.ops.aten.hardtanh_backward(cds, s, lo, hi)
+        ga = gb = None
+        if any(need_params):
+            g_d = gx.sum().item()/c
+            g_right = g_above - g_d if hi < math.inf else 0.
+            g_left = g_all - g_d - g_right if lo > 0 else 0.
+            g_c = (slope - d*g_d - lo*g_left - (hi*g_right if hi < math.inf else 0.))/c
+            ga,gb = (alphas.new_tensor(o) for o in _walk_back(steps, g_c, g_d, g_left, g_right))
+        return gx.contiguous(memory_format=ctx.x_fmt) if need_x else None,gw,ga,gb,None,None
+
+def _line(x, walk, fmt, size=2**18):
+    "`clamp(c*x + d, lo, hi)` in the memory format `fmt`, a piece that fits a cache at a time"
+    (c,d,*_),(lo,hi,*_),_ = walk
+    s = torch.empty_like(x, memory_format=fmt)
+    same = _dense(x) and x.stride() == s.stride()
+    for xi,si in zip(_flat(x).split(size), _flat(s).split(size)) if same else [(x, s)]:
+        if (c,d) == (1,0): torch.clamp(xi, lo, hi, out=si)
+        else: torch.add(xi.new_tensor(d), xi, alpha=c, out=si).clamp_(lo, hi)
+    return s
+
+def _chain_conv_grads(ctx, g, g_s):
+    "Gradients of `_ChainConv` that can be differentiated again; `x` is what the line maps to `s`, and beyond its ends any number there"
+    s,weight,alphas,biases = ctx.saved_tensors
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        c,d,left,right,p,q = _compose(alphas, biases)
+        lo,hi = _bounds(left, right, q)
+        x = torch.where(s <= lo, p - 1, torch.where(s >= hi, q + 1, (s - d)/c))
+        ins = [o.view_as(o) for o in (x, weight, alphas, biases)]
+        s2 = _clamped_line(ins[0], *ins[2:])
+        outs = [(o,go) for o,go in ((_dw_conv(s2, ins[1]), g), (s2, g_s)) if go is not None]
+        need = [i for i,o in enumerate(ctx.needs_input_grad[:4]) if o]
+        got = torch.autograd.grad([o for o,_ in outs], [ins[i] for i in need], [go for _,go in outs], create_graph=again, allow_unused=True)
+    return [got[need.index(i)] if i in need else None for i in range(4)]
+
+def _steep(walk):
+    "Is the line rising and steep enough to be read backwards, from `s` to `x`, without loss?"
+    (c,d,*_),(lo,hi,p,q),_ = walk
+    return c > 0 and p < q and max(abs(d), lo, hi if hi < math.inf else 0.) <= 100*c
+
 class _ActConv(torch.autograd.Function):
     "`conv2d(act(x, *params), weight)`, depth-wise, that saves only `x`"
     @staticmethod
     def forward(ctx, act, x, weight, *params):
         ctx.act = act
         ctx.save_for_backward(x, weight, *params)
-        nhwc = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        ctx.fmt = torch.channels_last if nhwc or weight.shape[-1] > 3 else torch.contiguous_format   # the fast kernels are NHWC, except for 3x3
+        ctx.fmt = _conv_format(x, weight)
         s = act(x, *params).contiguous(memory_format=ctx.fmt)
-        y = F.conv2d(s, weight, None, padding=weight.shape[-1]//2, groups=len(weight))
-        return y.contiguous(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
+        return _dw_conv(s, weight).contiguous(memory_format=_out_format(x))
 
     @staticmethod
     def backward(ctx, g):
@@ -291,15 +375,13 @@ class _ActConv(torch.autograd.Function):
         n,needs = weight.shape[-1]//2,ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():                                                  # double backward: the plain way
             ins = [o for o,need in zip((x,weight,*params), needs) if need]
-            y = F.conv2d(ctx.act(x, *params), weight, None, padding=n, groups=len(weight))
-            gs = iter(torch.autograd.grad(y, ins, g, create_graph=True, allow_unused=True))
+            gs = iter(torch.autograd.grad(_dw_conv(ctx.act(x, *params), weight), ins, g, create_graph=True, allow_unused=True))
             return None,*[next(gs) if need else None for need in needs]
         with torch.enable_grad():
             ins = [o.detach().requires_grad_(need) for o,need in zip((x,*params), (needs[0],*needs[2:]))]
             s = ctx.act(*ins)
         sd,g = (o.detach().contiguous(memory_format=ctx.fmt) for o in (s, g))
-        gw = None
-        if needs[1]: gw = _weight_grad(g, sd, n) if _has_fast_weight_grad(x, n) else _conv_grad(g, sd, weight, [False,True,False], (n,n))[1]
+        gw = _dw_weight_grad(g, sd, weight, n) if needs[1] else None
         gs = [None]*len(ins)
         if s.requires_grad:
             ds = _conv_grad(g, sd, weight, [True,False,False], (n,n))[0]
@@ -311,7 +393,11 @@ def _act_conv(act, x, weight, *params):
     "Depth-wise convolution, zero padded, of `act(x, *params)`"
     plain = (torch.compiler.is_compiling() or not torch.is_grad_enabled() or x.device.type != 'cpu' or x.numel() == 0
              or torch.is_autocast_enabled(x.device.type) or x.dtype not in (torch.float32, torch.float64))
-    if plain: return F.conv2d(act(x, *params), weight, None, padding=weight.shape[-1]//2, groups=len(weight))
+    if plain: return _dw_conv(act(x, *params), weight)
+    if act in (series, F.relu) and all(o.ndim == 1 for o in params):
+        alphas,biases = params or (weight.new_empty(0),)*2                               # no steps: a relu
+        walk = _walk(alphas.tolist(), biases.tolist())
+        if _steep(walk): return _ChainConv.apply(x, weight, alphas, biases, walk, _conv_format(x, weight))[0]
     return _ActConv.apply(act, x, weight, *params)
 
 # %% ../nbs/00_lslu.ipynb #cff4f253
