@@ -8,7 +8,7 @@ __all__ = ['LAYERS', 'NETS', 'SECTIONS', 'StepLSLU', 'step_by_step', 'in_turns',
            'latency', 'machine', 'markdown', 'plot_bench', 'run_bench', 'main']
 
 # %% ../nbs/11_bench.ipynb #774caeee
-import argparse, copy, gc, json, os, platform, statistics, sys, tempfile, time, warnings
+import argparse, copy, gc, json, os, platform, random, statistics, sys, tempfile, time, warnings
 from pathlib import Path
 
 # %% ../nbs/11_bench.ipynb #3d2852eb
@@ -60,10 +60,10 @@ def in_turns(
     device='cpu',
     clock:str='wall', # 'cpu': time that the processor spent on it, which neighbours don't change much
 )->dict: # name to seconds of each round
-    "Run every arm once in each round, in an order that rotates"
+    "Run every arm once in each round, in an order drawn anew: what one arm leaves in caches and in the heap falls on every other"
     names,times,start,now = list(arms),{k: [] for k in arms},time.perf_counter(),time.process_time if clock == 'cpu' else time.perf_counter
     for r in range(-warm, rounds):
-        for k in names[r % len(names):] + names[:r % len(names)]:
+        for k in random.Random(r).sample(names, len(names)):
             _sync(device); t = now()
             arms[k]()
             _sync(device)

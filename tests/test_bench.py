@@ -49,12 +49,13 @@ def test_the_definition_has_its_own_weights():
     assert torch.equal(arms['lslu'].weight, before)
 
 
-def test_every_arm_runs_once_a_round_in_rotating_order():
+def test_every_arm_runs_once_a_round_and_after_every_other():
     calls = []
-    times = in_turns({k: (lambda k=k: calls.append(k)) for k in 'abc'}, rounds=4, warm=1)
-    assert all(len(v) == 4 for v in times.values()) and len(calls) == 15
-    rounds = [calls[i:i + 3] for i in range(0, 15, 3)]
-    assert all(sorted(r) == ['a', 'b', 'c'] for r in rounds) and len({r[0] for r in rounds}) == 3
+    times = in_turns({k: (lambda k=k: calls.append(k)) for k in 'abc'}, rounds=9, warm=1)
+    assert all(len(v) == 9 for v in times.values()) and len(calls) == 30
+    rounds = [calls[i:i + 3] for i in range(0, 30, 3)]
+    assert all(sorted(r) == ['a', 'b', 'c'] for r in rounds)
+    assert {p + q for r in rounds for p, q in zip(r, r[1:])} == {p + q for p in 'abc' for q in 'abc' if p != q}
 
 
 def test_ratios_are_taken_within_a_round():
