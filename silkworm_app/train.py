@@ -71,7 +71,7 @@ _groups = {
 'Optimisation': [
     Opt('batch_size', 'int', 'auto', 'pictures per step and process; auto: 32, 128 for CIFAR', 'fastai DataLoader'),
     Opt('update_freq', 'int', 1, 'batches whose gradients make one step', 'fastai GradientAccumulation'),
-    Opt('epochs', 'int', 'auto', 'passes over the training pictures; auto: about 24000 pictures in all, 8 to 40 passes', 'fastai Learner.fit'),
+    Opt('epochs', 'int', 'auto', 'passes over the training pictures; auto: about 24000 pictures in all, 8 to 120 passes', 'fastai Learner.fit'),
     Opt('early_stop_epochs', 'int', 'auto', 'stop after so many epochs without a lower validation loss; auto: half of the epochs, at least 10; 0: never', 'fastai EarlyStoppingCallback'),
     Opt('decay_epochs', 'int', 0, 'VanillaNet: epochs of deep training, in which the inner slopes go from 0 to 1', 'DeepTraining'),
     Opt('decay_linear', 'bool', False, 'deep training along a line instead of a cosine', 'DeepTraining'),
@@ -277,7 +277,7 @@ def resolve(
     vanilla = cfg.model.startswith('vanillanet')
     side = max(32, min(96 if device.type == 'cpu' else 224, _short_side(splits)//16*16))
     auto = dict(input_size=side, batch_size=128 if cifar and n > 2000 else 32, aug='none' if cfg.aa else 'light' if cifar else 'silkworm',
-                epochs=min(40, max(8, round(24000/max(1, n)))), drop=.05 if vanilla else None)
+                epochs=min(120, max(8, round(24000/max(1, n)))), drop=.05 if vanilla else None)
     for k, v in auto.items():
         if cfg[k] == 'auto': cfg[k] = v
     if cfg.early_stop_epochs == 'auto': cfg['early_stop_epochs'] = max(10, cfg.epochs//2)  # with few batches an epoch the losses before the peak of one-cycle say little
