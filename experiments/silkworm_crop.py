@@ -12,8 +12,7 @@ import numpy as np
 
 from silkworm_app import experiment
 
-BASE = dict(experiment.SETTINGS, data='folder', size=64, bs=32, aug='silkworm', epochs=40, folds=5, tta='symmetry', model=dict(stem_stride=4, dims=[32,64,128,256]))
-ARMS = {'relu': dict(act='relu'), 'series': dict(act='series'), 'chain, act_num 1, mixed': dict(act_num=1, init='mixed'), 'chain, mixed': dict(init='mixed')}
+ARMS = ('relu', 'series', 'chain, act_num 1, mixed', 'chain, mixed') # of the grid beside this file
 
 def subject_box(im): # BGR picture
     "`(top, left, side)` of a square around what does not look like the border"
@@ -43,6 +42,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     p.add_argument('folder'); p.add_argument('--seeds', type=int, nargs='+', default=[20,21,22])
     a = p.parse_args()
+    settings = {r['arm']: r for r in experiment.read_grid(Path(__file__).with_name('silkworm_tries_cpu.yaml')).runs}
     items,classes,note = experiment._photos(a.folder)
     print(note)
     with tempfile.TemporaryDirectory() as d:
@@ -55,10 +55,10 @@ def main():
             cropped.append((str(out), c, group))
         for way,its in (('whole pictures', items), ('cropped', cropped)):
             experiment._photos = lambda *_: (its, classes, note)
-            for arm,own in ARMS.items():
+            for arm in ARMS:
                 found = []
                 for seed in a.seeds:
-                    counts = sum(np.array(experiment.run_one({**BASE, **own, 'source': a.folder, 'seed': seed, 'fold': f})[0]['by_class'], float) for f in range(5))
+                    counts = sum(np.array(experiment.run_one({**settings[arm], 'source': a.folder, 'seed': seed, 'fold': f})[0]['by_class'], float) for f in range(5))
                     found.append(100*float((counts[:,0]/counts[:,1]).mean()))
                 print(f'{way}, {arm}: balanced accuracy {statistics.mean(found):.1f} % ({", ".join(f"{o:.1f}" for o in found)})', flush=True)
 

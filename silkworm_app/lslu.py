@@ -117,14 +117,22 @@ def _walk(alphas, biases):
         elif c == 0 and d <= 0: q = min(p, q)
     return (c, d, left, right),((left, inf) if q == inf else (min(left, right), max(left, right)))+(p, q),steps
 
+def _line(x, walk, fmt=torch.preserve_format, size=2**18):
+    "`clamp(c*x + d, lo, hi)` in the memory format `fmt`, a piece that fits a cache at a time"
+    (c,d,*_),(lo,hi,*_),_ = walk
+    s = torch.empty_like(x, memory_format=fmt)
+    same = _dense(x) and x.stride() == s.stride()
+    for xi,si in zip(_flat(x).split(size), _flat(s).split(size)) if same else [(x, s)]:
+        if (c,d) == (1,0): torch.clamp(xi, lo, hi, out=si)
+        else: torch.add(xi.new_tensor(d), xi, alpha=c, out=si).clamp_(lo, hi)
+    return s
+
 class _ChainCPU(torch.autograd.Function):
     "The chain of scalars on a CPU: numbers in place of tens of small tensor operations, and few passes over new memory"
     @staticmethod
     def forward(x, alphas, biases):
         y = x.to(torch.promote_types(x.dtype, torch.float32))
-        (c,d,*_),(lo,hi,*_),_ = _walk(alphas.tolist(), biases.tolist())
-        y = torch.clamp(y, lo, hi) if (c,d) == (1,0) else torch.add(y.new_tensor(d), y, alpha=c).clamp_(lo, hi)
-        return y.to(x.dtype)
+        return _line(y, _walk(alphas.tolist(), biases.tolist())).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output): ctx.save_for_backward(*inputs)
@@ -307,7 +315,7 @@ class _ChainConv(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g, g_s):
         s,weight,alphas,biases = ctx.saved_tensors
-        (c,d,*_),(lo,hi,p,q),steps = ctx.walk
+        (c,d,*_),(lo,hi,*_),steps = ctx.walk
         need_x,need_w,*need_params = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled() or g_s is not None: return *_chain_conv_grads(ctx, g, g_s),None,None  # double backward: the plain way
         if g is None: return (None,)*6
@@ -328,16 +336,6 @@ class _ChainConv(torch.autograd.Function):
             g_c = (slope - d*g_d - lo*g_left - (hi*g_right if hi < math.inf else 0.))/c
             ga,gb = (alphas.new_tensor(o) for o in _walk_back(steps, g_c, g_d, g_left, g_right))
         return gx.contiguous(memory_format=ctx.x_fmt) if need_x else None,gw,ga,gb,None,None
-
-def _line(x, walk, fmt, size=2**18):
-    "`clamp(c*x + d, lo, hi)` in the memory format `fmt`, a piece that fits a cache at a time"
-    (c,d,*_),(lo,hi,*_),_ = walk
-    s = torch.empty_like(x, memory_format=fmt)
-    same = _dense(x) and x.stride() == s.stride()
-    for xi,si in zip(_flat(x).split(size), _flat(s).split(size)) if same else [(x, s)]:
-        if (c,d) == (1,0): torch.clamp(xi, lo, hi, out=si)
-        else: torch.add(xi.new_tensor(d), xi, alpha=c, out=si).clamp_(lo, hi)
-    return s
 
 def _chain_conv_grads(ctx, g, g_s):
     "Gradients of `_ChainConv` that can be differentiated again; `x` is what the line maps to `s`, and beyond its ends any number there"

@@ -54,7 +54,7 @@ def test_every_arm_runs_once_a_round_and_after_every_other():
     times = in_turns({k: (lambda k=k: calls.append(k)) for k in 'abc'}, rounds=9, warm=1)
     assert all(len(v) == 9 for v in times.values()) and len(calls) == 30
     rounds = [calls[i:i + 3] for i in range(0, 30, 3)]
-    assert all(sorted(r) == ['a', 'b', 'c'] for r in rounds)
+    assert all(sorted(r) == ['a', 'b', 'c'] for r in rounds) and len({r[0] for r in rounds}) == 3
     assert {p + q for r in rounds for p, q in zip(r, r[1:])} == {p + q for p in 'abc' for q in 'abc' if p != q}
 
 
