@@ -1,6 +1,5 @@
 "Fixtures shared by the tests: the built-in sample, and real pictures where SILKWORM_DATA names a folder that holds them."
 import os
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -10,6 +9,8 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('MPLBACKEND', 'Agg')
 
 import pytest
+
+from silkworm_app.prepare import unpack
 
 
 def real(name):
@@ -23,7 +24,7 @@ def real(name):
 
 def untar(name, tmp_path_factory):
     dest = tmp_path_factory.mktemp(name)
-    with tarfile.open(real(f'{name}.tar')) as tar: tar.extractall(dest, filter='data')
+    unpack(real(f'{name}.tar'), dest)
     return dest / name
 
 

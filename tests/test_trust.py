@@ -4,7 +4,6 @@
 """
 import argparse
 import os
-import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from silkworm_app.imaging import Preprocess, open_image
+from silkworm_app.prepare import unpack
 from silkworm_app.trust import Decision, Trust, accuracy_bound, choose_threshold, fit_trust, ood_report, picture_stats, selective_curve
 
 
@@ -177,7 +177,7 @@ def table(runs):
 
 
 def untar(data, name, dest):
-    with tarfile.open(data / f'{name}.tar') as t: t.extractall(dest, filter='data')
+    unpack(data / f'{name}.tar', dest)
     return dest / name
 
 

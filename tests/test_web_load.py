@@ -8,7 +8,6 @@ import re
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
 import threading
 import time
@@ -18,6 +17,7 @@ import httpx
 import numpy as np
 import pytest
 
+from silkworm_app.prepare import unpack
 from web_tools import as_file, call, random_bundle, upload
 
 root = Path(__file__).resolve().parent.parent
@@ -64,7 +64,7 @@ def photographs(dest, n):
     "n real photographs, some of them more than once."
     data = Path(os.environ['SILKWORM_DATA'])
     for name in ('hymenoptera', 'silkworm_raw'):
-        with tarfile.open(data / f'{name}.tar') as t: t.extractall(dest, filter='data')
+        unpack(data / f'{name}.tar', dest)
     files = sorted(p for p in Path(dest).rglob('*') if p.suffix.lower() in ('.jpg', '.jpeg'))
     return [files[i] for i in np.random.default_rng(0).permutation(len(files))[:n]]
 
