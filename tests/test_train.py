@@ -241,7 +241,7 @@ def test_compiled(train):
 def test_small_sets_get_more_passes(monkeypatch):
     "Sixty photographs in forty passes of one or two steps are not learned at all; with one-cycle they need a hundred."
     from types import SimpleNamespace
-    from silkworm_app import train as T
+    from silkworm_app.train import fit as T
     monkeypatch.setattr(T, '_short_side', lambda splits: 64)
     for n, epochs in ((50000, 8), (600, 40), (245, 98), (61, 120)):
         cfg = T.read_settings(['--data_path', 'x', '--output_dir', 'y', '--device', 'cpu'])
