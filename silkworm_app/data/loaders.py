@@ -26,7 +26,7 @@ import zlib
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import albumentations as A
@@ -39,6 +39,8 @@ from fastai.data.all import TensorCategory
 from fastai.torch_core import TensorImage, default_device
 from fastai.vision.core import PILImage
 from PIL import Image, ImageDraw, ImageFilter
+from timm.data import create_transform
+from timm.data.random_erasing import RandomErasing
 
 from ..imaging import IMAGENET_MEAN, IMAGENET_STD, ImageError, Preprocess, check_image, open_image
 
@@ -528,6 +530,7 @@ class Fit(DisplayedTransform):
     def __init__(self, preprocess, split_idx=1):
         super().__init__(split_idx=split_idx)
         self.preprocess = preprocess
+    def set_preprocess(self, preprocess): self.preprocess = preprocess
     def encodes(self, x:PILImage): return PILImage.create(self.preprocess.image(x))
 
 
@@ -537,6 +540,7 @@ class AlbumentationsTransform(DisplayedTransform):
     def __init__(self, pipe, preprocess):
         super().__init__()
         self.pipe, self.preprocess, self.whole = pipe, preprocess, _takes_whole(pipe)
+    def set_preprocess(self, preprocess): self.preprocess = preprocess
     def encodes(self, x:PILImage):
         seed = random.getrandbits(64)
         self.pipe.set_random_state(np.random.default_rng(seed), random.Random(seed))
@@ -551,11 +555,15 @@ class TimmTransform(DisplayedTransform):
     split_idx = 0
     def __init__(self, policy, preprocess, train_interpolation='random', **kwargs):
         super().__init__()
-        from timm.data import create_transform
+        self.policy, self.kwargs = policy, dict(kwargs, interpolation=train_interpolation)
+        self.set_preprocess(preprocess)
+    def set_preprocess(self, preprocess):
+        "timm fills the corners of turned pictures with the mean colour, so the transform is made again with it."
+        self.preprocess, policy = preprocess, self.policy
+        known = policy.split('-')[0] in ('rand', 'augmix', 'original', 'originalr', 'v0', 'v0r', '3a')
         try:
-            known = policy.split('-')[0] in ('rand', 'augmix', 'original', 'originalr', 'v0', 'v0r', '3a')
             if not known: raise ValueError(f'unknown policy {policy!r}; for example rand-m7-mstd0.5-inc1')
-            self.tfm = create_transform(preprocess.size, is_training=True, auto_augment=policy, interpolation=train_interpolation, mean=preprocess.mean, std=preprocess.std, separate=True, **kwargs)[:2]
+            self.tfm = create_transform(preprocess.size, is_training=True, auto_augment=policy, mean=preprocess.mean, std=preprocess.std, separate=True, **self.kwargs)[:2]
         except Exception as e: raise DataError(f'timm augmentation {policy!r}: {" ".join(str(e).split()) or type(e).__name__}') from None
     def encodes(self, x:PILImage):
         im = x.convert('RGB')
@@ -575,7 +583,6 @@ class TimmErasing(DisplayedTransform):
     def start_epoch(self, seed, epoch): self.key, self.batch = (seed, epoch), 0
     def encodes(self, x:TensorImage):
         self.batch += 1
-        from timm.data.random_erasing import RandomErasing
         with _seeded(*self.key, self.batch, 2): return RandomErasing(**self.args, device=x.device)(x)
 
 # %% ../../nbs/data/05_loaders.ipynb #9d68c9ce
@@ -591,26 +598,44 @@ def _seeded(*key):
 
 class EpochDL(TfmdDL):
     "`TfmdDL` whose shuffle and item transforms depend on `(seed, epoch, item)` only."
-    def __init__(self, dataset=None, seed=42, epoch=0, **kwargs):
-        self.seed, self.epoch = seed, epoch
+    def __init__(self, dataset=None, seed=42, epoch=0, passes=None, **kwargs):
+        self.seed, self.epoch, self.passes = seed, epoch, Counter() if passes is None else passes
         super().__init__(dataset, **kwargs)
-    def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **{'seed': self.seed, 'epoch': self.epoch, **kwargs})
+    def new(self, dataset=None, cls=None, **kwargs):
+        # `learn.tta` copies its loader for every pass, with the order fixed: those copies count their passes together
+        passes = self.passes if 'get_idxs' in kwargs else None
+        return super().new(dataset, cls, **{'seed': self.seed, 'epoch': self.epoch, 'passes': passes, **kwargs})
+    @property
+    def training(self):
+        "Whether pictures are augmented (which `learn.tta` asks of a validation loader, too)."
+        return getattr(self.dataset, 'split_idx', None) == 0
+    @property
+    def key(self):
+        "What the random numbers of this pass depend on; a pass in order that is augmented differs from the one before."
+        return (self.seed, self.epoch) if self.shuffle else (self.seed, self.epoch + self.passes['augmented'])
     def shuffle_fn(self, idxs): return [idxs[i] for i in np.random.default_rng([self.seed, self.epoch]).permutation(len(idxs))]
     def do_item(self, s):
-        with _seeded(self.seed, self.epoch, s or 0): return super().do_item(s)
+        with _seeded(*self.key, s or 0): return super().do_item(s)
     def before_iter(self):
         super().before_iter()
         for t in getattr(self.after_batch, 'fs', []):
-            if hasattr(t, 'start_epoch'): t.start_epoch(self.seed, self.epoch)
+            if hasattr(t, 'start_epoch'): t.start_epoch(*self.key)
     def after_iter(self):
         super().after_iter()
         if self.shuffle: self.epoch += 1
+        elif self.training: self.passes['augmented'] += 1
     def wif(self): cv2.setNumThreads(0)
 
 
 class PictureDataLoaders(DataLoaders):
     "fastai `DataLoaders` that know their `preprocess` (as used on valid) and `splits`, and can be put at an epoch."
-    preprocess, splits, store = None, None, None
+    preprocess, splits, in_memory = None, None, None
+    def stored(self,
+        part:list # `(picture, class)`
+    )->dict: # `pixels` and `labels` for `FastDL`
+        "Pictures fitted to the net and their labels, in memory or in the cache's file."
+        o2i = {c: i for i, c in enumerate(self.splits.classes)}
+        return dict(pixels=load_pixels([p for p, _ in part], self.preprocess, **self.in_memory), labels=torch.tensor([o2i[c] for _, c in part]))
     def set_epoch(self, epoch:int):
         "Make the next pass over the training pictures the one of `epoch`."
         self.train.epoch = int(epoch)
@@ -619,6 +644,20 @@ class PictureDataLoaders(DataLoaders):
         res = super().new_empty()
         res.preprocess = self.preprocess
         return res
+    def normalise(self,
+        mean, # of each channel, of values in 0..1
+        std # of each channel, of values in 0..1
+    ):
+        "Give the net its pictures normalised like this from now on, in all loaders (what a pretrained net was trained with); returns itself."
+        pre = replace(self.preprocess, mean=tuple(mean), std=tuple(std))
+        if pre == self.preprocess: return self
+        self.preprocess, redo = pre, pre.resize == 'pad'           # padding has the mean colour
+        for dl in self.loaders:
+            for t in [*dl.after_item.fs, *dl.after_batch.fs]:
+                if isinstance(t, Normalize): t.mean, t.std = (torch.tensor(v, device=t.mean.device).view_as(t.mean) for v in (pre.mean, pre.std))
+                elif hasattr(t, 'preprocess'): t.set_preprocess(pre)
+            if redo and getattr(dl, 'pixels', None) is not None: dl.restore(self.stored(self.splits.train if dl is self.train else self.splits.valid))
+        return self
 
 # %% ../../nbs/data/05_loaders.ipynb #c5a7a08e
 FAST_AUGMENTATIONS = {
@@ -722,11 +761,16 @@ class FastDL(EpochDL):
     def to(self, device):
         super().to(device)
         self._place()
+    def restore(self, kept): self.pixels, self.labels = kept['pixels'], kept['labels']; self._place()
     def new(self, dataset=None, cls=None, **kwargs):
+        if 'after_item' in kwargs: return super().new(dataset, cls or EpochDL, **kwargs)     # other transforms: pictures are opened again
         if dataset is None or dataset is self.dataset: return super().new(dataset, cls, **{'pixels': self.pixels, 'labels': self.labels, **kwargs})
         if 'pixels' in kwargs: return super().new(dataset, cls, **kwargs)
         return super().new(dataset, cls or EpochDL, **kwargs)
     def create_batches(self, samps):
+        if self.training and any(getattr(t, 'split_idx', None) == 0 for t in self.after_item.fs):
+            yield from super().create_batches(samps)               # augmented one by one (tta on a cached loader)
+            return
         idx, dev = np.fromiter(samps, np.int64), self.pixels.device
         for i in range(0, len(idx), self.bs):
             if self.drop_last and i + self.bs > len(idx): return
@@ -873,13 +917,13 @@ def image_dls(
                   after_item=[Fit(pre, 1 if item_aug else None)] + ([item_aug] if item_aug else []) + [ToTensor()],
                   after_batch=batch_aug + [IntToFloatTensor(), Normalize.from_stats(pre.mean, pre.std, cuda=False)])
     o2i = {c: i for i, c in enumerate(splits.classes)}
-    store = lambda part: dict(pixels=load_pixels([p for p, _ in part], pre, cache, max_gb), labels=torch.tensor([o2i[c] for _, c in part]))
+    def store(part): return dict(pixels=load_pixels([p for p, _ in part], pre, cache, max_gb), labels=torch.tensor([o2i[c] for _, c in part]))
     if fast: train = FastDL(dsets.subset(0), bs=bs, shuffle=True, drop_last=n >= bs, **store(splits.train), **common)
     else: train = EpochDL(dsets.subset(0), bs=bs, shuffle=True, drop_last=n >= bs, **common)
     stored = fast or (cache is not None and files)
     valid = train.new(dsets.subset(1), FastDL if stored else EpochDL, bs=val_bs or bs, shuffle=False, drop_last=False, **(store(splits.valid) if stored else {}))
     dls = PictureDataLoaders(train, valid, device=device)
-    dls.preprocess, dls.splits, dls.store = pre, splits, store if stored else None
+    dls.preprocess, dls.splits, dls.in_memory = pre, splits, dict(cache=cache, max_gb=max_gb) if stored else None
     return dls
 
 
@@ -906,7 +950,7 @@ def test_loader(
     "The labelled test pictures as a loader in order, or None where there is no test split."
     if not getattr(dls, 'splits', None) or not dls.splits.test: return None
     dl = dls.test_dl([Item(p, c) for p, c in dls.splits.test], with_labels=True)
-    return dls.valid.new(dl.dataset, **dls.store(dls.splits.test)) if dls.store else dl
+    return dls.valid.new(dl.dataset, **dls.stored(dls.splits.test)) if dls.in_memory else dl
 
 # %% ../../nbs/data/05_loaders.ipynb #89529f65
 def _cifar_files(source, name):
