@@ -19,6 +19,7 @@ from timm.models import clean_state_dict,group_parameters,is_model,list_models
 from timm.models.metaformer import SquaredReLU,StarReLU
 from timm.models.nfnet import GammaAct
 
+from .act.weights import find_weights
 from . import vanillanet  # also registers the VanillaNets with timm
 from .lslu import LSLU,_INITS
 
@@ -515,10 +516,16 @@ def _is_vanillanet(arch): return arch.split('.')[0] in list_models(module='vanil
 def _create(arch, pretrained, num_classes, kwargs):
     "timm's `create_model`, with one sentence when weights can't be had"
     if not pretrained: return timm.create_model(arch, pretrained=False, num_classes=num_classes, **kwargs)
-    try: return timm.create_model(arch, pretrained=True, num_classes=num_classes, **kwargs)
+    cfg,known = timm.get_pretrained_cfg(arch),{'pretrained_cfg', 'pretrained_cfg_overlay'} & set(kwargs)
+    own = not known and not cfg.custom_load
+    w = find_weights(arch, None if pretrained is True else pretrained) if own else None
+    if own: kwargs = {**kwargs, 'pretrained_cfg_overlay': dict(state_dict=w.state, **w.pictures)}
+    try: model = timm.create_model(arch, pretrained=True, num_classes=num_classes, **kwargs)
     except Exception as e:
         raise ValueError(f'The pretrained weights of {arch} could not be loaded ({type(e).__name__}: {_short(e)}): check the network connection, '
                          "give a file with pretrained_cfg_overlay=dict(file='weights.safetensors'), or take pretrained=False.") from e
+    if own: model.pretrained_cfg = model.default_cfg = {k: v for k,v in model.pretrained_cfg.items() if k != 'state_dict'}
+    return model
 
 _SOURCE = ('pretrained_cfg', 'pretrained_cfg_overlay', 'checkpoint_path', 'cache_dir')  # where weights come from: no part of the structure
 
