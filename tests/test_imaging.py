@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from silkworm_app.imaging import ImageError, Preprocess, check_image, open_image
+from silkworm_app.data.imaging import IMAGE_SUFFIXES, ImageError, Preprocess, check_image, open_image, picture_header
 
 rng = np.random.default_rng(0)
 PHOTO = Image.fromarray(np.kron(rng.integers(0, 256, (6, 8, 3)), np.ones((10, 10, 1))).astype(np.uint8))
@@ -180,3 +180,138 @@ def test_downscaling_is_antialiased():
     stripes = np.zeros((400, 400, 3), np.uint8)
     stripes[:, ::2] = 255
     assert np.abs(np.asarray(Preprocess(40).image(Image.fromarray(stripes)))[:, 2:-2].astype(int) - 127).max() <= 2
+
+
+# ---------------------------------------------------------------- what a file says about its picture may be wrong
+
+def corrupt_exif():
+    "Orientation 6 and a rational of -1/0, as a camera once wrote it."
+    entries = struct.pack('<HHIHH', 0x0112, 3, 1, 6, 0) + struct.pack('<HHII', 0x829A, 10, 1, 38)
+    return b'Exif\0\0II*\0\x08\0\0\0' + struct.pack('<H', 2) + entries + struct.pack('<I', 0) + struct.pack('<ii', -1, 0)
+
+
+def png_chunk(data, kind, body, crc=None):
+    "A PNG with one more chunk behind its header."
+    c = struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body) if crc is None else crc)
+    return data[:33] + c + data[33:]
+
+
+def with_app(data, mark, body): return data[:2] + bytes([0xFF, mark]) + struct.pack('>H', len(body) + 2) + body + data[2:]
+
+
+TALL = PHOTO.rotate(90, expand=True)
+FAULTS = {
+    'exif rational': (save(TALL, format='JPEG', quality=95, exif=corrupt_exif()), True),
+    'exif cut': (save(PHOTO, format='JPEG', quality=95, exif=corrupt_exif()[:20]), False),
+    'exif rational in png': (save(TALL, format='PNG', exif=corrupt_exif()), True),
+    'text bomb': (png_chunk(save(PHOTO, format='PNG'), b'zTXt', b'Comment\0\0' + zlib.compress(bytes(80_000_000))), False),
+    'wrong checksum of a text': (png_chunk(save(PHOTO, format='PNG'), b'tEXt', b'Comment\0hello', crc=1), False),
+    'broken profile': (save(PHOTO, format='PNG', icc_profile=b'nothing'), False),
+    'broken list of previews': (with_app(save(PHOTO, format='JPEG', quality=95), 0xE2, b'MPF\0II*\0\x08\0\0\0\xff\xff'), False),
+    'broken resources': (with_app(save(PHOTO, format='JPEG', quality=95), 0xED, b'Photoshop 3.0\x008BIM\x03\xed\0\0\xff\xff\xff\xff'), False),
+}
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_faults_beside_the_pixels_are_not_faults(fault):
+    data, turned = FAULTS[fault]
+    want = np.asarray(TALL if turned else PHOTO).astype(int)
+    if turned: want = np.rot90(want, -1)
+    got = np.asarray(open_image(data)).astype(int)
+    assert got.shape == want.shape and np.abs(got - want).mean() < 12
+    assert check_image(data)
+
+
+def test_check_and_use_agree():
+    "2,000 files with a few changed bytes: what `check_image` accepts opens, and what opens is accepted (JPEG, whose check is coarser, too)."
+    r, n = np.random.default_rng(3), 0
+    jpeg = save(PHOTO, format='JPEG', quality=90, exif=corrupt_exif())
+    sources = [jpeg, png_chunk(save(PHOTO, format='PNG', exif=corrupt_exif()), b'tEXt', b'a\0b'), save(PHOTO.convert('RGBA'), format='PNG'), save(PHOTO, format='TIFF')]
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        for i in range(2000):
+            data = bytearray(sources[i % len(sources)])
+            for j in r.integers(0, min(len(data), 300), r.integers(1, 4)): data[j] = r.integers(256)
+            said = []
+            for read in (open_image, check_image):
+                try: read(bytes(data)); said.append(True)
+                except ImageError: said.append(False)
+            assert said[0] == said[1], (i, said)
+            n += said[0]
+    assert 200 < n < 1900
+
+
+# ---------------------------------------------------------------- colour
+
+def wide(name='p3'):
+    "A colour profile: the colorants of Display P3 or Adobe RGB written into Pillow's own sRGB."
+    from PIL import ImageCms
+    colorants = {'p3': ((.51512, .24120, -.00105), (.29198, .69225, .04189), (.15710, .06657, .78407)),
+                 'adobe': ((.60974, .31111, .01947), (.20528, .62567, .06087), (.14919, .06322, .74457))}[name]
+    icc = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes())
+    for tag, xyz in zip((b'rXYZ', b'gXYZ', b'bXYZ'), colorants):
+        at = icc.index(tag, 128)
+        start = struct.unpack('>I', icc[at + 4:at + 8])[0]
+        icc[start + 8:start + 20] = struct.pack('>3i', *(round(v * 65536) for v in xyz))
+    return bytes(icc)
+
+
+@pytest.mark.parametrize('kw', [dict(format='PNG'), dict(format='JPEG', quality=100, subsampling=0), dict(format='TIFF'), dict(format='WEBP', lossless=True)])
+def test_display_p3_becomes_srgb(kw):
+    "Leaf green: (60, 150, 40) of sRGB is stored as (85, 148, 58) in Display P3."
+    data = save(Image.new('RGB', (16, 16), (85, 148, 58)), icc_profile=wide(), **kw)
+    assert corner(data) == pytest.approx([60, 150, 40], abs=3)
+    assert corner(open_image(data)) == corner(data)                  # once, not twice
+    assert corner(Image.open(io.BytesIO(data))) == corner(data)      # as a page hands it over
+    assert corner(save(Image.new('RGBA', (16, 16), (85, 148, 58, 255)), format='PNG', icc_profile=wide())) == pytest.approx([60, 150, 40], abs=3)
+    assert Preprocess(8).array(data)[:, 4, 4] == pytest.approx(Preprocess(8).array(open_image(data))[:, 4, 4])
+
+
+def test_profiles_that_change_nothing():
+    from PIL import ImageCms
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    for icc in (srgb, b'junk', srgb[:200]): assert np.array_equal(np.asarray(open_image(save(PHOTO, format='PNG', icc_profile=icc))), np.asarray(PHOTO))
+    assert corner(save(Image.new('L', (4, 4), 99), format='PNG', icc_profile=wide())) == [99] * 3       # a profile for another kind of picture
+    grey = corner(save(Image.new('RGB', (4, 4), (128, 128, 128)), format='PNG', icc_profile=wide('adobe')))
+    assert grey == pytest.approx([128] * 3, abs=2)
+
+
+# ---------------------------------------------------------------- HEIC and AVIF
+
+def heic(im, **kw):
+    from pillow_heif import from_pillow
+    f = io.BytesIO()
+    from_pillow(im).save(f, format='HEIF', quality=90, **kw)
+    return f.getvalue()
+
+
+def test_heic_as_phones_take_it(tmp_path):
+    smooth = Image.fromarray(np.stack([np.tile(np.arange(0, 192, 2, dtype=np.uint8), (64, 1))] * 3, -1))
+    (tmp_path / 'IMG_0001.HEIC').write_bytes(heic(smooth))
+    got = np.asarray(open_image(tmp_path / 'IMG_0001.HEIC')).astype(int)
+    assert got.shape == (64, 96, 3) and np.abs(got - np.asarray(smooth)).mean() < 4 and check_image(tmp_path / 'IMG_0001.HEIC') == (96, 64)
+    assert '.heic' in IMAGE_SUFFIXES and picture_header(tmp_path / 'IMG_0001.HEIC')[:3] == ('HEIF', 96, 64)
+    green = Image.new('RGB', (64, 64), (85, 148, 58))
+    green.info['icc_profile'] = wide()
+    assert corner(heic(green)) == pytest.approx([60, 150, 40], abs=5)
+    assert 'HEIF' not in Image.OPEN                                  # reading the module changed nothing for others
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = smooth.rotate(90, expand=True)                           # a phone turns by a property of the file and says so in EXIF, too: once is enough
+    up = np.asarray(open_image(heic(lying, exif=exif.tobytes()))).astype(int)
+    assert up.shape == (64, 96, 3) and np.abs(up - np.asarray(smooth)).mean() < 4
+
+
+@pytest.mark.parametrize('brand,word', [('heic', 'HEIC'), ('avif', 'AVIF'), ('isom', 'video'), ('qt  ', 'video')])
+def test_cut_short_is_named_by_its_kind(brand, word):
+    whole = {'heic': heic(PHOTO), 'avif': save(PHOTO, format='AVIF')}.get(brand, b'\0\0\0\x18ftyp' + brand.encode() + bytes(400))
+    for n in (60, 300):
+        with pytest.raises(ImageError, match=word): open_image(whole[:n])
+
+
+def test_header_without_decoding(tmp_path):
+    for i, (data, kind) in enumerate([(JPEG, 'JPEG'), (save(PHOTO, format='PNG'), 'PNG')]):
+        (tmp_path / f'{i}.x').write_bytes(data)
+        assert picture_header(tmp_path / f'{i}.x') == (kind, *PHOTO.size, 'RGB', len(data))
+    (tmp_path / 'text').write_text('x')
+    assert picture_header(tmp_path / 'text') is None and picture_header(tmp_path / 'none') is None and picture_header(tmp_path) is None
