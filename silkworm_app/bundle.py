@@ -260,6 +260,7 @@ def save_bundle(
     batches:list=None, # input tensors to compare the fused with the unfused net on; default: two validation batches, or noise
     examples:list=None, # pictures for the page, kept as small JPEGs
     held_out:tuple=None, # of a cross-validation, see `fit_trust`; for a learner without `trust`
+    risk:float=.1, # part of the photographs of each class that may lose it, see `fit_trust`; for a learner without `trust`
     inherit:dict=None # entries of another bundle's config to keep where this call has none: curves, fusion, leak, warnings, ...
 )->Path:
     "Fuse a model if need be and write its bundle. Raises `BundleError` or `FuseError`."
@@ -286,7 +287,7 @@ def save_bundle(
     else: fused = model
     splits = getattr(learn.dls, 'splits', None) if learn else None
     predictor = Predictor(fused, classes, preprocess, trust)
-    if trust is None and learn: trust = learner_trust(learn, predictor, held_out=held_out)
+    if trust is None and learn: trust = learner_trust(learn, predictor, held_out=held_out, risk=risk)
     trust = trust or Trust(classes)
     if trust.classes != classes: raise BundleError(f'the trust is for the classes {", ".join(trust.classes)}, the model for {", ".join(classes)}')
     config = dict(format=BUNDLE_FORMAT, arch=cfg['arch'], build_cfg=cfg, fuse_plan=plan, classes=classes, class_titles=_titles(classes), size=preprocess.size, preprocess=preprocess.to_dict(),
