@@ -28,7 +28,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from silkworm_app.imaging import open_image
-from silkworm_app.train import load_splits, read_settings
+from silkworm_app.train.config import read_settings
+from silkworm_app.train.setup import load_splits
 
 FIELDS = ['data', 'what', 'seed', 'accuracy', 'balanced_accuracy', 'n_test', 'epochs', 'seconds']
 WHAT = {'lslu': ['--act', 'lslu'], 'relu': ['--act', 'relu']}

@@ -23,7 +23,7 @@ from silkworm_app.callback import WeightEMA
 from silkworm_app.data import image_dls
 from silkworm_app.distributed import Processes, WholeLoss, leave
 from silkworm_app.learner import lslu_learner
-from silkworm_app.train import _acc, _ce
+from silkworm_app.callback import _acc, _ce
 
 class Double(Callback):
     def before_batch(self): self.learn.xb = tuple(x.double() for x in self.xb)

@@ -185,7 +185,7 @@ def test_model_card_of_cross_validated_bundle(tmp_path, capsys):
     from PIL import Image
     from silkworm_app.bundle import load_bundle
     from silkworm_app.data import draw_larva
-    from silkworm_app.train import main as train
+    from silkworm_app.train.fit import main as train
     from silkworm_app.web import facts, model_html
     for split, c, kind, seeds in (('train', 'healthy', 'healthy', range(8)), ('test', 'healthy', 'healthy', range(6, 10)), ('train', 'muscardine', 'muscardine', range(5)), ('test', 'muscardine', 'muscardine', range(5, 8))):
         d = tmp_path / 'p' / split / c

@@ -20,14 +20,14 @@ OPTIONS = ['--epochs', EPOCHS, '--batch_size', 8, '--decay_epochs', 2, '--model_
            '--clip_grad', 1, '--update_freq', 2, '--early_stop_epochs', 3, '--group', 'hash', '--bundle', 'false', '--progress', 'false', '--num_workers', 0, '--device', 'cpu']
 
 forks = mp.get_context('forkserver') # torch and fastai are imported once; each training is a fresh fork of that
-forks.set_forkserver_preload(['silkworm_app.train', 'torch.utils.tensorboard'])
+forks.set_forkserver_preload(['silkworm_app.train.fit', 'torch.utils.tensorboard'])
 
 
 def child(argv, out, at, what):
     "Train; at the `at`-th event of the training do `what`"
     import torch
     from fastai.learner import Learner
-    from silkworm_app.train import main
+    from silkworm_app.train.fit import main
     torch.set_num_threads(1)
     PATHS['data'] = argv[1]
     fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

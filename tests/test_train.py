@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 
 from silkworm_app.data import draw_sample
-from silkworm_app.train import OPTIONS, load_splits, main, options_table, read_settings
+from silkworm_app.commands import train_main as main
+from silkworm_app.train.config import OPTIONS, options_table, read_settings
+from silkworm_app.train.setup import load_splits
 
 BASE = ['--epochs', 1, '--batch_size', 16, '--bundle', 'false', '--group', 'hash', '--log_dir', 'none', '--progress', 'false', '--device', 'cpu', '--num_workers', 0]
 
@@ -53,7 +55,7 @@ def test_options(train, tmp_path, name):
     assert m['test']['n'] == 15 and np.isfinite(m['test']['loss']) and np.isfinite(m['train_loss'])
     s = read_settings(['--config', str(tmp_path/'run/settings.yaml')])
     asked = read_settings(GROUPS[name].split())
-    for k in asked.given: assert s[k] == asked[k], k
+    for k in asked.given: assert getattr(s, k) == getattr(asked, k), k
     if name == 'averages':
         rows = list(csv.DictReader((tmp_path/'run/history.csv').open()))
         assert [r['valid_loss'] != 'None' for r in rows] == [False, True, True] and len(list((tmp_path/'run/checkpoints').iterdir())) <= 2
@@ -62,14 +64,14 @@ def test_options(train, tmp_path, name):
 
 def test_every_option_is_tried():
     tried = {o.split()[0] for g in GROUPS.values() for o in g.split('--')[1:]} | {b[2:] for b in BASE if str(b).startswith('--')} | {'data_path', 'output_dir'}
-    elsewhere = {'cross_validate', 'pretrained', 'enable_wandb', 'project', 'data_set', 'n_train', 'n_test', 'eval_data_path', 'cache', 'config', 'overwrite', 'resume', 'finetune', 'eval', 'switch_to_deploy', 'onnx', 'auto_resume', # below
+    elsewhere = {'cross_validate', 'recipe', 'pretrained', 'enable_wandb', 'project', 'data_set', 'n_train', 'n_test', 'eval_data_path', 'cache', 'config', 'overwrite', 'resume', 'finetune', 'eval', 'switch_to_deploy', 'onnx', 'auto_resume', # below
                  'deploy', 'compile'} # test_distributed.py; slow; cross_validate: test_experiment.py
     assert tried | elsewhere == set(OPTIONS), tried ^ elsewhere ^ set(OPTIONS)
 
 
 def test_whole_run_again_from_its_settings(data, tmp_path, capsys):
     "Bundle, plots, scalars; the same run again from its settings file, bit for bit; evaluated by silkworm-evaluate; continued from its weights"
-    from silkworm_app.evaluate import main as evaluate
+    from silkworm_app.train.evaluate import main as evaluate
     run, again = tmp_path/'run', tmp_path/'again'
     assert main(['--data_path', str(data), '--output_dir', str(run), '--epochs', '2', '--model_ema', '--model_ema_decay', '.5', '--progress', 'false', '--cache', str(tmp_path/'cache'), '--switch_to_deploy', str(tmp_path/'d.safetensors')]) == 0
     out = capsys.readouterr().out
@@ -146,9 +148,9 @@ def test_pretrained(train, data, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path/'hub'))
     options = '--model test_resnet --pretrained --lr 0 --input_size 64'.split()
     code, out, m = train(*options)
-    assert code == 2 and m is None and out.splitlines()[-1].startswith("silkworm-train: pretrained: timm's weights of test_resnet") and '--finetune' in out.splitlines()[-1], out
+    assert code == 2 and m is None and out.splitlines()[-1].startswith('silkworm-train: The pretrained weights of test_resnet are neither installed nor cached'), out
     code, out, m = train('--pretrained')
-    assert code == 2 and "weights of vanillanet_5_x0_125 are neither published" in out.splitlines()[-1], out
+    assert code == 2 and 'weights of vanillanet_5_x0_125 are published nowhere' in out.splitlines()[-1], out
     torch.manual_seed(5)
     net = timm.create_model('test_resnet')
     repo = tmp_path/'hub'/f'models--{net.pretrained_cfg["hf_hub_id"].replace("/", "--")}' # as huggingface_hub lays it out
@@ -236,13 +238,3 @@ def test_docs_list_the_options():
 def test_compiled(train):
     code, out, m = train('--compile', 'true', '--epochs', 2)
     assert code == 0, out
-
-
-def test_small_sets_get_more_passes(monkeypatch):
-    "Sixty photographs in forty passes of one or two steps are not learned at all; with one-cycle they need a hundred."
-    from types import SimpleNamespace
-    from silkworm_app.train import fit as T
-    monkeypatch.setattr(T, '_short_side', lambda splits: 64)
-    for n, epochs in ((50000, 8), (600, 40), (245, 98), (61, 120)):
-        cfg = T.read_settings(['--data_path', 'x', '--output_dir', 'y', '--device', 'cpu'])
-        assert T.resolve(cfg, SimpleNamespace(train=[0]*n, valid=[0]*(n//5), classes=['a', 'b'])).epochs == epochs

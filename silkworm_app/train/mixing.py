@@ -56,9 +56,10 @@ def loss_callbacks(
     "Binary cross-entropy, label smoothing and mixed targets"
     mixed, loss = mixes(cfg), None
     if cfg.bce_loss: loss = BinaryCrossEntropy(smoothing=cfg.smoothing, target_threshold=cfg.bce_target_thresh)
-    elif mixed or cfg.smoothing: loss = torch.nn.CrossEntropyLoss(label_smoothing=0. if mixed else cfg.smoothing) # mixed targets are smoothed when they are mixed
+    elif mixed: loss = torch.nn.CrossEntropyLoss() # mixed targets are smoothed when they are mixed
+    elif cfg.smoothing: loss = torch.nn.CrossEntropyLoss(label_smoothing=cfg.smoothing)
     cbs = [] if loss is None else [TrainLoss(loss)]
     if mixed:
-        cbs.append(Mix(mixup_alpha=cfg.mixup, cutmix_alpha=cfg.cutmix, cutmix_minmax=cfg.cutmix_minmax, prob=cfg.mixup_prob, mode=cfg.mixup_mode,
-                       switch_prob=cfg.mixup_switch_prob, label_smoothing=cfg.smoothing, num_classes=classes))
+        cbs.append(Mix(mixup_alpha=cfg.mixup, cutmix_alpha=cfg.cutmix, cutmix_minmax=cfg.cutmix_minmax, prob=cfg.mixup_prob,
+                       mode=cfg.mixup_mode, switch_prob=cfg.mixup_switch_prob, label_smoothing=cfg.smoothing, num_classes=classes))
     return cbs

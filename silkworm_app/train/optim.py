@@ -43,7 +43,8 @@ def make_opt_func(
     def build(groups, lr):
         try: opt = create_optimizer_v2(list(groups), opt=cfg.opt, lr=lr, momentum=cfg.momentum, weight_decay=0., **extra)
         except (TypeError, ValueError) as e:
-            raise TrainError(f'opt {cfg.opt} cannot be made with {", ".join(extra) or "these options"}: {" ".join(str(e).split())}') from None
+            why = ' '.join(str(e).split())
+            raise TrainError(f'opt {cfg.opt} cannot be made with {", ".join(extra) or "these options"}: {why}') from None
         for k in extra:
             if k not in opt.param_groups[0]: raise TrainError(f'opt {cfg.opt} has no {k}: leave out opt_{k}')
         return opt
