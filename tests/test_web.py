@@ -44,7 +44,7 @@ def test_client_gets_the_same_as_the_predictor(demo, tmp_path):
     (tmp_path / 'red.jpg').write_bytes(red)
     client = Client(demo.local_url, verbose=False)
     out = client.predict(handle_file(tmp_path / 'red.jpg'), api_name='/predict')
-    assert out['label'] == 'red' and out['can_tell'] and set(out) == {'label', 'can_tell', 'probability', 'probabilities', 'reasons'}
+    assert out['label'] == 'red' and out['can_tell'] and out['kind'] == 'one' and out['labels'] == ['red'] and {'probability', 'probabilities', 'reasons', 'measured'} < set(out)
     assert set(client.view_api(return_format='dict')['named_endpoints']) == {'/predict', '/predict_many', '/model_info'}
 
 
@@ -89,9 +89,9 @@ def test_addresses_are_not_fetched(http, demo):
     server = __import__('http.server').server.HTTPServer(('127.0.0.1', 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f'http://127.0.0.1:{server.server_port}/p.jpg'
-    assert call(http, 'predict', [as_file(url)])[0] == 'error'
-    assert call(http, 'predict', [{'path': url, 'url': url, 'meta': {'_type': 'gradio.FileData'}}])[0] == 'error'
-    assert call(http, 'predict_many', [[as_file(url)]])[0] == 'error'
+    assert call(http, 'predict', [as_file(url)])[0] == 'refused'
+    assert call(http, 'predict', [{'path': url, 'url': url, 'meta': {'_type': 'gradio.FileData'}}])[0] == 'refused'
+    assert call(http, 'predict_many', [[as_file(url)]])[0] == 'refused'
     for u in (f'/gradio_api/file={url}', f'/gradio_api/proxy={url}'): assert http.get(u).status_code == 404
     server.shutdown()
     assert not hits
@@ -200,7 +200,7 @@ def test_app_says_what_is_wrong():
 
 @pytest.mark.parametrize('args,say', [([], '--bundle'), (['--bundle', '.'], 'config.json'), (['--bundle', '.', '--port', 'x'], '--port'), (['--bundle', '.', '--workers', '0'], '--workers'), (['--bundle', '.', '--examples', 'nowhere'], 'nowhere')])
 def test_main_says_what_is_wrong(args, say, capsys):
-    from silkworm_app.web import main
+    from silkworm_app.serve.page.page import main
     with pytest.raises(SystemExit) as e: main(args)
     assert e.value.code == 2 and say in capsys.readouterr().err
 

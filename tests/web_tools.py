@@ -63,8 +63,8 @@ def random_bundle(dest, seed=0, **kwargs):
 
 @contextmanager
 def serving(predictor, **kwargs):
-    "The page on a free port."
-    from silkworm_app.web import serve
+    "The page on a free port: a `Server`."
+    from silkworm_app.serve.page.page import serve
     demo = serve(predictor, port=0, block=False, quiet=True, **kwargs)
     try: yield demo
     finally: demo.close()
