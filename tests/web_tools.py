@@ -7,12 +7,13 @@ import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
 from PIL import Image
 
-from silkworm_app.imaging import Preprocess
+from silkworm_app.data.imaging import Preprocess
 
 
 @dataclass
@@ -38,6 +39,36 @@ class Colours:
             k, dark = int(p.argmax()), mean.max() < 50
             out.append(Decision(None if dark else self.classes[k], float(p[k]), dict(zip(self.classes, map(float, p))), ['the picture is too dark'] if dark else []))
         return out
+
+
+class Keeper:
+    "The four kinds of answer about silkworms, by the colour of the picture: red one, green several, blue nothing, dark unlike; others one that is hardly sure."
+    classes, config, model, preprocess = ['flacherie', 'grasserie', 'healthy', 'muscardine', 'pebrine'], {}, None, Preprocess(size=16)
+    few = dict(flacherie=7, muscardine=7, pebrine=3)
+
+    def decide(self, items): return [self.one(np.asarray(im.convert('RGB'), float).mean((0, 1))) for im in items]
+
+    def one(self, mean):
+        reason = lambda code, **values: type('Reason', (str,), dict(code=code, values=values))(code)
+        unproven = {c: (n, 9) for c, n in self.few.items()}
+        probs = dict(grasserie=.7, healthy=.1, flacherie=.1, muscardine=.06, pebrine=.04)
+        base = dict(prob=.7, probs=probs, unproven=unproven, pvalues=dict(grasserie=.6, healthy=.04, flacherie=.5, muscardine=.4, pebrine=.5), rule='sets', advice='collect',
+            reasons=[reason('unproven', seen=self.few, needed=9)], excluded=[], measured=None, labels=[])
+        if mean.max() < 50: return SimpleNamespace(label=None, kind='unlike', **base | dict(unproven={}, reasons=[reason('blurred')], advice='camera', pvalues={}))
+        kind = ('one', 'several', 'nothing')[int(mean.argmax())]
+        if kind == 'nothing': return SimpleNamespace(label=None, kind=kind, **base)
+        base |= dict(excluded=['healthy'], measured=dict(n=52, right=50, low=.87, high=.99))
+        if kind == 'one': return SimpleNamespace(label='grasserie', kind=kind, **base | dict(labels=['grasserie']))
+        return SimpleNamespace(label=None, kind=kind, **base | dict(labels=['grasserie', 'muscardine'], advice=None, reasons=[], unproven={}))
+
+    @property
+    def trust(self):
+        answer = lambda n, right: dict(n=n, right=right, low=.8, high=.99)
+        measured = dict(photographs=163, nothing=60, one=dict(grasserie=answer(32, 30), healthy=answer(60, 58)), several=answer(11, 10), companions={},
+            classes={c: dict(n=n, kept=n, low=.8, high=1., answered=n // 2, found=round(.9 * n) if n > 9 else 1, size=2.) for c, n in dict(healthy=111, grasserie=36, **self.few).items()})
+        confusion = [[1, 3, 3, 0, 0], [0, 30, 6, 0, 0], [0, 2, 109, 0, 0], [0, 0, 5, 2, 0], [0, 0, 3, 0, 0]]
+        return SimpleNamespace(rule='sets', calibrated=True, note='', risk=.1, needed=9, seen=dict(healthy=111, grasserie=36, **self.few),
+            to_dict=lambda: dict(measured=measured, confusion=confusion, risk=.1))
 
 
 def random_bundle(dest, seed=0, **kwargs):

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ...imaging import ImageError, open_image
+from ...data.imaging import ImageError, open_image
 
 # %% ../../../nbs/serve/10_page_answers.ipynb #ff6455ab
 MAX_FILES = 300     # pictures in one go
@@ -175,7 +175,7 @@ def facts(
     sets = getattr(t, 'rule', None) == 'sets'
     trust = {k: v for k, v in (t.to_dict() if t else c.get('trust') or {}).items() if k not in ('scores', 'measured_at')}
     return dict(arch=c.get('arch') or (c.get('build_cfg') or {}).get('arch'), classes=list(predictor.classes), split=split or m.get('split'), metrics=m,
-        confusion_matrix=m.get('confusion_matrix'), warnings=_warnings(first, data, leak), leak=leak, fusion=first('fusion', 'compare', 'comparison') or {},
+        confusion_matrix=trust.get('confusion') or m.get('confusion_matrix'), warnings=_warnings(first, data, leak), leak=leak, fusion=first('fusion', 'compare', 'comparison') or {},
         trust=trust, never=never_answers(t), seen=dict(t.seen) if sets else {}, risk=t.risk if sets else None, needed=t.needed if sets else None,
         measured=trust.get('measured') or {}, curves=first('curves') or [], versions=c.get('versions') or {}, created=first('created'),
         backend=getattr(predictor, 'backend', None))

@@ -23,7 +23,7 @@ from PIL import Image
 
 from ...duplicates import same_thumbs
 from ...files import replacing
-from ...imaging import ImageError, open_image
+from ...data.imaging import ImageError, open_image
 
 # %% ../../../nbs/serve/13_page_collect.ipynb #b1bfe92d
 ELSE, UNSURE = '.something_else', '.not_sure'

@@ -22,8 +22,8 @@ from .answers import MAX_MB
 # %% ../../../nbs/serve/12_page_gate.ipynb #ae85f7e0
 OPEN = re.compile(r'/(login|logout|config|theme\.css|favicon\.ico|robots\.txt|manifest\.json)?/?|/(static|assets)/[^:]*'
     r'|/gradio_api/(info|config|app_id|login_check|token|user|startup-events|upload|upload_progress|theme\.css|reset|cancel|queue/(join|data|status))/?'
-    r'|/gradio_api/heartbeat/\w+|/gradio_api/call/(v2/)?\w+/?|/gradio_api/call/\w+/\w+|/gradio_api/file=/(?!/)[^:]*')
-_calls = re.compile(r'/gradio_api/(call/|queue/join)')
+    r'|/gradio_api/heartbeat/\w+|/gradio_api/call/(v2/)?\w+/?|/gradio_api/call/\w+/\w+|/gradio_api/run/\w+/?|/gradio_api/file=/(?!/)[^:]*')
+_calls = re.compile(r'/gradio_api/(call/|run/|queue/join)')
 
 
 def routed(

@@ -29,12 +29,12 @@ def texts(
     lang:str='en', # one of `LANGUAGES`
 )->dict: # key -> text
     "All texts of a language."
-    return yaml.safe_load((_here / 'texts' / f'{lang}.yaml').read_text(encoding='utf-8'))
+    return yaml.safe_load(asset(f'texts/{lang}.yaml'))
 
 
 @lru_cache
 def asset(
-    name:str, # page.css or page.js
+    name:str, # page.css, page.js or one in texts
 )->str:
     "A file of the page."
     return (_here / name).read_text(encoding='utf-8')
@@ -62,7 +62,8 @@ def disease(
 )->dict: # title, what, do, source; None where it is no class of silkworms
     "What is known about a class of silkworms."
     name = canonical_name(name)
-    return CLASS_INFO[name] | texts(lang).get('diseases', {}).get(name, {}) if name in CLASS_INFO else None
+    if name not in CLASS_INFO: return None
+    return CLASS_INFO[name] | (texts(f'diseases.{lang}')[name] if lang != 'en' else {})
 
 
 def are_silkworms(
@@ -220,6 +221,7 @@ def _per_class(f, key):
 
 def _per_class_n(f):
     "How many pictures of each class were tested."
+    if tried := f['measured'].get('classes'): return {c: v['n'] for c, v in tried.items()}
     matrix, names = f['confusion_matrix'], f['metrics'].get('classes') or f['classes']
     return _per_class(f, 'per_class_n') or (dict(zip(names, map(sum, matrix))) if matrix else {})
 
@@ -229,7 +231,7 @@ def by_class(
 )->list: # for each class: name, seen, needed, found, n
     "What was seen of each class, and what of it was found in the test."
     found, n, distinct, tried = _per_class(f, 'per_class_recall'), _per_class_n(f), f['leak'].get('distinct') or {}, f['measured'].get('classes')
-    if tried: found, n = {c: v['found'] / v['n'] for c, v in tried.items()}, {c: v['n'] for c, v in tried.items()}
+    if tried: found = {c: v['found'] / v['n'] for c, v in tried.items()}
     if not found and f['confusion_matrix']:
         names = f['metrics'].get('classes') or f['classes']
         found = {c: row[i] / sum(row) if sum(row) else None for i, (c, row) in enumerate(zip(names, f['confusion_matrix']))}
@@ -246,9 +248,9 @@ def what_to_collect(
     for r in rows:
         if f['needed'] and r['name'] in f['seen'] and r['seen'] < f['needed']:
             out.append(('model_collect_item', dict(label=say.title(r['name']), seen=r['seen'], needed=r['needed'], more=r['needed'] - r['seen'])))
-    out += [('model_collect_rare', dict(label=say.title(r['name']), value=f'{r["found"]:.0%}')) for r in rows if r['found'] is not None and r['found'] < .5]
+    rare = [r for r in rows if r['found'] is not None and r['found'] < .5]
+    out += [('model_collect_rare', dict(label=say.title(r['name']), value=f'{r["found"]:.0%}')) for r in rare if not f['needed'] or (r['seen'] or 0) >= f['needed']]
     names, matrix = f['metrics'].get('classes') or f['classes'], f['confusion_matrix'] or []
-    if f['trust'].get('confusion'): names, matrix = f['classes'], f['trust']['confusion']
     wrong = [(v, names[i], names[j]) for i, row in enumerate(matrix) for j, v in enumerate(row) if i != j and v >= 1 and max(i, j) < len(names)]
     for v, a, b in sorted(wrong, key=lambda w: -w[0])[:most]:
         out.append(('model_collect_confused', dict(a=say.title(a), b=say.title(b), n=round(v))))
