@@ -185,8 +185,9 @@ def test_model_card_of_cross_validated_bundle(tmp_path, capsys):
     from PIL import Image
     from silkworm_app.bundle import load_bundle
     from silkworm_app.data import draw_larva
+    from silkworm_app.serve.page.answers import facts
+    from silkworm_app.serve.page.html import Say, model_html
     from silkworm_app.train.fit import main as train
-    from silkworm_app.web import facts, model_html
     for split, c, kind, seeds in (('train', 'healthy', 'healthy', range(8)), ('test', 'healthy', 'healthy', range(6, 10)), ('train', 'muscardine', 'muscardine', range(5)), ('test', 'muscardine', 'muscardine', range(5, 8))):
         d = tmp_path / 'p' / split / c
         d.mkdir(parents=True)
@@ -210,7 +211,8 @@ def test_model_card_of_cross_validated_bundle(tmp_path, capsys):
     assert abs(cv['balanced_accuracy'] - np.mean(recall)) < 1e-9 and cv['interval'][0] <= np.mean(recall) <= cv['interval'][1] and np.allclose(np.sum(cv['confusion_matrix'], 1), [9, 8])
     assert np.allclose(list(cv['per_class_recall'].values()), recall)
     card = (tmp_path / 'a/bundle/card.md').read_text()
-    page = model_html(facts(load_bundle(tmp_path / 'a/bundle')))
+    predictor = load_bundle(tmp_path / 'a/bundle')
+    page = model_html(Say('en', predictor.classes), facts(predictor))
     trust = load_bundle(tmp_path / 'a/bundle').trust
     assert (trust.n, trust.n_sources) == (34, 17) and 'cross-validated' in trust.note, 'the threshold comes from the few validation pictures'
     for v in (cv['balanced_accuracy'], cv['by_file']['balanced_accuracy']): assert f'{100*v:.1f} %' in card and f'{v:.1%}' in page and f'{100*v:.1f} %' in said

@@ -200,7 +200,7 @@ def test_app_says_what_is_wrong():
 
 @pytest.mark.parametrize('args,say', [([], '--bundle'), (['--bundle', '.'], 'config.json'), (['--bundle', '.', '--port', 'x'], '--port'), (['--bundle', '.', '--workers', '0'], '--workers'), (['--bundle', '.', '--examples', 'nowhere'], 'nowhere')])
 def test_main_says_what_is_wrong(args, say, capsys):
-    from silkworm_app.serve.page.page import main
+    from silkworm_app.serve.page.server import main
     with pytest.raises(SystemExit) as e: main(args)
     assert e.value.code == 2 and say in capsys.readouterr().err
 

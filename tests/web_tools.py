@@ -5,7 +5,6 @@ import os
 import time
 import zipfile
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,14 +13,7 @@ import numpy as np
 from PIL import Image
 
 from silkworm_app.data.imaging import Preprocess
-
-
-@dataclass
-class Decision:
-    label: object
-    prob: float
-    probs: dict
-    reasons: list
+from silkworm_app.serve.trust import Decision, Reason
 
 
 class Colours:
@@ -49,17 +41,16 @@ class Keeper:
     def decide(self, items): return [self.one(np.asarray(im.convert('RGB'), float).mean((0, 1))) for im in items]
 
     def one(self, mean):
-        reason = lambda code, **values: type('Reason', (str,), dict(code=code, values=values))(code)
         unproven = {c: (n, 9) for c, n in self.few.items()}
         probs = dict(grasserie=.7, healthy=.1, flacherie=.1, muscardine=.06, pebrine=.04)
         base = dict(prob=.7, probs=probs, unproven=unproven, pvalues=dict(grasserie=.6, healthy=.04, flacherie=.5, muscardine=.4, pebrine=.5), rule='sets', advice='collect',
-            reasons=[reason('unproven', seen=self.few, needed=9)], excluded=[], measured=None, labels=[])
-        if mean.max() < 50: return SimpleNamespace(label=None, kind='unlike', **base | dict(unproven={}, reasons=[reason('blurred')], advice='camera', pvalues={}))
+            reasons=[Reason('unproven', seen=self.few, needed=9)], excluded=[], measured=None, labels=[])
+        if mean.max() < 50: return Decision(None, kind='unlike', **base | dict(unproven={}, reasons=[Reason('blurred')], advice='camera', pvalues={}))
         kind = ('one', 'several', 'nothing')[int(mean.argmax())]
-        if kind == 'nothing': return SimpleNamespace(label=None, kind=kind, **base)
+        if kind == 'nothing': return Decision(None, kind=kind, **base)
         base |= dict(excluded=['healthy'], measured=dict(n=52, right=50, low=.87, high=.99))
-        if kind == 'one': return SimpleNamespace(label='grasserie', kind=kind, **base | dict(labels=['grasserie']))
-        return SimpleNamespace(label=None, kind=kind, **base | dict(labels=['grasserie', 'muscardine'], advice=None, reasons=[], unproven={}))
+        if kind == 'one': return Decision('grasserie', kind=kind, **base | dict(labels=['grasserie']))
+        return Decision(None, kind=kind, **base | dict(labels=['grasserie', 'muscardine'], advice=None, reasons=[], unproven={}))
 
     @property
     def trust(self):
@@ -95,7 +86,7 @@ def random_bundle(dest, seed=0, **kwargs):
 @contextmanager
 def serving(predictor, **kwargs):
     "The page on a free port: a `Server`."
-    from silkworm_app.serve.page.page import serve
+    from silkworm_app.serve.page.server import serve
     demo = serve(predictor, port=0, block=False, quiet=True, **kwargs)
     try: yield demo
     finally: demo.close()

@@ -103,7 +103,8 @@ def table_rows(
 )->list: # what `as_dict` gives, and file, day, error, thumb
     "Decide on many uploads; raises nothing for a bad one."
     rows, held = [], []
-    nothing = dict(kind='error', label=None, can_tell=False, labels=[], excluded=[], unproven={}, probability=None, probabilities={}, pvalues={},
+    nothing = dict(kind='error', label=None, can_tell=False, labels=[], excluded=[], unproven={}, probability=None, probabilities={},
+        pvalues={},
         reasons=[], codes=[], advice=None, measured=None, rule=None)
     def decide():
         for r, a in zip(held, answer(predictor, [r['im'] for r in held]) if held else []): r.update(a, thumb=thumbnail(r.pop('im')))
@@ -153,7 +154,8 @@ def to_csv(
     for r in rows:
         several = (safe('; '.join(r[k])) for k in ('labels', 'excluded', 'unproven'))
         probs = (r['probabilities'].get(c) for c in classes)
-        w.writerow([safe(r['file']), r['day'], r['kind'], safe(r['label'] or ''), *several, r['can_tell'], r['probability'] if r['kind'] == 'one' else '', *probs,
+        w.writerow([safe(r['file']), r['day'], r['kind'], safe(r['label'] or ''), *several, r['can_tell'],
+            r['probability'] if r['kind'] == 'one' else '', *probs,
             safe('; '.join(r['reasons'])), safe(r['error'])])
     return '\ufeff' + out.getvalue()
 
@@ -174,9 +176,12 @@ def facts(
     t = getattr(predictor, 'trust', None)
     sets = getattr(t, 'rule', None) == 'sets'
     trust = {k: v for k, v in (t.to_dict() if t else c.get('trust') or {}).items() if k not in ('scores', 'measured_at')}
-    return dict(arch=c.get('arch') or (c.get('build_cfg') or {}).get('arch'), classes=list(predictor.classes), split=split or m.get('split'), metrics=m,
-        confusion_matrix=trust.get('confusion') or m.get('confusion_matrix'), warnings=_warnings(first, data, leak), leak=leak, fusion=first('fusion', 'compare', 'comparison') or {},
-        trust=trust, never=never_answers(t), seen=dict(t.seen) if sets else {}, risk=t.risk if sets else None, needed=t.needed if sets else None,
+    return dict(arch=c.get('arch') or (c.get('build_cfg') or {}).get('arch'), classes=list(predictor.classes),
+        split=split or m.get('split'), metrics=m,
+        confusion_matrix=trust.get('confusion') or m.get('confusion_matrix'), warnings=_warnings(first, data,
+            leak), leak=leak, fusion=first('fusion', 'compare', 'comparison') or {},
+        trust=trust, never=never_answers(t), seen=dict(t.seen) if sets else {}, risk=t.risk if sets else None,
+        needed=t.needed if sets else None,
         measured=trust.get('measured') or {}, curves=first('curves') or [], versions=c.get('versions') or {}, created=first('created'),
         backend=getattr(predictor, 'backend', None))
 

@@ -69,7 +69,8 @@ class Store:
         path = self.folder / TABLE
         if not path.exists(): return []
         with path.open(newline='', encoding='utf-8-sig') as f: rows = list(csv.DictReader(f))
-        if rows and not {'file', 'said', 'phash'} <= set(rows[0]): raise ValueError(f'--collect: {path} is not a table of collected photographs; name another folder')
+        if rows and not {'file', 'said', 'phash'} <= set(rows[0]):
+            raise ValueError(f'--collect: {path} is not a table of collected photographs; name another folder')
         return rows
 
     @contextmanager
@@ -116,7 +117,8 @@ class Store:
                 if self.size() + len(buf.getvalue()) > self.max_mb * 2**20: return Kept('full', said)
                 now = time.gmtime()
                 file = Path(folder_of(said)) / f'{time.strftime("%Y%m%d-%H%M%S", now)}-{phash}.jpg'
-                row = dict(file=str(file), said=said, kind=a['kind'], answer='; '.join(a['labels']), probability=a['probability'], model=model,
+                row = dict(file=str(file), said=said, kind=a['kind'], answer='; '.join(a['labels']), probability=a['probability'],
+                    model=model,
                     time=time.strftime('%Y-%m-%dT%H:%M:%SZ', now), width=im.width, height=im.height, phash=str(phash))
                 self.write(self.folder / file, buf.getvalue(), rows + [row])
         except (OSError, ValueError) as e: return Kept('failed', said, getattr(e, 'strerror', None) or str(e))

@@ -21,8 +21,10 @@ from .answers import MAX_MB
 
 # %% ../../../nbs/serve/12_page_gate.ipynb #ae85f7e0
 OPEN = re.compile(r'/(login|logout|config|theme\.css|favicon\.ico|robots\.txt|manifest\.json)?/?|/(static|assets)/[^:]*'
-    r'|/gradio_api/(info|config|app_id|login_check|token|user|startup-events|upload|upload_progress|theme\.css|reset|cancel|queue/(join|data|status))/?'
-    r'|/gradio_api/heartbeat/\w+|/gradio_api/call/(v2/)?\w+/?|/gradio_api/call/\w+/\w+|/gradio_api/run/\w+/?|/gradio_api/file=/(?!/)[^:]*')
+    r'|/gradio_api/(info|config|app_id|login_check|token|user|startup-events|upload|upload_progress|theme\.css|reset|cancel)/?'
+    r'|/gradio_api/queue/(join|data|status)/?'
+    r'|/gradio_api/heartbeat/\w+|/gradio_api/call/(v2/)?\w+/?|/gradio_api/call/\w+/\w+|/gradio_api/run/\w+/?'
+    r'|/gradio_api/file=/(?!/)[^:]*')
 _calls = re.compile(r'/gradio_api/(call/|run/|queue/join)')
 
 
@@ -35,7 +37,7 @@ def routed(
 
 
 class Gate:
-    "ASGI middleware: only the routes in `OPEN` exist, no address is fetched, the upload folder stays private, and an upload that is none gets a sentence."
+    "ASGI middleware: only the routes in `OPEN` exist, no address is fetched, a bad upload gets a sentence."
     def __init__(self, app, folder): self.app, self.folder = app, folder
 
     async def __call__(self, scope, receive, send):

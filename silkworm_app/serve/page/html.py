@@ -114,7 +114,8 @@ class Say:
     def unproven(self, seen, needed):
         "Classes that can't be ruled out since too few photographs of them were tried."
         if len(seen) > 8: return self('unproven_many', n=len(seen), seen=max(seen.values()), needed=needed)
-        return self('reason_unproven' if len(seen) == 1 else 'unproven_more', classes=self.classes(seen), seen=self.list(seen.values()), needed=needed)
+        return self('reason_unproven' if len(seen) == 1 else 'unproven_more', classes=self.classes(seen), seen=self.list(seen.values()),
+            needed=needed)
 
     def collect(self, unproven):
         "What to collect: for each class that can't be ruled out, how many photographs are missing."
@@ -134,7 +135,8 @@ def linked(
 @lru_cache
 def environment()->Environment:
     "Where templates come from; everything in them is escaped, and a misspelt name is an error."
-    env = Environment(loader=PackageLoader('silkworm_app.serve.page'), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    env = Environment(loader=PackageLoader('silkworm_app.serve.page'), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True)
     env.filters.update(pct=lambda v, d=0: '' if v is None else f'{v:.{d}%}', linked=linked)
     return env
 
@@ -187,7 +189,8 @@ def many_html(
     total, days = count_rows(rows)
     told = [r for r in rows if named(r)]
     sick = [r for r in told if any(canonical_name(c) in SILKWORM_DISEASES for c in named(r))] if say.silk else None
-    return render('many', say, rows=rows, total=total, days=days if set(days) != {''} else {}, told=told, sick=sick, model=model, date=date, answer_name=answer_name)
+    return render('many', say, rows=rows, total=total, days=days if set(days) != {''} else {}, told=told, sick=sick, model=model,
+        date=date, answer_name=answer_name)
 
 
 def answer_name(
@@ -230,12 +233,14 @@ def by_class(
     f:dict, # from `facts`
 )->list: # for each class: name, seen, needed, found, n
     "What was seen of each class, and what of it was found in the test."
-    found, n, distinct, tried = _per_class(f, 'per_class_recall'), _per_class_n(f), f['leak'].get('distinct') or {}, f['measured'].get('classes')
+    found, n, distinct, tried = _per_class(f,
+        'per_class_recall'), _per_class_n(f), f['leak'].get('distinct') or {}, f['measured'].get('classes')
     if tried: found = {c: v['found'] / v['n'] for c, v in tried.items()}
     if not found and f['confusion_matrix']:
         names = f['metrics'].get('classes') or f['classes']
         found = {c: row[i] / sum(row) if sum(row) else None for i, (c, row) in enumerate(zip(names, f['confusion_matrix']))}
-    return [dict(name=c, seen=f['seen'].get(c, distinct.get(c)), needed=f['needed'], found=found.get(c), n=round(n[c]) if n.get(c) else None) for c in f['classes']]
+    seen = lambda c: f['seen'].get(c, distinct.get(c))
+    return [dict(name=c, seen=seen(c), needed=f['needed'], found=found.get(c), n=round(n[c]) if n.get(c) else None) for c in f['classes']]
 
 
 def what_to_collect(
@@ -247,11 +252,13 @@ def what_to_collect(
     out, rows = [], by_class(f)
     for r in rows:
         if f['needed'] and r['name'] in f['seen'] and r['seen'] < f['needed']:
-            out.append(('model_collect_item', dict(label=say.title(r['name']), seen=r['seen'], needed=r['needed'], more=r['needed'] - r['seen'])))
-    rare = [r for r in rows if r['found'] is not None and r['found'] < .5]
-    out += [('model_collect_rare', dict(label=say.title(r['name']), value=f'{r["found"]:.0%}')) for r in rare if not f['needed'] or (r['seen'] or 0) >= f['needed']]
+            out.append(('model_collect_item', dict(label=say.title(r['name']), seen=r['seen'], needed=r['needed'],
+                more=r['needed'] - r['seen'])))
+    rare = [r for r in rows if r['found'] is not None and r['found'] < .5 and (not f['needed'] or (r['seen'] or 0) >= f['needed'])]
+    out += [('model_collect_rare', dict(label=say.title(r['name']), value=f'{r["found"]:.0%}')) for r in rare]
     names, matrix = f['metrics'].get('classes') or f['classes'], f['confusion_matrix'] or []
-    wrong = [(v, names[i], names[j]) for i, row in enumerate(matrix) for j, v in enumerate(row) if i != j and v >= 1 and max(i, j) < len(names)]
+    wrong = [(v, names[i], names[j]) for i, row in enumerate(matrix) for j, v in enumerate(row) if i != j and v >= 1 and max(i,
+        j) < len(names)]
     for v, a, b in sorted(wrong, key=lambda w: -w[0])[:most]:
         out.append(('model_collect_confused', dict(a=say.title(a), b=say.title(b), n=round(v))))
     return out
@@ -268,7 +275,8 @@ def engineers_html(
     pairs = ((k, f['fusion'].get(k)) for k in ('params', 'ops'))
     fusion = [(f'eng_{k}', *p) for k, p in pairs if isinstance(p, (list, tuple)) and len(p) == 2 and None not in p]
     names = f['metrics'].get('classes') or f['classes']
-    return render('engineers', say, f=f, seconds=seconds, times=times, names=names, split=_split(say, f), fusion=fusion, curves=_polylines(f['curves'][:most]))
+    return render('engineers', say, f=f, seconds=seconds, times=times, names=names, split=_split(say, f), fusion=fusion,
+        curves=_polylines(f['curves'][:most]))
 
 
 def _polylines(curves, w=120, h=80):
