@@ -73,6 +73,7 @@ def random_bundle(dest, seed=0, **kwargs):
     model = lslu_model('vanillanet_5_x0_125', num_classes=len(classes))
     with torch.no_grad():
         for m in model.modules():
+            if isinstance(m, torch.nn.Conv2d): torch.nn.init.kaiming_normal_(m.weight)       # else all pictures look the same to it
             if isinstance(m, torch.nn.BatchNorm2d):
                 m.running_mean.normal_(0, .2)
                 m.running_var.uniform_(.3, 1.5)
