@@ -79,11 +79,11 @@ _reasons = dict(
     excluded=lambda labels: f'{_few(labels)} {_are(labels)} excluded',
     unproven=_unproven)
 
-# %% ../../nbs/serve/01_trust.ipynb #37793167
-def _collect(label, seen, needed, more, cross):
+# %% ../../nbs/serve/01_trust.ipynb #071f9596
+def _collect(label, seen, needed, more, crossed):
     what = f'{label}: tried on {_photos(seen)}, {needed} are needed'
-    if cross: return f'{what}, so {_photos(more)} more'
-    return f'{what}, some {more} more photographs in all, since most are trained on; with --cross_validate {max(needed - seen, 0)} more at most'
+    if crossed is None: return f'{what}, so {more} more'
+    return f'{what}, some {more} more in all, since most are trained on; with --cross_validate {f"{crossed} more are" if crossed else "those that are there may be"} enough'
 
 
 _reasons |= dict(
