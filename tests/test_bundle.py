@@ -16,13 +16,15 @@ import pytest
 import torch
 from torch import nn
 
-from silkworm_app.bundle import BundleError, Predictor, load_bundle, save_bundle
+from silkworm_app.serve.bundle import load_bundle, save_bundle
+from silkworm_app.serve.format import BundleError
+from silkworm_app.serve.net import Predictor
 from silkworm_app.data import image_dls
-from silkworm_app.imaging import Preprocess
+from silkworm_app.data.imaging import Preprocess
 from silkworm_app.lslu import LSLU
-from silkworm_app.ort import OnnxPredictor
+from silkworm_app.serve.onnx import OnnxPredictor
 from silkworm_app.patch import lslu_model
-from silkworm_app.trust import fit_trust
+from silkworm_app.serve.calibrate import fit_trust
 
 
 def moved(model, seed=0):
@@ -84,7 +86,7 @@ def test_onnx_on_real_photographs(hymenoptera_dir, tmp_path, arch, kw):
 def test_onnx_needs_no_torch(bundle, learn):
     pic = learn.dls.splits.valid[0][0]
     code = f'''import sys
-from silkworm_app.ort import OnnxPredictor
+from silkworm_app.serve.onnx import OnnxPredictor
 from silkworm_app.cli import predict_main
 p = OnnxPredictor({str(bundle / "model.onnx")!r})
 p.decide({str(pic)!r}), p.predict({str(pic)!r})
@@ -108,7 +110,7 @@ def test_failed_save_keeps_the_old_bundle(bundle, learn, tmp_path, monkeypatch):
     d = tmp_path / 'b'
     shutil.copytree(bundle, d)
     before = {f.name: f.read_bytes() for f in d.iterdir() if f.is_file()}
-    import silkworm_app.bundle as B
+    import silkworm_app.serve.bundle as B
     monkeypatch.setattr(B, 'save_onnx', lambda *a, **k: (_ for _ in ()).throw(OSError('disk full')))
     with pytest.raises(OSError, match='disk full'): save_bundle(d, learn, onnx=True)
     assert {f.name: f.read_bytes() for f in d.iterdir() if f.is_file()} == before
@@ -244,7 +246,7 @@ def hook(event, args):
 watching = False
 sys.addaudithook(hook)
 from silkworm_app.bundle import load_bundle, BundleError
-from silkworm_app.ort import OnnxPredictor
+from silkworm_app.serve.onnx import OnnxPredictor
 import numpy as np, pathlib, warnings, torch.onnx
 load_bundle(sys.argv[1], 'torch').model       # all imports done
 load_bundle(sys.argv[1], 'onnx').decide(np.zeros((30, 30, 3), np.uint8))
@@ -277,13 +279,13 @@ def test_executes_nothing(bundle, tmp_path):
     evil('pickle', file='model.safetensors', data=pickle.dumps(Boom()))
     evil('pickle_trust', file='trust.safetensors', data=pickle.dumps(Boom()))
     evil('pickle_onnx', file='model.onnx', data=pickle.dumps(Boom()))
-    kw = lambda **k: lambda c: c['build_cfg']['kwargs'].update(k)
+    kw = lambda **k: lambda c: c["net_spec"]['kwargs'].update(k)
     evil('pretrained', kw(pretrained=True))
     evil('overlay', kw(pretrained_cfg_overlay=dict(file=f'{tmp_path}/secret.txt')))
     evil('checkpoint', kw(checkpoint_path=f'{tmp_path}/secret.txt'))
     evil('cfg', kw(pretrained_cfg=dict(url='http://127.0.0.1:9/x')))
-    evil('arch', lambda c: c['build_cfg'].update(arch='hf-hub:evil/net'))
-    evil('arch2', lambda c: c['build_cfg'].update(arch='local-dir:' + str(tmp_path)))
+    evil('arch', lambda c: c["net_spec"].update(arch='hf-hub:evil/net'))
+    evil('arch2', lambda c: c["net_spec"].update(arch='local-dir:' + str(tmp_path)))
     evil('files', lambda c: c['files'].update({f'{tmp_path}/secret.txt': c['files']['model.safetensors']}))
     evil('files2', lambda c: c['files'].update({'../../secret.txt': c['files']['model.safetensors']}))
     evil('examples', lambda c: c['files'].update({'examples/../../../secret.txt': c['files']['model.safetensors']}))
