@@ -31,10 +31,11 @@ def one_line(
 
 
 def is_pickle(
-    data:bytes # start of a file
+    data:bytes # the first nine bytes of a file, or more
 )->bool:
-    "Whether it is a pickle or a zip file, as torch writes it, which can run code when it is loaded."
-    return data[:2] == b'PK' or data[:1] == b'\x80'
+    """Whether it is a pickle or a zip file, as torch writes it, which can run code when it is loaded. A safetensors file may begin with the same
+    bytes, which are the length of its header; the header's brace follows."""
+    return (data[:2] == b'PK' or data[:1] == b'\x80') and data[8:9] != b'{'
 
 # %% ../../nbs/serve/05_format.ipynb #83df56e4
 def hashed(
@@ -128,7 +129,7 @@ def read_config(
 def _config_file(folder):
     if not folder.exists(): raise BundleError(f'{folder} does not exist')
     if folder.is_file():
-        what = 'a pickle or zip file, which can run code when it is loaded, so it is not opened' if is_pickle(folder.open('rb').read(2)) else 'a file'
+        what = 'a pickle or zip file, which can run code when it is loaded, so it is not opened' if is_pickle(folder.open('rb').read(9)) else 'a file'
         raise BundleError(f'{folder} is {what}; name the folder of a bundle')
     file = folder / 'config.json'
     if not file.is_file() or file.is_symlink(): raise BundleError(f'{folder} is not a bundle: it has no config.json')
