@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from silkworm_app.data import DataError, Item, aug_pipeline, cifar_dls, cifar_splits, draw_larva, draw_sample, find_splits, image_dls, load_pixels, test_loader as labelled_test
-from silkworm_app.imaging import Preprocess
+from silkworm_app.data.imaging import Preprocess
 
 ROOT = Path(__file__).resolve().parent.parent
 
