@@ -272,3 +272,30 @@ def test_the_best_average_of_a_checkpoint(tmp_path):
     assert far(net_of(tmp_path/'epoch_1.pth').double(), net) < 1e-5
     assert far(net_of(tmp_path/'epoch_1.pth', 'model_ema').double(), ema) < 1e-5 and far(net_of(tmp_path/'epoch_1.pth', 'model_ema_0.9').double(), ema) < 1e-5
     with pytest.raises(ValueError, match='holds no model_ema_0.5; it has model, model_ema'): read_weights(tmp_path/'epoch_1.pth', 'model_ema_0.5')
+
+
+def test_a_net_in_deploy_form_takes_its_own_file(tmp_path):
+    net = lslu_model(VN, 7, deploy=True).double().eval()
+    torch.save({'model': net.state_dict()}, tmp_path/'dep.pth')
+    other = lslu_model(VN, 7, deploy=True).double().eval()
+    assert load_reference(other, tmp_path/'dep.pth') == [] and far(other, net) == 0
+
+
+def test_a_run_folder_and_its_bundle_of_before(tmp_path):
+    "best.safetensors without a word on its net, beside a bundle that has one"
+    import safetensors.torch
+    net = grown(lslu_model(VN, 7, stem_stride=2, form='sum', input_size=48), dtype=torch.float32)
+    run = tmp_path/'run'
+    (run/'bundle').mkdir(parents=True)
+    (run/'settings.yaml').write_text('model: x')
+    (run/'bundle/config.json').write_text(json.dumps(dict(build_cfg=net.build_cfg)))
+    safetensors.torch.save_file(net.state_dict(), run/'best.safetensors', metadata={'format': 'pt'})
+    for src in (run, run/'best.safetensors'):
+        assert far(net_of(src), net, pictures().float()) == 0
+        refused(lslu_model(VN, 7, form='sum', input_size=96), src, 'stem_stride=2')
+        refused(lslu_model(VN, 7, stem_stride=2, input_size=48), src, "form='sum'")
+    safetensors.torch.save_file(fuse(net).state_dict(), run/'bundle/model.safetensors')
+    (run/'bundle/config.json').write_text(json.dumps(dict(net_spec=net.build_cfg, fuse_plan=fuse(net).fuse_plan)))
+    assert far(net_of(run/'bundle'), net, pictures().float()) < 1e-4
+    refused(lslu_model(VN, 7, stem_stride=2, form='sum', input_size=48), run/'bundle', 'start from', 'best.safetensors')
+    with pytest.raises(ValueError, match='no run folder and no bundle'): net_of(tmp_path)
