@@ -6,7 +6,7 @@
 __all__ = ['list_files', 'open_predictor', 'predict_main', 'fuse_main']
 
 # %% ../nbs/09b_cli.ipynb #12fbcdf0
-import argparse, csv, os, sys, warnings
+import argparse, csv, os, sys
 from pathlib import Path
 
 import numpy as np
@@ -93,121 +93,14 @@ def predict_main(
     except (ValueError, OSError) as e: return _fail('silkworm-predict', e)
 
 # %% ../nbs/09b_cli.ipynb #92fcb70e
-_weights = ('best.safetensors', 'model.safetensors', 'models/best.pth', 'best.pth', 'models/model.pth', 'model.pth')
-
-
-def _find_weights(run):
-    "The best weights of a run folder, or None."
-    known = [run / n for n in _weights] + sorted(run.glob('models/*.pth')) + sorted(run.glob('*.pth')) + sorted(run.glob('*.safetensors'))
-    return next((f for f in known if f.is_file()), None)
-
-
-def _size_of(path):
-    files = [path] if path.is_file() else [f for f in path.rglob('*') if f.is_file()]
-    return f'{sum(f.stat().st_size for f in files) / 1e6:.2f} MB'
-
-
-def _load_weights(build_cfg, file, model=None):
-    from silkworm_app.patch import load_reference, rebuild_model
-    model = model or rebuild_model(build_cfg)
-    left = load_reference(model, file)
-    if left: raise ValueError(f'{file} holds a classifier of another size than the {model.num_classes} classes given: name the classes that it was trained on')
-    return model.eval()
-
-
-def _from_source(args):
-    "`(unfused model or None, fused model or None, config, preprocess, classes, trust)` of what the command was given."
-    from silkworm_app.bundle import BundleError, load_bundle, read_config
-    from silkworm_app.imaging import Preprocess
-    src = Path(args.source)
-    if not src.exists(): raise BundleError(f'{src} does not exist')
-    if src.is_dir():
-        folder = src if (src / 'config.json').is_file() else src / 'bundle'
-        if not (folder / 'config.json').is_file(): raise BundleError(f'{src} is neither a bundle nor a run of silkworm-train: it has no config.json and no bundle folder')
-        p = load_bundle(folder, 'torch')
-        weights = _find_weights(src) if folder != src else None
-        model = _load_weights(p.config['build_cfg'], weights) if weights else None
-        return model, None if model else p.model, p.config, p.preprocess, p.classes, p.trust
-    from silkworm_app.patch import lslu_model
-    if not args.arch or not args.classes: raise BundleError(f'{src} is a checkpoint; say what it is with --arch and --classes')
-    classes = _class_names(args.classes)
-    kw = {k: v for k, v in dict(act_num=args.act_num, where=args.where, per_channel=args.per_channel, form=args.form, act=args.act, input_size=args.input_size).items() if v not in (None, False)}
-    model = _load_weights(None, src, lslu_model(args.arch, len(classes), **kw))
-    return model, None, {}, Preprocess(args.input_size or 224), classes, None
-
-
 def _class_names(text):
     "Names from a comma-separated text or a file with one name a line."
     if Path(text).is_file(): return [o for o in Path(text).read_text(encoding='utf-8').splitlines() if o.strip()]
     return [o.strip() for o in text.split(',') if o.strip()]
 
-
-def _pictures(args, config, size=64):
-    "Up to `size` pictures to prove the fusion on, and a word for what they are."
-    source = args.data or next((d.get('data_path') for d in (config.get('extra') or {}, (config.get('extra') or {}).get('settings') or {}, config.get('settings') or {}) if isinstance(d, dict) and d.get('data_path')), None)
-    if source and Path(source).is_dir():
-        files, _ = list_files([source])
-        if files: return [files[i] for i in np.linspace(0, len(files) - 1, min(size, len(files))).astype(int)], f'pictures of {source}'
-    if args.data: raise ValueError(f'--data {args.data} holds no pictures')
-    rng = np.random.default_rng(0)
-    return [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(8)], 'pictures of noise; name real ones with --data'
-
-
-def _agreement(a, b):
-    "`(largest difference relative to the largest logit, part with the same top class)`."
-    return float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-12)), float((a.argmax(1) == b.argmax(1)).mean())
-
-
 def fuse_main(
     argv:list=None # default: the command line
-):
-    "silkworm-fuse: a deployable model, and the proof that it is the trained one."
-    p = argparse.ArgumentParser(prog='silkworm-fuse', description='Fuse a trained model for deployment and show that it still gives the same answers.')
-    p.add_argument('source', metavar='RUN_OR_CHECKPOINT_OR_BUNDLE', help='run folder of silkworm-train, bundle folder, or checkpoint file (.pth, .safetensors)')
-    p.add_argument('--out', required=True, help='folder to write')
-    p.add_argument('--format', default='safetensors', choices=('safetensors', 'onnx', 'torch-export'))
-    p.add_argument('--data', metavar='DIR', help='pictures for the proof (default: those the run was trained on)')
-    g = p.add_argument_group('for a checkpoint')
-    g.add_argument('--arch', help='architecture, for example vanillanet_5')
-    g.add_argument('--classes', help='names, separated by commas, or a file with one a line')
-    g.add_argument('--input_size', type=int, help='side of the pictures (default 224)')
-    g.add_argument('--act_num', type=int, help='activations in an LSLU (default 3)')
-    g.add_argument('--where', help='which activations are LSLUs, as in lslu_model')
-    g.add_argument('--per_channel', action='store_true')
-    g.add_argument('--form', choices=('chain', 'sum'))
-    g.add_argument('--act', choices=('lslu', 'series', 'relu'))
-    args = p.parse_args(argv)
-    warnings.filterwarnings('ignore', '.torch.jit.script. is deprecated')  # said by a package that timm imports
-    try: return _fuse(args)
-    except ModuleNotFoundError: raise
-    except (ValueError, OSError, RuntimeError) as e: return _fail('silkworm-fuse', e)
-
-
-def _fuse(args):
-    import torch
-    from silkworm_app.bundle import Predictor, load_bundle, save_bundle, save_torch_export
-    from silkworm_app.fuse import compare, fuse
-    model, fused, config, pre, classes, trust = _from_source(args)
-    pics, what = _pictures(args, config)
-    x = pre.batch(pics)
-    report = None
-    if model is not None:
-        fused = fuse(model)
-        report = compare(model, fused, [torch.from_numpy(x)])
-        print(f'Fused against trained net, {len(x)} {what}:\n{report}')
-    else:
-        print(f'{args.source} is already fused')
-    out = Path(args.out)
-    if args.format == 'torch-export':
-        out.mkdir(parents=True, exist_ok=True)
-        file = save_torch_export(out / 'model.pt2', fused, classes, pre, trust)
-        with torch.no_grad(): got = torch.export.load(file).module()(torch.from_numpy(x))[0].numpy()
-        err, same = _agreement(Predictor(fused, classes, pre).run(x)[0], got)
-    else:
-        file = save_bundle(out, model if model is not None else fused, pre, classes, config.get('metrics'), trust, config.get('extra'), onnx=args.format == 'onnx', batches=[torch.from_numpy(x)],
-                           examples=sorted(Path(args.source).glob('examples/*.jpg')) or None, inherit={k: v for k, v in config.items() if k in ('curves', 'fusion', 'leak', 'warnings', 'class_titles') and v})
-        err, same = _agreement(Predictor(fused, classes, pre).run(x)[0], load_bundle(file, 'onnx' if args.format == 'onnx' else 'torch').run(x)[0])
-    print(f'{args.format} against the fused net in torch: largest relative difference {err:.1e}, same top class {same:.1%}')
-    if err > 1e-4 or same < 1: print('silkworm-fuse: the difference is larger than rounding explains; do not use this file', file=sys.stderr); return 1
-    for f in sorted(file.iterdir()) if file.is_dir() else [file]: print(f'{f}  {_size_of(f)}')
-    return 0
+)->int: # exit code
+    "silkworm-fuse: a deployable model, and the proof that it is the trained one; see `serve.deploy`."
+    from silkworm_app.serve.deploy import fuse_main  # torch, which silkworm-predict does without
+    return fuse_main(argv)

@@ -294,7 +294,7 @@ def test_a_run_folder_and_its_bundle_of_before(tmp_path):
         assert far(net_of(src), net, pictures().float()) == 0
         refused(lslu_model(VN, 7, form='sum', input_size=96), src, 'stem_stride=2')
         refused(lslu_model(VN, 7, stem_stride=2, input_size=48), src, "form='sum'")
-    safetensors.torch.save_file(fuse(net).state_dict(), run/'bundle/model.safetensors')
+    save_weights(fuse(net), run/'bundle/model.safetensors')
     (run/'bundle/config.json').write_text(json.dumps(dict(net_spec=net.build_cfg, fuse_plan=fuse(net).fuse_plan)))
     assert far(net_of(run/'bundle'), net, pictures().float()) < 1e-4
     refused(lslu_model(VN, 7, stem_stride=2, form='sum', input_size=48), run/'bundle', 'start from', 'best.safetensors')

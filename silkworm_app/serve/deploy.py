@@ -66,7 +66,8 @@ def _of_file(src, args):
     if args.arch: model = told_net(src, args.arch, len(classes), **{k: getattr(args, k) for k in OPTIONS})
     elif not spec: raise BundleError(f'{src} is a file of weights that does not say what net it is of: say it with --arch')
     else: model = net_of(src)
-    if model.num_classes != len(classes): raise BundleError(f'{src} is of a net with {model.num_classes} classes, --classes names {len(classes)}')
+    if model.num_classes != len(classes):
+        raise BundleError(f'{src} is of a net with {model.num_classes} classes, --classes names {len(classes)}')
     size = args.input_size or pictures.get('size') or ((spec.get('plan') or {}).get('input_size') or [None])[-1]
     fused = getattr(model, 'fuse_plan', None) is not None
     return Source(None if fused else model, model if fused else None, preprocess_of(pictures, size), classes, {})
