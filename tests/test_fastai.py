@@ -111,11 +111,32 @@ def pretrained(request, tmp_path):
     return request.param, dict(file=str(tmp_path/'w.pth'), num_classes=5)
 
 
-@pytest.mark.parametrize('make', ['vision_learner', 'lslu_learner'])
-def test_frozen_layers_keep_training_their_lslus(dls, pretrained, make):
+def made(make, dls, source, arch, **kw):
+    if make == 'lslu_learner': return lslu_learner(dls, arch, where='all', act_num=1, pretrained=True, pretrained_cfg_overlay=source, **kw)
+    cb = LSLUCallback(where='all', act_num=1, fname=None, **kw)
+    return vision_learner(dls, arch, pretrained=True, normalize=False, pretrained_cfg_overlay=source, cbs=cb)
+
+
+def test_a_frozen_body_runs_without_gradients(dls, pretrained):
+    "LSLUs that began as what they replaced, and batch norms, hold knowledge like the rest: nothing below the classifier is walked back through"
     arch, source = pretrained
-    if make == 'lslu_learner': learn = lslu_learner(dls, arch, where='all', act_num=1, pretrained=True, pretrained_cfg_overlay=source)
-    else: learn = vision_learner(dls, arch, pretrained=True, normalize=False, pretrained_cfg_overlay=source, cbs=LSLUCallback(where='all', act_num=1, fname=None))
+    learn = made('lslu_learner', dls, source, arch)
+    head = {id(p) for p in learn.model.get_classifier().parameters()}
+    assert all(p.requires_grad == (id(p) in head) for p in learn.model.parameters())
+    x = dls.valid.one_batch()[0]
+    seen = []
+    learn.model.get_classifier().register_forward_pre_hook(lambda m, args: seen.append(args[0].requires_grad))
+    learn.model.train()(x)
+    assert seen == [False]
+    before = state(learn)
+    quiet(learn, 'fit', 1, 1e-2)
+    assert len(still(learn, before)) == len(before) - len(head)
+
+
+@pytest.mark.parametrize('make', ['vision_learner', 'lslu_learner'])
+def test_frozen_layers_keep_training_their_lslus_where_asked_for(dls, pretrained, make):
+    arch, source = pretrained
+    learn = made(make, dls, source, arch, train_frozen=True)
     ours, body = of_lslus(learn), {n for n, p in learn.model.named_parameters() if p.ndim == 4}
     assert ours and all(p.requires_grad == (n in ours) for n, p in learn.model.named_parameters() if n in body)
     before = state(learn)
