@@ -23,6 +23,7 @@ def _chain_of(c, d, lo, hi):
     if c > 0: return shift + [(-c, hi - lo), (-1., hi)]
     return shift + ([(c, hi)] if lo == 0 else [(c, hi - lo), (1., lo)])
 
+# %% ../../nbs/act/07_convert.ipynb #23c136a1
 def _nearest(steps, line, n):
     "The chain of at most `n` steps nearest to the one with more"
     (c,d,lo,hi),grid = line,torch.linspace(-1, 6, 141, dtype=torch.float64)
@@ -31,6 +32,7 @@ def _nearest(steps, line, n):
     far = lambda s: (run(s) - run(steps)).square().sum().item()
     return min((s for s in tries if len(s) <= n), key=far)
 
+# %% ../../nbs/act/07_convert.ipynb #537781e1
 def _resize_chain(alphas, biases, n):
     "`(alphas, biases, exact)` of a chain of `n` steps instead of `len(alphas)`; the last dimension may be channels"
     if alphas.ndim == 2:
@@ -63,12 +65,14 @@ def _resize_sum(alphas, biases, n):
     for i in range(len(order), n): b[i] = -2*(i - len(order) + 1)/n
     return a,b,bool(exact)
 
+# %% ../../nbs/act/07_convert.ipynb #db7a58a0
 def _relu_slope(src):
     "`c` where the series of `src` is `c*relu(x)`, else None"
     if src.form != 'chain': return
     c,d,lo,hi = collapse(src.alphas.double(), src.biases.double())
     if ((c > 0) & (d == 0) & (lo == 0) & torch.isinf(hi)).all(): return c
 
+# %% ../../nbs/act/07_convert.ipynb #ac4f0bae
 @torch.no_grad()
 def convert_lslu(
     src:LSLU, # with the file's weights
@@ -91,6 +95,7 @@ def convert_lslu(
     dst.bn.load_state_dict(src.bn.state_dict())
     return ' and '.join(lost)
 
+# %% ../../nbs/act/07_convert.ipynb #84184f70
 def _convert_series(src, dst):
     a,b = src.alphas,src.biases
     if src.per_channel and not dst.per_channel:

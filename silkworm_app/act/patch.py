@@ -39,6 +39,7 @@ def _check_plan(model, plan):
         except AttributeError: old = 'missing'
         if old != p.cls: raise ValueError(f'This plan is for another net ({plan.arch}): {p.name} is {old} here, {p.cls} in the plan.')
 
+# %% ../../nbs/act/06_patch.ipynb #6f1f3767
 def apply_plan(
     model:nn.Module, # the net the plan was made for, not yet patched
     plan:LSLUPlan, # made by `plan_lslu` or read by `LSLUPlan.from_dict`
@@ -53,6 +54,7 @@ def apply_plan(
         for name in [p.name, *p.aliases]: model.set_submodule(name, new, strict=True)
     return model
 
+# %% ../../nbs/act/06_patch.ipynb #ab0db8cb
 def lslus(model:nn.Module) -> dict:
     "The LSLUs of `model` by name"
     return {n: m for n,m in model.named_modules() if isinstance(m, LSLU)}
@@ -65,6 +67,7 @@ def exact_start(
     "Can an LSLU be exactly `old`?"
     return type(old) is nn.ReLU or is_clamp(old) and act_num > 1 or isinstance(old, GammaAct) and old.act_fn is F.relu and act_num > 0
 
+# %% ../../nbs/act/06_patch.ipynb #3cc67fd4
 @torch.no_grad()
 def identity_series(
     lslu:LSLU, # changed in place: its alphas, biases and kernel
@@ -92,6 +95,7 @@ def has_stats(
     "Has the net batch norms with statistics, from which the scale of its features can be told?"
     return any(m.running_mean is not None for m in _batch_norms(model))
 
+# %% ../../nbs/act/06_patch.ipynb #dffbd018
 def _moments(model, bns, xs):
     "Mean and variance that each of `bns` sees in training, each acting as the identity meanwhile"
     seen = {bn: [] for bn in bns}
@@ -116,6 +120,7 @@ def _moments(model, bns, xs):
     mean_square = {bn: [torch.stack(o).mean(0) for o in zip(*moments)] for bn,moments in seen.items()}
     return {bn: (mean, (square - mean**2).clamp(min=0)) for bn,(mean,square) in mean_square.items()}
 
+# %% ../../nbs/act/06_patch.ipynb #54b48fe1
 def undo_norms(
     model:nn.Module, # changed in place
     layers:list, # LSLUs of it
@@ -130,6 +135,7 @@ def undo_norms(
 # %% ../../nbs/act/06_patch.ipynb #6063cbff
 INITS = ('reference', 'mixed', 'delta', 'identity')
 
+# %% ../../nbs/act/06_patch.ipynb #081dbd1c
 @dataclass
 class PatchReport:
     "What `patch_lslu` did; print it"
@@ -168,6 +174,7 @@ def batches(
     if isinstance(calibrate, torch.Tensor): calibrate = [calibrate]
     return [first_tensor(b).as_subclass(torch.Tensor).to(p.device, p.dtype) for b,_ in zip(calibrate, range(8))]
 
+# %% ../../nbs/act/06_patch.ipynb #d49a4976
 def eval_out(
     model:nn.Module,
     x:torch.Tensor, # pictures
@@ -179,6 +186,7 @@ def eval_out(
     finally:
         for m,mode in modes.items(): m.training = mode
 
+# %% ../../nbs/act/06_patch.ipynb #b4e9193a
 def deviation(
     y:torch.Tensor, # outputs
     was:torch.Tensor, # outputs before
@@ -194,6 +202,7 @@ def start_kernels(acts, init):
     if init in ('delta', 'mixed'):
         for m in acts: m.reset_parameters(init)
 
+# %% ../../nbs/act/06_patch.ipynb #2cb25e77
 def patch_lslu(
     model:nn.Module, # changed in place
     where='all', # see `plan_lslu`
@@ -221,6 +230,7 @@ def patch_lslu(
     if hasattr(model, 'build_cfg'): model.build_cfg = {**model.build_cfg, 'plan': plan.to_dict()}
     return model,report
 
+# %% ../../nbs/act/06_patch.ipynb #527c20ee
 def _start_identity(model, olds, xs, y, report):
     new = {n: model.get_submodule(n) for n in olds}
     for name,old in olds.items():
@@ -242,6 +252,7 @@ def check_arch(
         instead = f'close to it: {", ".join(near)}' if near else '`timm.list_models()` lists all'
         raise ValueError(f'Unknown architecture {arch!r}; {instead}.')
 
+# %% ../../nbs/act/06_patch.ipynb #f5a3a1bc
 @dataclass
 class NetSpec:
     "Everything needed to build a net again: data, not modules"
@@ -277,6 +288,7 @@ class NetSpec:
         model.build_cfg = self.to_dict()
         return apply_plan(model, LSLUPlan.from_dict(self.plan)) if self.plan else model
 
+# %% ../../nbs/act/06_patch.ipynb #5af65521
 def rebuild_model(
     build_cfg:dict, # `build_cfg` of a model of `lslu_model`
 ) -> nn.Module:
@@ -300,12 +312,15 @@ def _overlay(arch, w):
     if conv is not None and conv.ndim == 4 and conv.shape[1] in (1, 3, 4): res['input_size'] = (conv.shape[1], *w.input_size[1:])
     return res
 
+# %% ../../nbs/act/06_patch.ipynb #55981831
 def _create(arch, pretrained, num_classes, kwargs):
     "timm's `create_model`, with one sentence when weights can't be had"
     if not pretrained: return timm.create_model(arch, pretrained=False, num_classes=num_classes, **kwargs)
     named = {'pretrained_cfg', 'pretrained_cfg_overlay'} & set(kwargs) or timm.get_pretrained_cfg(arch).custom_load
     if not named:
         found = find_weights(arch, None if pretrained is True else pretrained)
+        if any(k.endswith('.alphas') for k in found.state):
+            raise ValueError(f'{found.file} is of a net with LSLUs: build one without pretrained and start it with start_from.')
         kwargs = {**kwargs, 'pretrained_cfg_overlay': _overlay(arch, found)}
     try: model = timm.create_model(arch, pretrained=True, num_classes=num_classes, **kwargs)
     except Exception as e:
@@ -330,6 +345,7 @@ def _size(arch, in_chans, input_size):
     own = timm.get_pretrained_cfg(arch).input_size or (3, 224, 224)
     return (in_chans, *(own[1:] if input_size is None else triple(input_size)[-2:]))
 
+# %% ../../nbs/act/06_patch.ipynb #283e1144
 def lslu_model(
     arch:str, # any of `timm.list_models()`, VanillaNets included
     num_classes:int, # outputs
@@ -370,6 +386,7 @@ def lslu_model(
     if not own and not plain: _tell(patch_lslu(model, where, act_num, init, per_channel, form, size, calibrate)[1], report)
     return model
 
+# %% ../../nbs/act/06_patch.ipynb #4c241dc5
 def _tell(done, report):
     if report: report(done)
     elif done.deviation and done.deviation > 1e-3: warnings.warn(f'{done.plan.arch}: {done.start}')

@@ -61,6 +61,7 @@ def _layout(m, x):
     if isinstance(w, torch.Tensor) and w.ndim == 1 and len(w) > 1 and (x.shape[1] == len(w)) != (x.shape[3] == len(w)):
         return 'NCHW' if x.shape[1] == len(w) else 'NHWC'
 
+# %% ../../nbs/act/03_places.ipynb #603c3a08
 def first_tensor(
     o, # tensor, or tuples and lists that hold one
 )->torch.Tensor:
@@ -94,6 +95,7 @@ class _Tags:
         call = getattr(t, '_from_act', None)
         if call is not None and call[1] is None: call[1] = _layout(m, t)
 
+# %% ../../nbs/act/03_places.ipynb #d6b22174
 def _probe(model, acts, x):
     "Run `model` on `x`: for each module of `acts` its calls, and the order of all modules. Modes and hooks stay."
     tags,hooks,modes = _Tags(acts),[],{m: m.training for m in model.modules()}
@@ -120,6 +122,7 @@ def _timm_part(model):
     "(name, module) of the timm net inside `model`: itself, or what a wrapper such as fastai's body holds"
     return next(((n,m) for n,m in model.named_modules() if hasattr(m, 'group_matcher')), ('', model))
 
+# %% ../../nbs/act/03_places.ipynb #937312de
 def net_cfg(
     model:nn.Module, # a timm net, or one with a timm net in it
 )->dict:
@@ -143,6 +146,7 @@ def triple(
     raise ValueError(f'input_size={size!r} is neither a number of pixels, (height, width) nor (channels, height, width), '
                      'in whole numbers above 0.')
 
+# %% ../../nbs/act/03_places.ipynb #51ab4fa0
 def _sizes(model, input_size):
     "Input sizes (channels, height, width) to try, in this order; `ValueError` if there is none"
     own = net_cfg(model).get('input_size')
@@ -153,6 +157,7 @@ def _sizes(model, input_size):
     conv = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
     return [(c, *size[-2:]) for c in dict.fromkeys([own[0] if own else conv, conv])]
 
+# %% ../../nbs/act/03_places.ipynb #b96034ee
 def _run(model, acts, input_size):
     "`_probe` at the first of `_sizes` that runs: (calls, order, size)"
     sizes,error = _sizes(model, input_size),None
@@ -163,6 +168,7 @@ def _run(model, acts, input_size):
     raise ValueError(f'{arch_of(model)} does not run on pictures of {"x".join(map(str, sizes[0]))} ({short(error)}): '
                      f'give another input_size{f", its own is {own[-1]}" if own else ""}.') from error
 
+# %% ../../nbs/act/03_places.ipynb #2329bec2
 def _by_growth(model, acts, size, calls):
     "Layout of the calls that are still open, from a second run at another size"
     if not any(lay is None and len(s) == 4 for cs in calls.values() for s,lay in cs): return
@@ -187,6 +193,7 @@ def _first_stage(model, order):
         node = parts[0]
     return set(parts[0].modules()) if parts else set(_weighty(model)[1:])
 
+# %% ../../nbs/act/03_places.ipynb #9aa13663
 def _stem_layers(model):
     "(convolutions and linear layers of the stem, those after it), by timm's own grouping, as names; None if the net names no stem"
     prefix,root = _timm_part(model)
@@ -198,6 +205,7 @@ def _stem_layers(model):
     layers = [(dot + n.rpartition('.')[0], group[n] == first) for n,p in root.named_parameters() if p.ndim > 1 and '.' in n]
     return {n for n,stem in layers if stem},{n for n,stem in layers if not stem}
 
+# %% ../../nbs/act/03_places.ipynb #4fd6ebf6
 def _stem_acts(model, acts, order):
     "Those of `acts` (module: names) that run before the first layer outside the stem, and not inside a part that holds such layers only"
     stem_later = _stem_layers(model)
@@ -226,6 +234,7 @@ def _why_not(m, calls, n, size, batch=2):
     if lay is None: return shape,None,None,'neither neighbours nor a second picture size tell channels from height and width'
     return shape,lay,*_why_no_map(calls, shape, lay, n, size)
 
+# %% ../../nbs/act/03_places.ipynb #0d91ce77
 def _why_no_map(calls, shape, lay, n, size):
     "(channels, reason) of an activation whose layout is known"
     c,h,w = shape if lay == 'NCHW' else (shape[2], *shape[:2])
@@ -236,6 +245,7 @@ def _why_no_map(calls, shape, lay, n, size):
     if n >= min(h, w): return c,f'{SMALL}{n} needs a map of at least {n+1}x{n+1}, this one is {h}x{w}'
     return c,''
 
+# %% ../../nbs/act/03_places.ipynb #8795c3eb
 def _place(model, m, names, calls, n, size):
     shape,lay,c,why = _why_not(m, calls, n, size)
     parent,_,attr = names[0].rpartition('.')
@@ -256,6 +266,7 @@ def all_acts(
         if isinstance(m, ACTS + GATES): acts.setdefault(m, []).append(n)
     return acts
 
+# %% ../../nbs/act/03_places.ipynb #07ed8762
 def find_places(
     model:nn.Module, # any net that takes pictures; it stays as it is
     act_nums, # function from {name: activation} and (channels, height, width) to {name: act_num}

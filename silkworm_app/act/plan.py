@@ -55,6 +55,7 @@ def is_clamp(
     "Is it relu with an upper end, such as relu6?"
     return isinstance(m, nn.Hardtanh) and m.min_val == 0 and m.max_val > 0
 
+# %% ../../nbs/act/04_plan.ipynb #5690acbc
 def _act_nums(act_num, acts, size):
     "act_num of each activation (name: module); a mapping has names or regexes as keys, '*' for the rest (3 without it)"
     def ok(n, m=None):
@@ -70,6 +71,7 @@ def _act_nums(act_num, acts, size):
         res |= {k: ok(n, acts[k]) for k in hits}
     return res
 
+# %% ../../nbs/act/04_plan.ipynb #d7340ec2
 def _close(name, names):
     "', did you mean ...?' or where to look"
     near = difflib.get_close_matches(name, names, 4)
@@ -91,6 +93,7 @@ def _listed(where, places, possible):
             raise ValueError(f'where names {o!r}, which cannot become an LSLU: {next(p.reason for p in places if p.name == o)}.')
     return set(where)
 
+# %% ../../nbs/act/04_plan.ipynb #ca26227a
 def _chosen(where, places, possible, stem):
     "Names among `places` that `where` asks for"
     names = [p.name for p in places]
@@ -106,6 +109,7 @@ def _chosen(where, places, possible, stem):
     if not hits: raise ValueError(f'where={where!r} matches no activation of this net{_close(where, names)}.')
     return hits
 
+# %% ../../nbs/act/04_plan.ipynb #8612fd9e
 def default_where(
     possible:list, # names of the activations that can become LSLUs, in order of running
     stem:list, # those of them that lie in the stem
@@ -138,6 +142,7 @@ def plan_lslu(
     if not plan.replaced and where != 'none': raise ValueError(_nothing(plan, chosen))
     return plan
 
+# %% ../../nbs/act/04_plan.ipynb #8efae0db
 def _choose(where, places, stem):
     "Mark the places that `where` asks for; (their names, `where`)"
     possible = [p.name for p in places if not p.reason]
@@ -149,6 +154,7 @@ def _choose(where, places, stem):
         if p.replaced and p.calls > 1: p.reason = f'runs {p.calls} times in a forward pass, with the same parameters'
     return chosen,where
 
+# %% ../../nbs/act/04_plan.ipynb #4537e76a
 def _nothing(plan, chosen):
     "The sentence for a plan without a place"
     mine = [p for p in plan.places if p.name in chosen]

@@ -34,6 +34,7 @@ def _rename_lslus(state, model):
         return new[hit] + k[len(hit):] if hit else k
     return {name(k): v for k,v in state.items()}
 
+# %% ../../nbs/act/08_start.ipynb #c547af36
 def _named(model, state, prefix):
     "The file's weights under the names of `model`"
     if prefix: state = {k[len(prefix):]: v for k,v in state.items() if k.startswith(prefix)}
@@ -47,6 +48,7 @@ def _lslus_in(state):
     kernels = [k for k,w in state.items() if k.endswith('.weight') and w.ndim == 4 and w.shape[1] == 1 and w.shape[2] == w.shape[3]]
     return [k[:-len('.weight')] for k in kernels if k[:-len('weight')] + 'bn.weight' in state]
 
+# %% ../../nbs/act/08_start.ipynb #d14f8085
 def _form_of(state, names, spec):
     "Form of the file's LSLUs: what it says, else what their numbers are nearer to"
     said = ((spec or {}).get('plan') or (spec or {}).get('kwargs') or {}).get('form')
@@ -62,6 +64,7 @@ def _form_of(state, names, spec):
         votes += 1 if ((a - 1).abs() + b.abs()).mean() <= ((a - first).abs() + (b + knots).abs()).mean() else -1
     return 'chain' if votes >= 0 else 'sum'
 
+# %% ../../nbs/act/08_start.ipynb #b2d47eda
 def _source_lslu(state, name, form, like):
     "An empty LSLU that takes the file's weights of the LSLU `name`"
     w,a = state[f'{name}.weight'],state.get(f'{name}.alphas')
@@ -76,6 +79,7 @@ def _live(model): return {n: m for n,m in lslus(model).items() if not m.deploy}
 # these may differ: they are seen in the weights, or are no part of the function
 _FREE = {'drop_rate', 'drop_path_rate', 'act', 'act_num', 'per_channel', 'form', 'img_size', 'deploy'}
 
+# %% ../../nbs/act/08_start.ipynb #413bb397
 def _same_net(model, stored, what):
     "`WeightsError` if the file says that it is of a net that computes something else under the same names"
     mine,theirs = getattr(model, 'build_cfg', None),stored.net_spec
@@ -92,6 +96,7 @@ def _same_net(model, stored, what):
             raise WeightsError(f'{what} is of a net with {k}={have}, this one has {k}={want}, which computes something else '
                                f'with the same weights: build it with {k}={have}.')
 
+# %% ../../nbs/act/08_start.ipynb #0c78a067
 def _plain_net(model):
     "The net of `model` without LSLUs: the activations that they replaced"
     spec = NetSpec.of(model)
@@ -115,6 +120,7 @@ def _twin(model, state, form, olds):
         if n in modules: twin.set_submodule(n, _source_lslu(state, n, form, modules[n]), strict=True)
     return twin
 
+# %% ../../nbs/act/08_start.ipynb #71884ef2
 def _fill(twin, state, model, what):
     "Load the file's weights into the twin; names of those that stay as they were: the classifier's, if it has another number of classes"
     mine,heads = twin.state_dict(),_heads(model)
@@ -152,6 +158,7 @@ class StartReport:
         why = '; '.join(why[:3]) + ('; ...' if len(why) > 3 else '')
         return s + f"; the start is not the file's: the output moves by {self.deviation:.1%} of its largest value ({why})"
 
+# %% ../../nbs/act/08_start.ipynb #29068691
 def _probe_size(model):
     spec = getattr(model, 'build_cfg', None) or {}
     if (spec.get('plan') or {}).get('input_size'): return tuple(spec['plan']['input_size'])
@@ -173,6 +180,7 @@ def open_weights(
     "The weights of a file or folder and what they say of their net; a run's bundle tells of its older files. Raises `WeightsError`."
     if isinstance(file, dict): return read_weights(file, key)
     path = Path(file)
+    if path.name == 'model.safetensors' and (path.parent/'config.json').is_file(): path = path.parent  # of a bundle
     config = path/'config.json'
     if path.is_dir() and not config.is_file():
         path = path/'best.safetensors'
@@ -191,6 +199,7 @@ def open_weights(
         stored.net_spec,stored.pictures = cfg.get('net_spec') or cfg.get('build_cfg'),stored.pictures or cfg.get('preprocess')
     return stored
 
+# %% ../../nbs/act/08_start.ipynb #034c1c3b
 def _refuse_fused(model, stored, what, file):
     "A fused net has no batch norms and no alphas left to train"
     fused = stored.fuse_plan or any(k.endswith(('.pre.lo', '.pre.amplitude')) for k in stored.state)
@@ -240,6 +249,7 @@ def _check_exact(model, state, form, what):
     if missing:
         raise WeightsError(f'{what} is for another net than {arch_of(model)}: it lacks the LSLUs {missing[:3]} (start_from can add them).')
 
+# %% ../../nbs/act/08_start.ipynb #ad601719
 def _take(model, twin, olds, report, calibrate):
     "Give `model` the weights of its twin, converting its LSLUs; nothing is changed if one can't be"
     mine,theirs = _live(model),_live(twin)

