@@ -48,12 +48,15 @@ class TrainConfig:
     crop_pct:float = setting('auto', 'Preprocess')
     # filter that resizes validation pictures; auto: that of the pretrained weights, else bicubic
     interpolation:Literal['auto', 'nearest', 'bilinear', 'bicubic', 'lanczos'] = setting('auto', 'Preprocess')
+    mean:list = setting('auto', 'Preprocess') # of the normalisation, red green blue; auto: that of the pretrained weights, else ImageNet's
+    std:list = setting('auto', 'Preprocess') # of the normalisation; auto: as mean
     resize:Literal['crop', 'squish', 'pad'] = setting('crop', 'Preprocess', basic=True) # how pictures that are not square become square
     valid_pct:float = setting(0.2, 'find_splits') # part for validation, where the folder does not say
     test_pct:float = setting(0.2, 'find_splits') # part for the test, where the folder holds class folders only
     # image folder: K parts of the photographs, each tested once by a net that the same training made of the others; then the net of the
     # bundle learns from all of them, but for the validation part; 0: off. Folds that silkworm-data prepare made are always taken
     cross_validate:int = setting(0, 'train.cross', basic=True)
+    fold:str = setting(None, 'find_splits') # of a set that was prepared with folds: test on this one only, for example fold_2
     # what counts as the same picture, and so stays in one split
     group:Literal['hash', 'copies', 'auto', 'none'] = setting('auto', 'find_splits', basic=True)
     on_bad:Literal['raise', 'skip'] = setting('raise', 'find_splits', basic=True) # what to do about files that cannot be opened
@@ -104,10 +107,10 @@ class TrainConfig:
     deploy:bool = setting(False, 'fuse_like') # the net is in its fused form: for --eval of a checkpoint of --switch_to_deploy
     batch_size:int = setting('auto', 'fastai DataLoader', basic=True) # pictures per step and process; auto: 32, 128 for CIFAR
     update_freq:int = setting(1, 'fastai GradientAccumulation') # batches whose gradients make one step
-    # how it trains. head: the last layer, on features computed once; gentle: then everything, slowly, kept if better; full: all epochs of
-    # the schedule; auto: gentle for a pretrained net, else full
-    recipe:Literal['auto', 'head', 'gentle', 'full'] = setting('auto', 'fit_recipe', basic=True)
-    # passes over the training pictures; auto: about 24000 pictures in all, 8 to 120 passes; of gentle: its own few
+    # how it trains. head: the last layer only, on features computed once; last, adapters, all: then the last stage, the LSLUs or everything
+    # with small steps, kept where better; full: all epochs of the schedule from the start; auto: last for a pretrained net, else full
+    recipe:Literal['auto', 'head', 'last', 'adapters', 'all', 'full'] = setting('auto', 'fit_recipe', basic=True)
+    # passes over the training pictures; auto: about 24000 pictures in all, 8 to 120 passes; 6 where the head came first
     epochs:int = setting('auto', 'fastai Learner.fit', basic=True)
     # stop after so many epochs without a lower validation loss; auto: half of the epochs, at least 10; 0: never
     early_stop_epochs:int = setting('auto', 'fastai EarlyStoppingCallback', basic=True)
@@ -117,7 +120,7 @@ class TrainConfig:
     opt_eps:float = setting(None, 'timm.optim') # epsilon of the optimiser; default: its own
     opt_betas:list = setting(None, 'timm.optim') # betas of the optimiser; default: its own
     momentum:float = setting(0.9, 'timm.optim') # momentum of SGD-like optimisers
-    lr:float = setting('auto', 'fastai ParamScheduler', basic=True) # highest learning rate; auto: 0.004, of gentle: its own
+    lr:float = setting('auto', 'fastai ParamScheduler', basic=True) # highest learning rate; auto: 0.004, much less after a head
     min_lr:float = setting(1e-06, 'fastai ParamScheduler') # lowest learning rate of the cosine
     # fastai's one-cycle, or the reference's warm-up and cosine
     sched:Literal['onecycle', 'cosine'] = setting('onecycle', 'fastai ParamScheduler')

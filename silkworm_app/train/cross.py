@@ -18,6 +18,7 @@ from ..files import write_text
 from .config import TrainConfig, TrainError
 from .log import PrintEpoch
 from .one import predict_logits, symmetries, train_net
+from .recipe import Features
 from .run import RunFolder
 
 # %% ../../nbs/train/07_cross.ipynb #b218791b
@@ -52,7 +53,9 @@ def whole_split(
     leak = _leak(dict(train=train, valid=valid, test=[]), groups, splits.leak['level'], carved=True)
     left = [note] if len(items) < sum(map(len, (splits.train, splits.valid, splits.test))) else []
     warnings = [w for w in splits.warnings if 'were skipped' in w] + left + notes + _leak_warnings(leak)
-    return Splits(train, valid, [], splits.classes, groups, warnings, leak, splits.path)
+    whole = Splits(train, valid, [], splits.classes, groups, warnings, leak, splits.path)
+    whole.folds = getattr(splits, 'folds', None)
+    return whole
 
 def cut_folds(
     items:list, # (file, class, photograph)
@@ -123,8 +126,8 @@ class PartProgress(PrintEpoch):
 
 def _cut(cfg, splits, items, by):
     "The part of each item: those of a prepared folder, or cut here"
-    given = getattr(splits, 'folds', None)
-    return [given[Path(p)] for p, *_ in items] if given and by == 'photo' else cut_folds(items, cfg.cross_validate, cfg.seed, by)
+    given = {str(p): i for i, part in enumerate((getattr(splits, 'folds', None) or {}).values()) for p, _ in part}
+    return [given[p] for p, *_ in items] if given and by == 'photo' else cut_folds(items, cfg.cross_validate, cfg.seed, by)
 
 def test_part(
     cfg:TrainConfig, # resolved
@@ -132,7 +135,7 @@ def test_part(
     items:list, # of `distinct_pictures`
     by:str, # 'photo' or 'file', see `cut_folds`
     part:int, # the one to test
-    printer=None, # see `train_net`
+    printer=None, features=None, # see `train_net`
 )->dict: # answers to each file of the part
     "What a net says about one part that was trained on the others as `silkworm-train` trains"
     of = _cut(cfg, splits, items, by)
@@ -142,7 +145,9 @@ def test_part(
     own = copy.deepcopy(cfg)
     own.save_ckpt, own.log_dir, own.enable_wandb = False, 'none', False
     with tempfile.TemporaryDirectory() as d, contextlib.redirect_stdout(io.StringIO()):
-        learn, model, _ = train_net(own, Splits(train, valid, test, splits.classes, path=splits.path), RunFolder(d), printer=printer)
+        groups = splits.groups if by == 'photo' else None
+        done = train_net(own, Splits(train, valid, test, splits.classes, groups, path=splits.path), RunFolder(d), printer=printer, features=features)
+        learn, model = done.learn, done.model
         z, y = predict_logits(model, test_loader(learn.dls))
         turned = predict_logits(model, test_loader(learn.dls), symmetries)[0] if by == 'photo' else z
     probs, photo = z.double().softmax(1).numpy(), [g for (*_, g), f in zip(items, of) if f == part]
@@ -197,13 +202,13 @@ def cross_validate(
     items, k, done = sorted((str(p), c, splits.groups[p]) for p, c in splits.train + splits.valid), cfg.cross_validate, _parts(run)
     n = len({g for *_, g in items})
     if not 2 <= k <= n: raise TrainError(f'cross_validate must be 2 to {n}, the number of photographs, not {k}')
-    cfg.started, out, start = True, sys.stdout, time.time()
+    cfg.started, out, start, features = True, sys.stdout, time.time(), Features()
     todo = [(by, i) for by in (('photo', 'file') if n < len(items) else ('photo',)) for i in range(k) if (by, i) not in done]
     log(f'Cross-validation: {k} parts of {n} photographs ({len(items)} files)' + (f'; {len(done)} trainings done before' if done else ''))
     for j, (by, i) in enumerate(todo):
         title = f'part {i+1} of {k}, cut by {by}'
         live = PartProgress(f'{title}: ', j, len(todo), start, lambda s: print(s, file=out, flush=True))
-        done[by, i] = r = test_part(cfg, splits, items, by, i, live)
+        done[by, i] = r = test_part(cfg, splits, items, by, i, live, features)
         write_text(run.cross, ''.join(json.dumps(o) + '\n' for o in done.values()))
         left = (time.time() - start)/(j + 1)*(len(todo) - j - 1)
         right = sum(np.equal(r['pick'], r['target']))

@@ -50,7 +50,8 @@ def _both(model, classes, pre):
 def _of_run(run, file, key):
     "Predictors of a run folder, or of a file of weights in one, and the run's settings"
     cfg = run.read_settings()
-    classes, pre = _run_classes(run, cfg), Preprocess(cfg.input_size, cfg.crop_pct, cfg.interpolation, cfg.resize)
+    norm = [] if 'auto' in (cfg.mean, cfg.std) else [cfg.mean, cfg.std] # runs of before have no word on it
+    classes, pre = _run_classes(run, cfg), Preprocess(cfg.input_size, cfg.crop_pct, cfg.interpolation, cfg.resize, *norm)
     config = json.loads((run.bundle/'config.json').read_text(encoding='utf-8')) if (run.bundle/'config.json').is_file() else None
     if config: pre = Preprocess.from_dict(config['preprocess'])
     stored = read_weights(file, key)

@@ -27,7 +27,7 @@ from ..patch import load_reference, lslu_model, rebuild_model
 from .config import TrainConfig, TrainError, read_settings
 from .cross import cross_validate, hardly_found, held_out_answers, whole_split
 from .log import say
-from .one import build_model, describe_acts, load_checkpoint, make_dls, net_args, predict_logits, train_net
+from .one import build_model, describe_acts, load_checkpoint, make_dls, Trained, net_args, predict_logits, train_net
 from .run import RunFolder, finished, start_run, write_start
 from .setup import load_splits, pick_device, resolve
 
@@ -69,32 +69,33 @@ def _report(res, last, which, splits, cross):
     if notes: print(warn_box(notes), flush=True)
     if cross: print(f'\n{cross_text(cross)}', flush=True)
 
-def _results(cfg, learn, which, seconds, cross):
+def _results(cfg, done, seconds, cross):
     "What metrics.json says, without the metrics"
-    splits, values = learn.dls.splits, learn.recorder.values
-    res = dict(classes=list(map(str, learn.dls.vocab)), model=cfg.model, activations=describe_acts(learn.model), weights=which,
+    learn = done.learn
+    splits, values = learn.dls.splits, getattr(learn.recorder, 'values', [])
+    res = dict(classes=list(map(str, learn.dls.vocab)), model=cfg.model, activations=describe_acts(learn.model), weights=done.which,
                epochs=len(values), seconds=round(seconds, 1), seed=cfg.seed, leak=splits.leak, counts=splits.counts(),
                train_loss=float(values[-1][0]) if values else None)
+    if done.recipe: res['recipe'] = str(done.recipe)
     return res | (dict(cross_validation=cross) if cross else {})
 
 def finish(
     cfg:TrainConfig, # options
-    learn, # trained
-    model, # its net with the best weights, in eval mode
-    which:str, # name of these weights
+    done:Trained, # of `train_net`
     run:RunFolder,
     seconds:float, # of the training
     cross:dict=None, # of `cross_validate`
 )->dict: # what metrics.json holds
     "Evaluate, fuse, prove, write the bundle"
+    learn, model = done.learn, done.model
     learn.model = model
-    splits, res = learn.dls.splits, _results(cfg, learn, which, seconds, cross)
+    splits, res = learn.dls.splits, _results(cfg, done, seconds, cross)
     metrics, loaders = _tested(learn, model, res['classes'])
     last = 'test' if 'test' in metrics else 'valid'
     found = hardly_found(cross, 'photographs') if cross else _one_answer(metrics[last]) or hardly_found(metrics[last])
     splits.warnings = [*splits.warnings, *found]
     res |= metrics | dict(warnings=splits.warnings)
-    _report(res, last, which, splits, cross)
+    _report(res, last, done.which, splits, cross)
     if cfg.bundle or cfg.switch_to_deploy: _deploy(cfg, learn, model, run, res, loaders[last], last)
     run.write_metrics(res)
     print(f'Run: {run}   ({res["epochs"]} epochs, {seconds:.0f} s of training)', flush=True)
@@ -216,8 +217,10 @@ def _introduce(cfg, learn, state):
     many = [(max(1, num_distrib()), 'processes'), (cfg.batch_size, 'pictures'), (cfg.update_freq, 'batches')]
     steps = f'steps of {np.prod([i for i, _ in many])} pictures'
     if many[0][0]*cfg.update_freq > 1: steps += f' ({" x ".join(f"{i} {w}" for i, w in many if i > 1)})'
-    say(f'\n{cfg.model} ({n/1e6:.2f} M parameters), {cfg.input_size} px, {steps}, {cfg.epochs} epochs at most, {cfg.opt} {cfg.lr:g} '
-        f'({cfg.sched}), {pick_device(cfg.device)}')
+    how = f'{steps}, {cfg.epochs} epochs at most, {cfg.opt} {cfg.lr:g} ({cfg.sched})'
+    if cfg.recipe == 'head': how = 'pretrained; the head only, on features computed once'
+    elif cfg.recipe != 'full': how = f'pretrained; the head first, then {cfg.recipe} with small steps for {cfg.epochs} epochs'
+    say(f'\n{cfg.model} ({n/1e6:.2f} M parameters), {cfg.input_size} px, {how}, {pick_device(cfg.device)}')
     say(f'Activations: {describe_acts(learn.model)["text"]}')
     if state is not None: say(f'Going on after epoch {state["epoch"]}')
 
@@ -250,14 +253,15 @@ def train(
     cross = cross_validate(cfg, splits, run, say) if cfg.cross_validate else None
     if own: own.note()
     start = time.time()
-    learn, model, which = train_net(cfg, splits, run, state, begun=lambda learn: _introduce(cfg, learn, state))
+    done = train_net(cfg, splits, run, state, begun=lambda learn: _introduce(cfg, learn, state))
     leave()
     if rank_distrib(): return {}
     own.note()
-    res = finish(cfg, learn, model, which, run, time.time() - start, cross)
+    if done.recipe: say(f'Recipe: {done.recipe}')
+    res = finish(cfg, done, run, time.time() - start, cross)
     if plots: _draw(plots, run)
     own.note()
-    if cfg.enable_wandb: _tell_wandb(learn.wandb.wandb, res)
+    if cfg.enable_wandb: _tell_wandb(done.learn.wandb.wandb, res)
     return res
 
 def _draw(plots, run):

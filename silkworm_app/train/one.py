@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['make_dls', 'net_args', 'build_model', 'load_checkpoint', 'describe_acts', 'BestEMA', 'StepCount', 'build_learner',
-           'fit_learner', 'best_model', 'predict_logits', 'flips', 'symmetries', 'train_net']
+           'fit_learner', 'best_model', 'predict_logits', 'flips', 'symmetries', 'Trained', 'train_net']
 
 # %% ../../nbs/train/05_one.ipynb #b422c00a
 import math, sys, warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,8 +17,10 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.training import GradientAccumulation, GradientClip
-from fastai.metrics import AccumMetric, BalancedAccuracy
+from fastai.metrics import AccumMetric
 from fastai.torch_core import get_model, num_distrib, rank_distrib, set_seed
+
+from sklearn.metrics import recall_score
 
 from ..act.weights import load_weights, read_weights, save_weights
 from ..callback import Checkpoint, EarlyStopping, SaveBest, StopOnNaN, WeightEMA, act_slope, _acc, _ce
@@ -29,6 +32,7 @@ from ..patch import load_reference, lslu_model, lslus
 from .config import TrainConfig, TrainError
 from .log import PrintEpoch, SeedEpoch, SkipValidation, loggers, say
 from .mixing import loss_callbacks
+from .recipe import fit_recipe
 from .optim import make_opt_func, param_groups, precision, schedules
 from .run import RunFolder
 from .setup import pick_device
@@ -42,7 +46,7 @@ def make_dls(
     timm = dict(color_jitter=cfg.color_jitter, train_interpolation=cfg.train_interpolation) if cfg.aa and cfg.aa != 'none' else {}
     dls = image_dls(splits, bs=cfg.batch_size, aug=f'timm:{cfg.aa}' if timm else cfg.aug, seed=cfg.seed, fast=cfg.fast, cache=cfg.cache,
                     num_workers=None if cfg.num_workers == 'auto' else cfg.num_workers, val_bs=max(64, cfg.batch_size),
-                    preprocess=Preprocess(cfg.input_size, cfg.crop_pct, cfg.interpolation, cfg.resize),
+                    preprocess=Preprocess(cfg.input_size, cfg.crop_pct, cfg.interpolation, cfg.resize, cfg.mean, cfg.std),
                     device=pick_device(cfg.device), **timm)
     if cfg.reprob: dls.train.after_batch.add(TimmErasing(cfg.reprob, cfg.remode, cfg.recount))
     return dls
@@ -99,6 +103,10 @@ class BestEMA(SaveBest):
     @property
     def name(self): return f'best_ema_{self.decay:g}'
 
+def _balanced(pred, targ):
+    "Mean recall of the classes that occur, without a word about those that don't"
+    return recall_score(targ.cpu(), pred.argmax(-1).cpu(), labels=targ.unique().tolist(), average='macro', zero_division=0)
+
 class StepCount(Callback):
     "Counts the steps of the optimiser"
     order = 60
@@ -119,15 +127,16 @@ def _check_steps(cfg, dls):
 def _own_callbacks(cfg, run, state, device, classes):
     "The callbacks that the settings ask for"
     cbs = [SeedEpoch(cfg.seed), StopOnNaN(), StepCount(int(state is not None)), *loss_callbacks(cfg, classes)]
+    full = cfg.recipe == 'full' # else the recipe judges and keeps the best weights itself
     if cfg.update_freq > 1: cbs.append(GradientAccumulation(cfg.update_freq*cfg.batch_size))
     if cfg.clip_grad: cbs.append(GradientClip(cfg.clip_grad))
-    if cfg.model_ema:
+    if cfg.model_ema and full:
         cbs.append(WeightEMA(cfg.model_ema_decay, cfg.model_ema_warmup))
         cbs += [BestEMA(d, run.best_ema(d).name) for d in cfg.model_ema_decay]
     if cfg.channels_last: cbs.append(ChannelsLast())
     if cfg.test_freq > 1: cbs.append(SkipValidation(cfg.test_freq))
-    if cfg.early_stop_epochs: cbs.append(EarlyStopping(patience=cfg.early_stop_epochs))
-    cbs += precision(cfg, device, say) + [SaveBest(fname=run.best.name)]
+    if cfg.early_stop_epochs and full: cbs.append(EarlyStopping(patience=cfg.early_stop_epochs))
+    cbs += precision(cfg, device, say) + ([SaveBest(fname=run.best.name)] if full else [])
     if cfg.save_ckpt or state is not None:
         cbs.append(Checkpoint(run.checkpoints, cfg.save_ckpt_freq if cfg.save_ckpt else 10**9, cfg.save_ckpt_num, resume=state))
     return cbs
@@ -144,7 +153,7 @@ def build_learner(
     run.path.mkdir(parents=True, exist_ok=True)
     set_seed(cfg.seed)
     device = pick_device(cfg.device)
-    metrics = [AccumMetric(_acc, flatten=False, name='accuracy'), BalancedAccuracy()]
+    metrics = [AccumMetric(_acc, flatten=False, name='accuracy'), AccumMetric(_balanced, flatten=False, name='balanced_accuracy_score')]
     learn = lslu_learner(dls, cfg.model, opt_func=make_opt_func(cfg), splitter=lambda m: param_groups(m, cfg.weight_decay, cfg.layer_decay),
                          lr=cfg.lr, path=run.path, metrics=metrics, decay_epochs=cfg.decay_epochs, decay_linear=cfg.decay_linear,
                          log=run.params.name, init=cfg.init, pretrained=cfg.pretrained, **net_args(cfg))
@@ -167,12 +176,14 @@ def build_learner(
 def fit_learner(
     cfg:TrainConfig, # options
     learn, # of `build_learner`
-):
-    "All epochs, by the schedules of the options"
-    if learn.opt is None: learn.create_opt()
-    plan = ParamScheduler(schedules(cfg, learn.opt, say))
+    features=None, # `Features` that several trainings share
+): # what the recipe did, or None
+    "All epochs, by the schedules of the options; or the head first, and the rest gently"
     cfg.started = True
-    learn.fit(cfg.epochs, cbs=plan)
+    if cfg.recipe != 'full':
+        return fit_recipe(learn, cfg.epochs, cfg.recipe, cfg.lr, refit=bool(cfg.cross_validate), seed=cfg.seed, features=features)
+    if learn.opt is None: learn.create_opt()
+    learn.fit(cfg.epochs, cbs=ParamScheduler(schedules(cfg, learn.opt, say)))
     if not learn.step_count.steps:
         raise TrainError('the training made no step, so the net is as it was at the start: take a smaller batch_size or update_freq')
 
@@ -183,6 +194,9 @@ def best_model(
 ): # (net in eval mode, name of the weights)
     "The net to deploy; its weights lie in the run's best file"
     model, cands = get_model(learn.model), []
+    if cfg.recipe != 'full':
+        save_weights(model, run.best)
+        return model.eval(), 'best'
     if learn.save_best.saved: cands.append((learn.save_best.best, 'best', None))
     if cfg.model_ema and cfg.model_ema_eval:
         cands += [(cb.best, f'EMA {cb.decay:g}', cb.fname) for cb in learn.cbs if isinstance(cb, BestEMA) and cb.saved]
@@ -218,7 +232,15 @@ def symmetries(x):
     "The eight turned and mirrored views of a batch"
     return [v for r in range(4) for o in [torch.rot90(x, r, (2, 3))] for v in flips(o)]
 
-# %% ../../nbs/train/05_one.ipynb #f0b70935
+# %% ../../nbs/train/05_one.ipynb #d8c9d42e
+@dataclass
+class Trained:
+    "A net that was trained"
+    learn:object # fastai Learner
+    model:torch.nn.Module # its net in eval mode, with the best weights
+    which:str # name of these weights
+    recipe:object=None # what the recipe did, where there was one
+
 def train_net(
     cfg:TrainConfig, # resolved
     splits, # of `load_splits`
@@ -226,9 +248,10 @@ def train_net(
     state:dict=None, # of a checkpoint, to go on from
     printer:Callback=None, # see `build_learner`
     begun=lambda learn: None, # called with the learner before the first epoch
-): # (learner, its net in eval mode with the best weights, name of these weights)
+    features=None, # `Features` that several trainings share
+)->Trained:
     "Train once, as the settings say. The command, cross-validation and grids all train through this function."
     learn = build_learner(cfg, make_dls(cfg, splits), run, state, printer)
     begun(learn)
-    fit_learner(cfg, learn)
-    return (learn, *best_model(cfg, learn, run))
+    recipe = fit_learner(cfg, learn, features)
+    return Trained(learn, *best_model(cfg, learn, run), recipe)

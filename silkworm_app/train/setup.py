@@ -16,7 +16,7 @@ import torch
 from ..act.weights import PACKAGES, package_file, pretrained_cfg, read_weights
 from ..data import DataError, FAST_AUGMENTATIONS, Splits, cifar_splits, find_splits
 from ..data.loaders import _cifar_files, _group, _leak, _leak_warnings
-from ..imaging import check_image
+from ..imaging import IMAGENET_MEAN, IMAGENET_STD, check_image
 from .config import OPTIONS, TrainConfig, TrainError
 from .log import say
 from .run import find_run
@@ -35,8 +35,19 @@ def load_splits(
         raise TrainError('cross_validate cuts an image folder by itself: leave out eval_data_path, or cross_validate')
     kw = dict(seed=cfg.seed, group=None if cfg.group == 'none' else cfg.group, on_bad=cfg.on_bad)
     if cfg.cross_validate and cfg.group == 'auto': kw['group'] = 'copies'
-    if not cfg.eval_data_path: return find_splits(path, cfg.valid_pct, cfg.test_pct, **kw)
+    if not cfg.eval_data_path: return _prepared(cfg, find_splits(path, cfg.valid_pct, cfg.test_pct, **kw))
     return _with_valid(find_splits(path, 0, 0, **kw), find_splits(cfg.eval_data_path, 0, 0, **kw), kw['group'])
+
+def _prepared(cfg, splits):
+    "A set that was prepared with folds is cross-validated over them, or tested on the one that is named"
+    folds = getattr(splits, 'folds', None)
+    if not folds: return splits
+    if cfg.fold: return splits.fold(cfg.fold, cfg.valid_pct, cfg.seed)
+    if cfg.cross_validate not in (0, len(folds)):
+        raise TrainError(f'{splits.path} was prepared with {len(folds)} folds: leave out cross_validate {cfg.cross_validate}, or test on one '
+                         f'with --fold {next(iter(folds))}')
+    cfg.cross_validate = len(folds)
+    return splits
 
 def _cifar(cfg, path):
     if cfg.cross_validate:
@@ -100,7 +111,8 @@ def _spec_of(path, key):
     if run is not None:
         was = run.read_settings()
         return dict(model=was.model, act_num=was.act_num, act=was.act, form=was.form, per_channel=was.per_channel, where=was.where,
-                    stem_stride=was.stem_stride, input_size=was.input_size, crop_pct=was.crop_pct, interpolation=was.interpolation)
+                    stem_stride=was.stem_stride, input_size=was.input_size, crop_pct=was.crop_pct, interpolation=was.interpolation,
+                    mean=was.mean, std=was.std)
     if not Path(path).is_file(): return None
     spec = read_weights(path, key).net_spec
     return {'model': spec['arch']} if spec else None
@@ -111,10 +123,11 @@ def _choose_net(cfg, n, side):
         for k, v in (_spec_of(cfg.finetune, cfg.model_key) or {}).items():
             if k not in cfg.given: setattr(cfg, k, v)
     chosen = cfg.model == 'auto'
-    if chosen: cfg.model = SMALL_NET
+    if chosen: cfg.model = PHOTO_NET if _are_photographs(cfg, n, side) and not cfg.finetune and cfg.pretrained is not False else SMALL_NET
     if not timm.is_model(cfg.model.split('.')[0]): cfg.pretrained = False # lslu_model names what is close to it
     if cfg.pretrained == 'auto':
-        cfg.pretrained = False
+        wanted = chosen and cfg.model == PHOTO_NET or package_file(cfg.model) is not None
+        cfg.pretrained = wanted and not (cfg.finetune or cfg.eval or cfg.resume)
 
 # %% ../../nbs/train/04_setup.ipynb #87b86ef7
 def _small(cfg): return 1 if cfg.input_size <= 64 else 3 # most maps of small pictures are smaller than a kernel of 7 x 7
@@ -122,18 +135,20 @@ def _small(cfg): return 1 if cfg.input_size <= 64 else 3 # most maps of small pi
 def _autos(cfg, n, side, cpu):
     "`[(name, value for auto)]`, in an order in which each may rest on those before it"
     vanilla, weights = cfg.model.startswith('vanillanet'), pretrained_cfg(cfg.model) if cfg.pretrained else {}
-    full = cfg.recipe == 'full'
+    full, start = cfg.recipe == 'full', weights
+    if not start and cfg.finetune and Path(cfg.finetune).is_file() and timm.is_model(cfg.model): start = pretrained_cfg(cfg.model, cfg.finetune)
     yield 'input_size', weights['input_size'][-1] if weights else max(32, min(96 if cpu else 224, side//16*16))
     yield 'crop_pct', weights.get('crop_pct', 1.)
     yield 'interpolation', weights.get('interpolation', 'bicubic')
+    yield 'mean', list(start.get('mean', IMAGENET_MEAN))
+    yield 'std', list(start.get('std', IMAGENET_STD))
     yield 'batch_size', 128 if cfg.data_set.startswith('CIFAR') and n > 2000 else 32
     yield 'aug', 'none' if cfg.aa else 'light' if cfg.data_set.startswith('CIFAR') else 'silkworm'
-    if full:
-        yield 'epochs', min(120, max(8, round(24000/max(1, n))))
-        yield 'early_stop_epochs', max(10, cfg.epochs//2) # with few batches an epoch the losses before the peak of one-cycle say little
-        yield 'lr', 4e-3
+    yield 'epochs', min(120, max(8, round(24000/max(1, n)))) if full else 6
+    yield 'early_stop_epochs', max(10, cfg.epochs//2) # with few batches an epoch the losses before the peak of one-cycle say little
+    yield 'lr', dict(last=4e-4, adapters=5e-4, all=1e-4).get(cfg.recipe, 4e-3)
     yield 'drop', .05 if vanilla else None
-    yield 'act_num', _small(cfg)
+    yield 'act_num', 2 if cfg.pretrained else _small(cfg)
     yield 'channels_last', cpu or cfg.use_amp # convolutions are faster so
     yield 'stem_stride', 2 if vanilla and cfg.input_size <= 48 else None
 
@@ -148,7 +163,7 @@ def resolve(
         raise TrainError(f'nb_classes is {cfg.nb_classes}, but {cfg.data_path} holds {len(splits.classes)} classes '
                          f'({", ".join(splits.classes[:8])})')
     _choose_net(cfg, n, side)
-    if cfg.recipe == 'auto': cfg.recipe = 'full'
+    if cfg.recipe == 'auto': cfg.recipe = 'last' if cfg.pretrained else 'full'
     for k, v in _autos(cfg, n, side, device.type == 'cpu'):
         if getattr(cfg, k) == 'auto': setattr(cfg, k, v)
     if cfg.fast == 'auto': cfg.fast = not cfg.aa and cfg.aug in FAST_AUGMENTATIONS and (n + len(splits.valid))*3*cfg.input_size**2 < 2**30
