@@ -49,7 +49,7 @@ has-data:
 
 silkworm: RUN = runs/silkworm
 silkworm: has-data env
-	$(BIN)/silkworm-train --data_path "$(DATA)" --output_dir "$(RUN)" --overwrite --device cpu --input_size 64 --cross_validate $(FOLDS) $(TRAIN_ARGS)
+	$(BIN)/silkworm-train --data_path "$(DATA)" --output_dir "$(RUN)" --overwrite --cross_validate $(FOLDS) $(TRAIN_ARGS)
 	@echo; cat "$(RUN)/bundle/card.md"
 
 test: env

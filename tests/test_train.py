@@ -146,7 +146,7 @@ def test_pretrained(train, data, tmp_path, monkeypatch):
     from safetensors.torch import load_file, save_file
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path/'hub'))
-    options = '--model test_resnet --pretrained --lr 0 --input_size 64'.split()
+    options = '--model test_resnet --pretrained --recipe head --input_size 64'.split()
     code, out, m = train(*options)
     assert code == 2 and m is None and out.splitlines()[-1].startswith('silkworm-train: The pretrained weights of test_resnet are neither installed nor cached'), out
     code, out, m = train('--pretrained')
@@ -238,3 +238,55 @@ def test_docs_list_the_options():
 def test_compiled(train):
     code, out, m = train('--compile', 'true', '--epochs', 2)
     assert code == 0, out
+
+
+def test_overwrite_removes_only_what_the_run_wrote(train, tmp_path):
+    "A folder that holds any settings.yaml, and a run beside a person's own files"
+    mine = ['models/a.pth', 'logs/diary.txt', 'plots/holiday.png', 'bundle/readme.txt', 'checkpoints/epoch_7.pth', 'history.csv', 'notes.txt']
+    def put(folder):
+        for f in mine:
+            (folder/f).parent.mkdir(parents=True, exist_ok=True)
+            (folder/f).write_text('mine')
+    def there(folder): return [f for f in mine if not any((d/f).is_file() and (d/f).read_text() == 'mine' for d in (folder, *folder.glob('before_*')))]
+    put(tmp_path/'a')
+    (tmp_path/'a/settings.yaml').write_text('colour: red')
+    code, out, _ = train('--overwrite', dest=tmp_path/'a')
+    assert code == 2 and 'no earlier run' in out and there(tmp_path/'a') == []
+    (tmp_path/'a/settings.yaml').write_text('epochs: 3')
+    code, out, _ = train('--overwrite', dest=tmp_path/'a')
+    assert code == 0 and there(tmp_path/'a') == [] and 'Moved aside' in out, out
+    code, out, _ = train(dest=tmp_path/'b')
+    put(tmp_path/'b'/'more'); mine = [f'more/{f}' for f in mine] + ['plots/mine.txt', 'checkpoints/epoch_9.pth']
+    for f in mine[-2:]: (tmp_path/'b'/f).write_text('mine')
+    code, out, m = train('--overwrite', '--lr', .01, dest=tmp_path/'b')
+    assert code == 0 and there(tmp_path/'b') == [] and not list((tmp_path/'b').glob('before_*/best*')), out
+
+
+def test_training_without_a_step_is_refused(train):
+    code, out, m = train('--update_freq', 1000)
+    assert code == 2 and m is None and 'update_freq 1000' in out.splitlines()[-1], out
+    code, out, m = train('--decay_epochs', 3, '--epochs', 1)
+    assert code == 0 and 'decay_epochs 3' in out and 'left out' in out, out
+
+
+def test_finished_run_is_answered_before_torch_is_loaded(train, data, tmp_path):
+    import subprocess
+    import sys
+    code, out, m = train()
+    line = ['--data_path', str(data), '--output_dir', str(tmp_path/'run'), *map(str, BASE)]
+    ask = f'import sys; from silkworm_app.commands import train_main; code = train_main({line!r}); print("torch" in sys.modules, code)'
+    said = subprocess.run([sys.executable, '-c', ask], capture_output=True, text=True, check=True).stdout
+    assert 'it is finished' in said and said.endswith('False 0\n'), said
+    code, out, _ = train('--lr', .01)
+    assert code == 2 and 'other settings (lr: 0.004, now 0.01)' in out
+
+
+def test_no_warnings_first(train, data, tmp_path):
+    "Neither of torch nor of scikit-learn, where a class is missing in the validation part"
+    import subprocess
+    import sys
+    few = tmp_path/'few'
+    shutil.copytree(data, few)
+    for c in ('grasserie', 'pebrine'): shutil.rmtree(few/'valid'/c)
+    done = subprocess.run([sys.executable, '-m', 'silkworm_app.train', '--data_path', str(few), '--output_dir', str(tmp_path/'run'), *map(str, BASE)], capture_output=True, text=True)
+    assert done.returncode == 0 and 'Warning' not in done.stderr, done.stderr

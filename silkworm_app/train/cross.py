@@ -98,7 +98,8 @@ def hardly_found(
     few = [f'{c} ({100*r:.0f} % of {n[c]} {unit})' for c, r in recall.items() if n[c] and r < .5]
     never, out = [c for c in recall if not n[c]], []
     if few: out.append(f'less than half is found of {_some(few)}: another answer does not exclude {"it" if len(few) == 1 else "them"}')
-    if never: out.append(f'nothing was there to test {_some(never)} on: whether the net finds {"it" if len(never) == 1 else "them"} is not known')
+    them = 'it' if len(never) == 1 else 'them'
+    if never: out.append(f'nothing was there to test {_some(never)} on: whether the net finds {them} is not known')
     return out
 
 def _some(names, most=10):
@@ -146,7 +147,8 @@ def test_part(
     own.save_ckpt, own.log_dir, own.enable_wandb = False, 'none', False
     with tempfile.TemporaryDirectory() as d, contextlib.redirect_stdout(io.StringIO()):
         groups = splits.groups if by == 'photo' else None
-        done = train_net(own, Splits(train, valid, test, splits.classes, groups, path=splits.path), RunFolder(d), printer=printer, features=features)
+        cut = Splits(train, valid, test, splits.classes, groups, path=splits.path)
+        done = train_net(own, cut, RunFolder(d), printer=printer, features=features)
         learn, model = done.learn, done.model
         z, y = predict_logits(model, test_loader(learn.dls))
         turned = predict_logits(model, test_loader(learn.dls), symmetries)[0] if by == 'photo' else z

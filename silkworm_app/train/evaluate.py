@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ..act.weights import read_weights
+from ..act.patch import lslu_model
+from ..act.start import load_reference, net_of, open_weights
 from ..bundle import Predictor, load_bundle
 from ..data import DataError, Splits, canonical_name, find_splits
 from ..evaluate import evaluate_probs, metrics_report
 from ..files import write_text
-from ..fuse import fuse, fuse_like
+from ..fuse import fuse
 from ..imaging import ImageError, Preprocess
 from ..ort import OnnxPredictor
-from ..patch import load_reference, lslu_model, rebuild_model
 from .cross import hardly_found
 from .one import build_model
 from .run import RunFolder, find_run
@@ -54,9 +54,8 @@ def _of_run(run, file, key):
     classes, pre = _run_classes(run, cfg), Preprocess(cfg.input_size, cfg.crop_pct, cfg.interpolation, cfg.resize, *norm)
     config = json.loads((run.bundle/'config.json').read_text(encoding='utf-8')) if (run.bundle/'config.json').is_file() else None
     if config: pre = Preprocess.from_dict(config['preprocess'])
-    stored = read_weights(file, key)
-    model = rebuild_model(stored.net_spec) if stored.net_spec else build_model(cfg, len(classes))
-    load_reference(model, stored.state)
+    if open_weights(file, key).net_spec: model = net_of(file, key)
+    else: load_reference(model := build_model(cfg, len(classes)), file, key or 'model|module')
     if file != run.best or not config: return _both(model, classes, pre), cfg
     res = {'unfused': Predictor(model, classes, pre), 'fused': load_bundle(run.bundle, 'torch')}
     if (run.bundle/'model.onnx').is_file(): res['ONNX'] = load_bundle(run.bundle, 'onnx')
@@ -70,7 +69,7 @@ def _of_bundle(src):
 
 def _of_weights(src, args):
     "Predictors of a file of weights that lies in no run folder"
-    stored = read_weights(src, args.model_key or 'model|module')
+    stored = open_weights(src, args.model_key or 'model|module')
     pictures, spec = stored.pictures or {}, stored.net_spec if not args.arch else None
     if not spec and not args.arch: raise ValueError(f'{src} does not say what net it is of; say it with --arch')
     classes = _class_names(args.classes) or pictures.get('classes')
@@ -81,14 +80,13 @@ def _of_weights(src, args):
                      *(pictures[k] for k in ('mean', 'std') if 'std' in pictures))
     if spec and spec['num_classes'] != len(classes):
         raise ValueError(f'{src} is of a net with {spec["num_classes"]} classes, not {len(classes)} ({", ".join(classes[:8])})')
-    if spec and stored.fuse_plan:
-        model = fuse_like(rebuild_model(spec), stored.fuse_plan)
-        model.load_state_dict(stored.state)
-        return {'fused': Predictor(model.eval(), classes, pre)}
+    if spec:
+        model = net_of(src, args.model_key or 'model|module')
+        return {'fused': Predictor(model, classes, pre)} if stored.fuse_plan else _both(model, classes, pre)
     names = 'act_num', 'where', 'per_channel', 'form', 'act', 'stem_stride'
     kw = {k: v for k in names if (v := getattr(args, k)) not in (None, False)}
-    model = rebuild_model(spec) if spec else lslu_model(args.arch, len(classes), input_size=args.input_size, **kw)
-    left = load_reference(model, stored.state)
+    model = lslu_model(args.arch, len(classes), input_size=args.input_size, **kw)
+    left = load_reference(model, stored)
     if left: raise ValueError(f'{src} has no weights for the {len(classes)} classes ({", ".join(left[:2])} do not fit)')
     return _both(model, classes, pre)
 
@@ -102,7 +100,7 @@ def open_models(
     run = find_run(src)
     if src.is_dir() and run and run.path == src: return _of_run(run, run.best_weights(args.model_key), args.model_key)
     if src.is_dir() or src.suffix == '.onnx': return _of_bundle(src), None
-    if args.arch or not run or read_weights(src, args.model_key).fuse_plan: return _of_weights(src, args), None
+    if args.arch or not run or open_weights(src, args.model_key).fuse_plan: return _of_weights(src, args), None
     return _of_run(run, src, args.model_key)
 
 # %% ../../nbs/train/09_evaluate.ipynb #3931ceee

@@ -13,17 +13,18 @@ import numpy as np
 import torch
 from fastai.torch_core import num_distrib, rank_distrib
 
-from ..act.weights import read_weights, save_weights
+from ..act.patch import lslu_model
+from ..act.start import load_reference, net_of, open_weights
+from ..act.weights import save_weights
 from ..bundle import cross_text, load_bundle, save_bundle
 from ..callback import find_checkpoint
 from ..data import DataError, test_loader
 from ..distributed import leave
 from ..evaluate import evaluate_probs, metrics_report
-from ..fuse import compare, fuse, fuse_like
+from ..fuse import compare, fuse
 from ..imaging import ImageError
 from ..interpret import layer_curves, lslu_layers
 from ..learner import keep_memory
-from ..patch import load_reference, lslu_model, rebuild_model
 from .config import TrainConfig, TrainError, read_settings
 from .cross import cross_validate, hardly_found, held_out_answers, whole_split
 from .log import say
@@ -145,25 +146,20 @@ def _bundle(cfg, learn, run, res, inherit):
                 metrics={k: res[k] for k in ('cross_validation', 'test', 'valid') if k in res}, inherit=inherit,
                 examples=_shown(learn.dls.splits))
 
-# %% ../../nbs/train/08_fit.ipynb #bc9e0cce
-def _deployed(path, cfg, n):
-    "The net of a file of `save_deploy`, or a VanillaNet in deploy form"
-    stored = read_weights(path, cfg.model_key)
-    if stored.fuse_plan:
-        model = fuse_like(rebuild_model(stored.net_spec), stored.fuse_plan)
-        model.load_state_dict(stored.state)
-        return model
-    model = lslu_model(cfg.model, n, deploy=True, **net_args(cfg))
-    load_reference(model, path, cfg.model_key, cfg.model_prefix)
-    return model
-
+# %% ../../nbs/train/08_fit.ipynb #f090535b
 def _nets(cfg, path, n, dl, dls, device):
     "`name -> net` to evaluate: unfused, fused"
-    if cfg.deploy: return dict(fused=_deployed(Path(path), cfg, n).to(device))
-    model = build_model(cfg, n)
-    cfg.finetune = path
-    load_checkpoint(model, cfg)
-    nets = dict(unfused=model.to(device).eval())
+    if open_weights(path, cfg.model_key).net_spec: model = net_of(path, cfg.model_key)
+    elif cfg.deploy: # a VanillaNet in deploy form, of which the file says nothing
+        model = lslu_model(cfg.model, n, deploy=True, **net_args(cfg))
+        load_reference(model, path, cfg.model_key, cfg.model_prefix)
+    else:
+        model, cfg.finetune = build_model(cfg, n), path
+        report = load_checkpoint(model, cfg)
+        if report.fresh: raise TrainError(f'{path} is of a net with other classes than the {n} of {cfg.data_path}')
+    model = model.to(device).eval()
+    if cfg.deploy or getattr(model, 'fuse_plan', None): return dict(fused=model)
+    nets = dict(unfused=model)
     if cfg.switch_to_deploy:
         nets['fused'] = fuse(model, cfg.input_size)
         say(compare(model, nets['fused'], [b[0].as_subclass(torch.Tensor) for _, b in zip(range(8), dl)]))
@@ -174,12 +170,13 @@ def evaluate(
     cfg:TrainConfig # of `read_settings`
 )->dict: # name -> metrics
     "`--eval`: weights on pictures, unfused and, with `switch_to_deploy`, fused"
-    path = cfg.finetune or cfg.resume
+    path = cfg.finetune = cfg.finetune or cfg.resume
     if not path: raise TrainError('eval needs weights: name them with --finetune')
     splits = load_splits(cfg)
     resolve(cfg, splits)
     dls = make_dls(cfg, splits)
     dl, what = (dls.valid, 'validation') if cfg.eval_data_path or not splits.test else (test_loader(dls), 'test')
+    if RunFolder(path).settings.is_file(): path = RunFolder(path).best_weights(cfg.model_key)
     nets = _nets(cfg, path, len(splits.classes), dl, dls, pick_device(cfg.device))
     res = {k: evaluate_probs(*predict_logits(m, dl), splits.classes, logits=True) for k, m in nets.items()}
     say(f'{what} split of {splits.path}:\n{metrics_report(res)}')

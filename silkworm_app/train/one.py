@@ -6,8 +6,8 @@
 __all__ = ['make_dls', 'net_args', 'build_model', 'load_checkpoint', 'describe_acts', 'BestEMA', 'StepCount', 'build_learner',
            'fit_learner', 'best_model', 'predict_logits', 'flips', 'symmetries', 'Trained', 'train_net']
 
-# %% ../../nbs/train/05_one.ipynb #b422c00a
-import math, sys, warnings
+# %% ../../nbs/train/05_one.ipynb #609a06ff
+import math, sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,13 +22,14 @@ from fastai.torch_core import get_model, num_distrib, rank_distrib, set_seed
 
 from sklearn.metrics import recall_score
 
-from ..act.weights import load_weights, read_weights, save_weights
+from ..act.patch import lslu_model, lslus
+from ..act.start import start_from
+from ..act.weights import load_weights, save_weights
 from ..callback import Checkpoint, EarlyStopping, SaveBest, StopOnNaN, WeightEMA, act_slope, _acc, _ce
 from ..data import TimmErasing, image_dls
 from ..distributed import Processes, WholeLoss
 from ..imaging import Preprocess
 from ..learner import lslu_learner
-from ..patch import load_reference, lslu_model, lslus
 from .config import TrainConfig, TrainError
 from .log import PrintEpoch, SeedEpoch, SkipValidation, loggers, say
 from .mixing import loss_callbacks
@@ -69,14 +70,14 @@ def build_model(
 def load_checkpoint(
     model, # net
     cfg:TrainConfig, # finetune, model_key, model_prefix
-):
-    "The weights of `finetune` into the net; says which stay fresh"
-    path = Path(cfg.finetune)
-    if path.is_dir(): path = RunFolder(path).best_weights(cfg.model_key)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        left = load_reference(model, read_weights(path, cfg.model_key).state, prefix=cfg.model_prefix)
-    say(f'Weights of {path}' + (f'; fresh: {", ".join(left)}' if left else ''))
+    calibrate=None, # a batch of pictures, for LSLUs that the file doesn't have
+): # `StartReport`
+    "The weights of `finetune` into the net; says what became of them. Raises `WeightsError`, `TrainError`."
+    path, key = Path(cfg.finetune), cfg.model_key
+    if RunFolder(path).settings.is_file(): path = RunFolder(path).best_weights(key)
+    report = start_from(model, path, key, cfg.model_prefix, calibrate)
+    say(report)
+    return report
 
 def describe_acts(
     model, # of `build_model`
@@ -156,9 +157,9 @@ def build_learner(
     metrics = [AccumMetric(_acc, flatten=False, name='accuracy'), AccumMetric(_balanced, flatten=False, name='balanced_accuracy_score')]
     learn = lslu_learner(dls, cfg.model, opt_func=make_opt_func(cfg), splitter=lambda m: param_groups(m, cfg.weight_decay, cfg.layer_decay),
                          lr=cfg.lr, path=run.path, metrics=metrics, decay_epochs=cfg.decay_epochs, decay_linear=cfg.decay_linear,
-                         log=run.params.name, init=cfg.init, pretrained=cfg.pretrained, **net_args(cfg))
+                         log=run.params.name, init=cfg.init, pretrained=cfg.pretrained, report=say, **net_args(cfg))
     learn.model.to(device)
-    if cfg.finetune: load_checkpoint(learn.model, cfg)
+    if cfg.finetune: load_checkpoint(learn.model, cfg, dls.valid.one_batch()[0])
     if cfg.pretrained: learn.unfreeze()
     main, cbs = not rank_distrib(), _own_callbacks(cfg, run, state, device, len(dls.vocab))
     if main: cbs += [CSVLogger(fname=run.history.name)] + loggers(cfg, run, state is not None)

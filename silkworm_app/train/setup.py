@@ -13,7 +13,8 @@ import numpy as np
 import timm
 import torch
 
-from ..act.weights import PACKAGES, package_file, pretrained_cfg, read_weights
+from ..act.start import open_weights
+from ..act.weights import WeightsError, package_file, pretrained_cfg
 from ..data import DataError, FAST_AUGMENTATIONS, Splits, cifar_splits, find_splits
 from ..data.loaders import _cifar_files, _group, _leak, _leak_warnings
 from ..imaging import IMAGENET_MEAN, IMAGENET_STD, check_image
@@ -44,8 +45,8 @@ def _prepared(cfg, splits):
     if not folds: return splits
     if cfg.fold: return splits.fold(cfg.fold, cfg.valid_pct, cfg.seed)
     if cfg.cross_validate not in (0, len(folds)):
-        raise TrainError(f'{splits.path} was prepared with {len(folds)} folds: leave out cross_validate {cfg.cross_validate}, or test on one '
-                         f'with --fold {next(iter(folds))}')
+        raise TrainError(f'{splits.path} was prepared with {len(folds)} folds: leave out cross_validate {cfg.cross_validate}, or test on '
+                         f'one with --fold {next(iter(folds))}')
     cfg.cross_validate = len(folds)
     return splits
 
@@ -113,13 +114,17 @@ def _spec_of(path, key):
         return dict(model=was.model, act_num=was.act_num, act=was.act, form=was.form, per_channel=was.per_channel, where=was.where,
                     stem_stride=was.stem_stride, input_size=was.input_size, crop_pct=was.crop_pct, interpolation=was.interpolation,
                     mean=was.mean, std=was.std)
-    if not Path(path).is_file(): return None
-    spec = read_weights(path, key).net_spec
-    return {'model': spec['arch']} if spec else None
+    try: stored = open_weights(path, key)
+    except WeightsError: return None # said where it is loaded
+    spec = stored.net_spec
+    if not spec: return None
+    own = {k: v for k, v in spec['kwargs'].items() if k in ('act_num', 'act', 'form', 'per_channel', 'stem_stride')}
+    pictures = {k: v for k, v in (stored.pictures or {}).items() if k in ('crop_pct', 'interpolation', 'mean', 'std')}
+    return dict(model=spec['arch']) | own | pictures
 
 def _choose_net(cfg, n, side):
     "Fill in the net, whether it is pretrained, and what the weights to start from say"
-    if cfg.finetune and not cfg.eval and 'model' not in cfg.given:
+    if cfg.finetune and 'model' not in cfg.given:
         for k, v in (_spec_of(cfg.finetune, cfg.model_key) or {}).items():
             if k not in cfg.given: setattr(cfg, k, v)
     chosen = cfg.model == 'auto'
@@ -136,7 +141,8 @@ def _autos(cfg, n, side, cpu):
     "`[(name, value for auto)]`, in an order in which each may rest on those before it"
     vanilla, weights = cfg.model.startswith('vanillanet'), pretrained_cfg(cfg.model) if cfg.pretrained else {}
     full, start = cfg.recipe == 'full', weights
-    if not start and cfg.finetune and Path(cfg.finetune).is_file() and timm.is_model(cfg.model): start = pretrained_cfg(cfg.model, cfg.finetune)
+    known = cfg.finetune and Path(cfg.finetune).is_file() and timm.is_model(cfg.model.split('.')[0])
+    if not start and known: start = pretrained_cfg(cfg.model, cfg.finetune)
     yield 'input_size', weights['input_size'][-1] if weights else max(32, min(96 if cpu else 224, side//16*16))
     yield 'crop_pct', weights.get('crop_pct', 1.)
     yield 'interpolation', weights.get('interpolation', 'bicubic')
@@ -148,7 +154,7 @@ def _autos(cfg, n, side, cpu):
     yield 'early_stop_epochs', max(10, cfg.epochs//2) # with few batches an epoch the losses before the peak of one-cycle say little
     yield 'lr', dict(last=4e-4, adapters=5e-4, all=1e-4).get(cfg.recipe, 4e-3)
     yield 'drop', .05 if vanilla else None
-    yield 'act_num', 2 if cfg.pretrained else _small(cfg)
+    if not cfg.pretrained: yield 'act_num', _small(cfg) # else that which starts as the identity
     yield 'channels_last', cpu or cfg.use_amp # convolutions are faster so
     yield 'stem_stride', 2 if vanilla and cfg.input_size <= 48 else None
 
