@@ -13,10 +13,11 @@ import pytest
 from PIL import Image, ImageDraw
 
 from silkworm_app.data import draw_larva
-from silkworm_app.duplicates import copy_groups, group_pictures, hash_groups, same_photo, same_thumbs, sketch
+from silkworm_app.data.copies import copy_groups, group_pictures, hash_groups
+from silkworm_app.data.same import same_photo, sketch
 
 ROOT = Path(__file__).resolve().parent.parent
-spec = importlib.util.spec_from_file_location('bench_duplicates', ROOT / 'data_prep/bench_duplicates.py')
+spec = importlib.util.spec_from_file_location('bench_copies', ROOT / 'data_prep/bench_copies.py')
 bench = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(bench)
 
@@ -129,7 +130,7 @@ def test_photographs_in_short(hymenoptera_dir):
 @pytest.mark.slow
 def test_bench_command(tmp_path):
     for i in range(4): put(tmp_path, f'{i}.png', draw_larva('pebrine', 160, i))
-    run = [sys.executable, ROOT / 'data_prep/bench_duplicates.py']
+    run = [sys.executable, ROOT / 'data_prep/bench_copies.py']
     out = subprocess.run([*run, tmp_path, '--n', '3', '--unrelated', '6'], capture_output=True, text=True, timeout=300)
     assert out.returncode == 0 and 'pair precision' in out.stdout, out.stderr[-500:]
     out = subprocess.run([*run, tmp_path / 'nothing'], capture_output=True, text=True, timeout=100)

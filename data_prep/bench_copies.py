@@ -1,6 +1,6 @@
 """How well copies are found: precision and recall on copies made from photographs, and on pairs of different photographs.
 
-    python data_prep/bench_duplicates.py FOLDER [--n 100] [--unrelated 4000] [--seed 0]
+    python data_prep/bench_copies.py FOLDER [--n 100] [--unrelated 4000] [--seed 0]
 
 FOLDER holds distinct photographs, at any depth. Of `n` of them, copies of every kind below are made, resized and re-encoded as an augmentation tool would;
 each is laid over its source. Unrelated pairs are photographs, and augmented photographs, of different sources. At the end all are grouped at once.
@@ -20,7 +20,8 @@ import numpy as np
 from PIL import Image
 
 from silkworm_app.data import DataError, list_pictures
-from silkworm_app.duplicates import group_pictures, hash_groups, same_photo, sketch
+from silkworm_app.data.copies import group_pictures, hash_groups
+from silkworm_app.data.same import same_photo, sketch
 from silkworm_app.imaging import open_image
 
 FILLS = {'black': (cv2.BORDER_CONSTANT, 0), 'white': (cv2.BORDER_CONSTANT, 255), 'nearest': (cv2.BORDER_REPLICATE, 0), 'reflect': (cv2.BORDER_REFLECT, 0), 'wrap': (cv2.BORDER_WRAP, 0)}
@@ -130,5 +131,5 @@ if __name__ == '__main__':
     args = p.parse_args()
     try: main(**vars(args))
     except (DataError, OSError) as e:
-        print(f'bench_duplicates: {e}', file=sys.stderr)
+        print(f'bench_copies: {e}', file=sys.stderr)
         sys.exit(2)
