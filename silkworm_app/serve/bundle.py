@@ -19,7 +19,7 @@ from torch import nn
 from .. import __version__
 from ..data import CLASS_INFO, canonical_name
 from ..data.imaging import Preprocess, open_image
-from ..duplicates import copy_groups
+from ..data.copies import copy_groups
 from ..fuse import compare, fuse
 from ..interpret import layer_curves, lslu_layers
 from .advice import trust_warnings

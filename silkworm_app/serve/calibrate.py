@@ -6,10 +6,10 @@
 __all__ = ['fit_temperature', 'by_photograph', 'class_scores', 'interval', 'left_out_p_values', 'measure', 'fit_trust',
            'sampled_leak', 'ood_report']
 
-# %% ../../nbs/serve/03_calibrate.ipynb #c5bad289
+# %% ../../nbs/serve/03_calibrate.ipynb #fca23ed3
 import numpy as np
 
-from ..duplicates import copy_groups
+from ..data.copies import copy_groups
 from .reasons import listed, pct
 from .trust import Trust, class_sets, p_values, photographs_needed, softmax
 from .unlike import fit_limits
