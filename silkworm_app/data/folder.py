@@ -71,7 +71,7 @@ def plain_name(
     name:str # of a file or folder as the system gives it
 )->str: # proper text in Unicode's composed form
     "The name of a class as it can be written anywhere."
-    return unicodedata.normalize('NFC', name) if name.isprintable() else decoded([os.fsencode(name)], lambda b: shown(os.fsdecode(b)))[0]
+    return unicodedata.normalize('NFC', name) if name.isprintable() else decoded([os.fsencode(name)], lambda b: b.decode('cp1252', 'replace'))[0]
 
 # %% ../../nbs/data/02_folder.ipynb #b78788f7
 SPLIT_NAMES = {'train': 'train', 'training': 'train', 'valid': 'valid', 'val': 'valid', 'validation': 'valid', 'dev': 'valid', 'test': 'test', 'testing': 'test'}
