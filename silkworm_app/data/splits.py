@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from .copies import copy_groups, hash_groups
 from .folder import MANIFEST, DataError, Scan, check_pictures, top_folder, why_unusable
-from ..duplicates import copy_groups, hash_groups
 from ..files import shown
 
 # %% ../../nbs/data/04_splits.ipynb #d4ba6e58
