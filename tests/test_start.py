@@ -227,6 +227,9 @@ def test_the_normalisation_comes_with_the_weights(tmp_path):
     file = save_weights(net, tmp_path/'w.safetensors')
     assert find_weights('tf_efficientnet_lite0', file).mean == (127/255,)*3 and pretrained_cfg('tf_efficientnet_lite0', file)['std'] == (128/255,)*3
     assert pretrained_cfg('vit_base_patch16_224.augreg_in1k')['mean'] == (.5,)*3
+    assert find_weights('tf_efficientnet_lite0', save_weights(net, tmp_path/'w.pth')).std == (128/255,)*3
+    (tmp_path/'renamed.pth').write_bytes(find_weights('tf_efficientnet_lite0').file.read_bytes())
+    assert find_weights('tf_efficientnet_lite0', tmp_path/'renamed.pth').mean == (127/255,)*3
     torch.save(timm.create_model('tf_efficientnet_lite0').state_dict(), tmp_path/'timm.pth')
     assert find_weights('tf_efficientnet_lite0', tmp_path/'timm.pth').mean == (.5,)*3  # timm's own say so
 
@@ -299,3 +302,12 @@ def test_a_run_folder_and_its_bundle_of_before(tmp_path):
     assert far(net_of(run/'bundle'), net, pictures().float()) < 1e-4
     refused(lslu_model(VN, 7, stem_stride=2, form='sum', input_size=48), run/'bundle', 'start from', 'best.safetensors')
     with pytest.raises(ValueError, match='no run folder and no bundle'): net_of(tmp_path)
+
+
+@pytest.mark.parametrize('kw', [dict(arch=VN, stem_stride=2, act_num=2, per_channel=True), dict(arch=VN, act='series'), dict(arch='test_resnet', where='all', form='sum', act_num=1),
+                                dict(arch='test_resnet', where='layer1'), dict(arch='test_resnet', where=['act1']), dict(arch='test_resnet', where='none')])
+def test_the_options_of_a_file_build_its_net_again(tmp_path, kw):
+    net = grown(lslu_model(num_classes=7, input_size=64, **kw))
+    spec = NetSpec.from_dict(read_weights(save_weights(net, tmp_path/'w.pth')).net_spec)
+    again = lslu_model(num_classes=7, input_size=64, **json.loads(json.dumps(spec.options()))).double()
+    assert not start_from(again, tmp_path/'w.pth').new and far(again, net) == 0

@@ -174,13 +174,14 @@ def pretrained_cfg(
     arch:str, # a net of timm
     file=None, # a file of weights that is to be used instead
 )->dict: # mean, std, interpolation, crop_pct, input_size
-    "How pictures for the pretrained weights of `arch` must be made ready; known without loading them"
+    "How pictures for the pretrained weights of `arch` must be made ready. Raises `WeightsError` for a file that can't be read."
     cfg = timm.get_pretrained_cfg(arch)
     res = {k: getattr(cfg, k) for k in ('mean', 'std', 'interpolation', 'crop_pct', 'input_size')}
-    packaged = Path(file).name == PACKAGES.get(arch.split('.')[0], (0, 0))[1] if file is not None else package_file(arch)
-    if packaged: res |= _PACKAGE_PICTURES
-    if file is not None and Path(file).suffix == '.safetensors': res |= _listed(_described(_open(Path(file))[1])['pictures'])
-    return res
+    stored = file if file is None or isinstance(file, Stored) else read_weights(file)
+    if package_file(arch) if stored is None else _is_packages(stored): res |= _PACKAGE_PICTURES
+    return res | _listed(stored.pictures if stored else None)
+
+def _is_packages(stored): return next(iter(stored.state)).startswith('_conv_stem')  # the names of the packages' tensors
 
 # %% ../../nbs/act/05_weights.ipynb #dd7c3332
 def _listed(pictures):
@@ -285,4 +286,4 @@ def find_weights(
     stored = read_weights(file)
     with torch.device('meta'): names = timm.create_model(arch.split('.')[0]).state_dict()
     state = fit_names(stored.state, names, arch)
-    return Weights(arch, state, source or f'file {file}', file, **{**pretrained_cfg(arch, file), **_listed(stored.pictures)})
+    return Weights(arch, state, source or f'file {file}', file, **pretrained_cfg(arch, stored))
