@@ -152,7 +152,8 @@ class StartReport:
 
     def __str__(self):
         s = f'Weights of {self.source}' + (f'; fresh: {", ".join(self.fresh)}' if self.fresh else '')
-        if self.new: s += f'; {len(self.new)} LSLUs are new and start as the activation in their place'
+        if self.new: s += '; 1 LSLU is new and starts' if len(self.new) == 1 else f'; {len(self.new)} LSLUs are new and start'
+        if self.new: s += ' as the activation in its place' if len(self.new) == 1 else ' as the activations in their places'
         if self.deviation < 1e-3: return s + '; the net computes what the file\'s does'
         why = [f'{n} loses {w}' for n,w in self.lost.items()] + [f'{n} cannot be the activation that it replaces' for n in self.inexact]
         why = '; '.join(why[:3]) + ('; ...' if len(why) > 3 else '')
