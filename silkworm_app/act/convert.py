@@ -90,7 +90,7 @@ def convert_lslu(
                                                 f'since the same numbers mean something else in form={dst.form!r}')
     else: lost += _convert_series(src, dst)
     w,cut = _resize_kernel(src.weight, dst.weight.shape[-1])
-    if cut > 0: lost.append(f'{cut:.0%} of its kernel')
+    if cut > 0: lost.append(f'{cut:.0%} of its kernel' if cut > .005 else 'a little of its kernel')
     dst.weight.copy_(w*scale)
     dst.bn.load_state_dict(src.bn.state_dict())
     return ' and '.join(lost)
