@@ -5,7 +5,7 @@ import pytest
 import torch
 
 
-from silkworm_app.bench import StepLSLU, in_turns, layer_arms, main, net_arms, run_bench, saved_bytes, stats_of, step_by_step
+from silkworm_app.lab.bench import StepLSLU, in_turns, layer_arms, main, net_arms, run_bench, saved_bytes, stats_of, step_by_step
 from silkworm_app.lslu import LSLU
 
 

@@ -21,9 +21,9 @@ from fastai.optimizer import SGD
 from fastai.torch_core import get_model, num_distrib, rank_distrib, set_seed
 from silkworm_app.callback import WeightEMA
 from silkworm_app.data import image_dls
-from silkworm_app.distributed import Processes, WholeLoss, leave
+from silkworm_app.train.distributed import Processes, WholeLoss, leave
 from silkworm_app.learner import lslu_learner
-from silkworm_app.callback import _acc, _ce
+from silkworm_app.train.callback import cross_entropy as _ce, share_right as _acc
 
 class Double(Callback):
     def before_batch(self): self.learn.xb = tuple(x.double() for x in self.xb)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data import Splits, test_loader
-from ..data.loaders import _carve, _leak, _leak_warnings
+from ..data.loaders import test_loader
+from ..data.splits import Splits, carve, cut, leak_warnings, leaks
 from ..files import write_text
 from .config import TrainConfig, TrainError
 from .log import PrintEpoch
@@ -47,14 +47,14 @@ def whole_split(
     if splits.groups is None: raise TrainError('cross-validation must know which pictures are copies: use group copies, hash or auto')
     items, note = distinct_pictures(splits)
     groups = {Path(p): g for p, _, g in items}
-    (valid, train), notes = _carve([(Path(p), c) for p, c, _ in items], groups, (valid_pct,), seed, ('validation',))
+    (valid, train), notes = carve([(Path(p), c) for p, c, _ in items], groups, (valid_pct,), seed, ('validation',))
     if lost := set(splits.classes) - {c for _, c in train}:
         raise TrainError(f'no picture of {", ".join(sorted(lost))} is left to train on: all stand under two classes')
-    leak = _leak(dict(train=train, valid=valid, test=[]), groups, splits.leak['level'], carved=True)
+    leak = leaks(dict(train=train, valid=valid, test=[]), groups, splits.leak['level'], carved=True)
     left = [note] if len(items) < sum(map(len, (splits.train, splits.valid, splits.test))) else []
-    warnings = [w for w in splits.warnings if 'were skipped' in w] + left + notes + _leak_warnings(leak)
+    warnings = [w for w in splits.warnings if 'were skipped' in w] + left + notes + leak_warnings(leak)
     whole = Splits(train, valid, [], splits.classes, groups, warnings, leak, splits.path)
-    whole.folds = getattr(splits, 'folds', None)
+    whole.folds = splits.folds
     return whole
 
 def cut_folds(
@@ -63,17 +63,8 @@ def cut_folds(
     seed:int, # of the cut
     by:str='photo', # keep the copies of a photograph together; 'file': do not, and be misled
 )->list: # number of the part of each item
-    "Parts with about the same number of photographs of each class"
-    part, of, at = {}, {}, 0
-    rng = np.random.default_rng([seed, 7])
-    key = (lambda i, o: o[2]) if by == 'photo' else (lambda i, o: i)
-    for i, o in enumerate(items): of.setdefault(o[1], {})[key(i, o)] = None
-    for c in sorted(of):
-        ks = list(of[c])
-        for k in rng.permutation(len(ks)):
-            part[ks[k]] = at % folds
-            at += 1
-    return [part[key(i, o)] for i, o in enumerate(items)]
+    "Parts alike in their classes"
+    return cut([c for _, c, _ in items], [g for *_, g in items] if by == 'photo' else None, folds, seed).tolist()
 
 # %% ../../nbs/train/07_cross.ipynb #cd986219
 def photo_interval(
@@ -127,7 +118,7 @@ class PartProgress(PrintEpoch):
 
 def _cut(cfg, splits, items, by):
     "The part of each item: those of a prepared folder, or cut here"
-    given = {str(p): i for i, part in enumerate((getattr(splits, 'folds', None) or {}).values()) for p, _ in part}
+    given = {str(p): i for i, part in enumerate(splits.folds.values()) for p, _ in part}
     return [given[p] for p, *_ in items] if given and by == 'photo' else cut_folds(items, cfg.cross_validate, cfg.seed, by)
 
 def test_part(
@@ -142,7 +133,7 @@ def test_part(
     of = _cut(cfg, splits, items, by)
     pairs = [(Path(p), c) for p, c, _ in items]
     test, rest = [o for o, f in zip(pairs, of) if f == part], [o for o, f in zip(pairs, of) if f != part]
-    (valid, train), _ = _carve(rest, splits.groups if by == 'photo' else None, (cfg.valid_pct,), cfg.seed, ('validation',))
+    (valid, train), _ = carve(rest, splits.groups if by == 'photo' else None, (cfg.valid_pct,), cfg.seed, ('validation',))
     own = copy.deepcopy(cfg)
     own.save_ckpt, own.log_dir, own.enable_wandb = False, 'none', False
     with tempfile.TemporaryDirectory() as d, contextlib.redirect_stdout(io.StringIO()):

@@ -13,13 +13,16 @@ import numpy as np
 
 from ..act.patch import lslu_model
 from ..act.start import load_reference, net_of, open_weights
-from ..bundle import Predictor, load_bundle
-from ..data import DataError, Splits, canonical_name, find_splits
-from ..evaluate import evaluate_probs, metrics_report
+from ..data.diseases import canonical_name
+from ..data.folder import DataError
+from ..data.imaging import ImageError, Preprocess
+from ..data.splits import Splits, find_splits
 from ..files import write_text
 from ..fuse import fuse
-from ..imaging import ImageError, Preprocess
-from ..ort import OnnxPredictor
+from ..serve.load import load_bundle
+from ..serve.metrics import evaluate_probs, metrics_report
+from ..serve.net import Predictor
+from ..serve.onnx import OnnxPredictor
 from .cross import hardly_found
 from .one import build_model
 from .run import RunFolder, find_run

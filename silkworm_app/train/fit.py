@@ -16,19 +16,22 @@ from fastai.torch_core import num_distrib, rank_distrib
 from ..act.patch import lslu_model
 from ..act.start import load_reference, net_of, open_weights
 from ..act.weights import save_weights
-from ..bundle import cross_text, load_bundle, save_bundle
-from ..callback import find_checkpoint
-from ..data import DataError, test_loader
-from ..distributed import leave
-from ..evaluate import evaluate_probs, metrics_report
+from ..data.folder import DataError
+from ..data.imaging import ImageError
+from ..data.loaders import test_loader
 from ..fuse import compare, fuse
-from ..imaging import ImageError
 from ..interpret import layer_curves, lslu_layers
-from ..learner import keep_memory
+from ..serve.bundle import save_bundle
+from ..serve.card import cross_text
+from ..serve.load import load_bundle
+from ..serve.metrics import evaluate_probs, metrics_report
 from .config import TrainConfig, TrainError, read_settings
 from .cross import cross_validate, hardly_found, held_out_answers, whole_split
+from .distributed import leave
+from .learner import keep_memory
 from .log import say
 from .one import build_model, describe_acts, load_checkpoint, make_dls, Trained, net_args, predict_logits, train_net
+from .resume import find_checkpoint
 from .run import RunFolder, finished, start_run, write_start
 from .setup import load_splits, pick_device, resolve
 

@@ -1,0 +1,1 @@
+"The workshop: what measures and compares; it may use all rooms, and nothing uses it."
