@@ -8,6 +8,7 @@ __all__ = ['train_main']
 # %% ../nbs/12_commands.ipynb #2cca9956
 import sys, warnings
 
+from .files import open_streams
 from .train.config import TrainError, read_settings
 from .train.run import RunFolder, finished, is_finished
 
@@ -16,6 +17,7 @@ def train_main(
     argv:list=None, # default: the command line
 )->int: # exit code
     "silkworm-train: see --help."
+    open_streams()
     try: cfg = read_settings(argv)
     except TrainError as e:
         print(f'silkworm-train: {e}', file=sys.stderr)
@@ -23,7 +25,9 @@ def train_main(
     if is_finished(cfg):
         print(finished(RunFolder(cfg.output_dir)))
         return 0
-    warnings.filterwarnings('ignore', '.torch.jit.script. is deprecated') # said by a package that is imported below
-    from silkworm_app.interpret import plot_run # these load torch, which takes seconds: what stands above answers at once
-    from silkworm_app.train.fit import main
-    return main(argv, plot_run)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', '.torch.jit.script. is deprecated') # said by a package that is imported below
+        warnings.showwarning = lambda message, *_: print(f'Warning: {message}', file=sys.stderr, flush=True) # without a line of code
+        from silkworm_app.plot import plot_run # these load torch, which takes seconds: what stands above answers at once
+        from silkworm_app.train.fit import main # as above
+        return main(argv, plot_run)
