@@ -79,6 +79,8 @@ def _live(model): return {n: m for n,m in lslus(model).items() if not m.deploy}
 # these may differ: they are seen in the weights, or are no part of the function
 _FREE = {'drop_rate', 'drop_path_rate', 'act', 'act_num', 'per_channel', 'form', 'img_size', 'deploy'}
 
+def _stride(arch, kwargs): return kwargs.get('stem_stride') or (3 if 'ada_pool' in arch else 4)
+
 # %% ../../nbs/act/09_start.ipynb #f3fd3e75
 def _same_net(model, stored, what):
     "`WeightsError` if the file says that it is of a net that computes something else under the same names"
@@ -89,7 +91,7 @@ def _same_net(model, stored, what):
         raise WeightsError(f'{what} is of {arch}, this net is {mine["arch"]}: build {arch}, or take a file of this net.')
     a,b = ({k: v for k,v in d['kwargs'].items() if k not in _FREE} for d in (theirs, mine))
     if is_vanillanet(arch):
-        for d in (a, b): d['stem_stride'] = d.get('stem_stride') or (3 if 'ada_pool' in arch else 4)
+        for d in (a, b): d['stem_stride'] = _stride(arch, d)
     for k in sorted(a.keys() | b.keys()):
         if a.get(k) != b.get(k):
             have,want = ('the default' if d.get(k) is None else d[k] for d in (a, b))
@@ -148,10 +150,12 @@ class StartReport:
     inexact:list=field(default_factory=list)  # those of `new` that can't be the activation they replace
     deviation:float=0.                        # of the output, from what the file's net computes: largest difference / largest output
 
+    assumed:str=''                            # what the file does not say and had to be taken for granted
+
     def to_dict(self): return asdict(self)
 
     def __str__(self):
-        s = f'Weights of {self.source}' + (f'; fresh: {", ".join(self.fresh)}' if self.fresh else '')
+        s = f'Weights of {self.source}' + (f' ({self.assumed})' if self.assumed else '') + (f'; fresh: {", ".join(self.fresh)}' if self.fresh else '')
         if self.new: s += '; 1 LSLU is new and starts' if len(self.new) == 1 else f'; {len(self.new)} LSLUs are new and start'
         if self.new: s += ' as the activation in its place' if len(self.new) == 1 else ' as the activations in their places'
         if self.deviation < 1e-3: return s + '; the net computes what the file\'s does'
@@ -233,6 +237,9 @@ def start_from(
     if exact: _check_exact(model, state, form, what)
     twin = _twin(model, state, form, olds)
     report = StartReport(what, _fill(twin, state, model, what))
+    if stored.net_spec is None and is_vanillanet(arch_of(model)):
+        stride = _stride(arch_of(model), (getattr(model, 'build_cfg', None) or {}).get('kwargs', {}))
+        report.assumed = f'which does not say the stride of its stem: {stride} is taken'
     _take(model, twin, olds, report, calibrate)
     return report
 
