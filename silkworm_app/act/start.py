@@ -155,7 +155,8 @@ class StartReport:
     def to_dict(self): return asdict(self)
 
     def __str__(self):
-        s = f'Weights of {self.source}' + (f' ({self.assumed})' if self.assumed else '') + (f'; fresh: {", ".join(self.fresh)}' if self.fresh else '')
+        s = f'Weights of {self.source}' + (f' ({self.assumed})' if self.assumed else '')
+        if self.fresh: s += f'; fresh: {", ".join(self.fresh)}'
         if self.new: s += '; 1 LSLU is new and starts' if len(self.new) == 1 else f'; {len(self.new)} LSLUs are new and start'
         if self.new: s += ' as the activation in its place' if len(self.new) == 1 else ' as the activations in their places'
         if self.deviation < 1e-3: return s + '; the net computes what the file\'s does'
