@@ -143,6 +143,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'silkworm_app/act/start.py'),
                                         'silkworm_app.act.start._same_net': ('act/start.html#_same_net', 'silkworm_app/act/start.py'),
                                         'silkworm_app.act.start._source_lslu': ('act/start.html#_source_lslu', 'silkworm_app/act/start.py'),
+                                        'silkworm_app.act.start._stride': ('act/start.html#_stride', 'silkworm_app/act/start.py'),
                                         'silkworm_app.act.start._take': ('act/start.html#_take', 'silkworm_app/act/start.py'),
                                         'silkworm_app.act.start._twin': ('act/start.html#_twin', 'silkworm_app/act/start.py'),
                                         'silkworm_app.act.start.load_reference': ( 'act/start.html#load_reference',
