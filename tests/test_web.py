@@ -225,3 +225,133 @@ def test_app_serves_a_bundle_and_stops_clean(bundle, tmp_path):
         app.terminate()
         app.wait(20)
     assert list(tmp_path.glob('silkworm_app_*')) == []
+
+
+def test_importing_changes_nothing_outside():
+    "Environment, warnings and signal handlers are as before; only main() sets any of them."
+    code = ('import os, signal, warnings; before = dict(os.environ), list(warnings.filters), signal.getsignal(signal.SIGTERM)\n'
+        'import silkworm_app.serve.page.server\n'
+        'changed = {k for k in set(before[0]) | set(os.environ) if before[0].get(k) != os.environ.get(k)}\n'
+        'ours = {k for k in changed if k.startswith(("HF_", "GRADIO", "NO_ALBUMENTATIONS", "SILKWORM", "OMP", "CUDA"))}\n'
+        'print(sorted(ours), signal.getsignal(signal.SIGTERM) == before[2])')
+    env = {k: v for k, v in os.environ.items() if not k.startswith(('HF_', 'GRADIO', 'NO_ALBUMENTATIONS'))}
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, env=env, cwd=root)
+    assert out.stdout.strip() == '[] True', out.stdout + out.stderr[-600:]
+
+
+@pytest.mark.parametrize('how', ['option', 'environment'])
+def test_behind_a_proxy_the_same_routes_are_open(how, monkeypatch):
+    "gradio routes a path with and without the prefix of a proxy: what is closed stays closed under both, and the page works under both."
+    if how == 'environment': monkeypatch.setenv('GRADIO_ROOT_PATH', '/silk')
+    with serving(Colours(), root_path='/silk' if how == 'option' else None) as demo, httpx.Client(base_url=demo.local_url.rstrip('/'), timeout=30) as http:
+        for prefix in ('', '/silk'):
+            for path in ('dev/reload', 'proxy=http://127.0.0.1:1/x', 'startup', 'vibe-code', 'process_recording', 'stream/a/b/c/playlist.m3u8', 'openapi.json', 'file=http://127.0.0.1:1/x'):
+                for p in (f'{prefix}/gradio_api/{path}', f'{prefix}/{path}', f'{prefix}//gradio_api/{path}', f'{prefix}/silk/gradio_api/{path}'):
+                    assert http.get(p).status_code == 404, p
+            assert http.get(f'{prefix}/').status_code == 200 and http.get(f'{prefix}/config').status_code == 200
+            r = http.post(f'{prefix}/gradio_api/upload', files={'files': ('p.jpg', red)})
+            assert r.status_code == 200
+            r = http.post(f'{prefix}/gradio_api/call/predict', json={'data': [as_file('http://127.0.0.1:1/x.jpg')]})
+            assert r.status_code == 400 and 'not fetched' in r.text
+        assert '/silk/' in http.get('/').text
+
+
+def test_uploads_that_are_none_get_a_sentence(http):
+    "A part without a file name, a body that is cut, another type, no part at all: one sentence each, and no stack trace."
+    end = b'--x--\r\n'
+    part = lambda name: b'--x\r\nContent-Disposition: form-data; name="files"' + name + b'\r\n\r\n' + red + b'\r\n'
+    for body in (part(b'') + end, part(b'; filename="p.jpg"'), b'--x\r\n', b''):
+        r = http.post('/gradio_api/upload', content=body, headers={'content-type': 'multipart/form-data; boundary=x'})
+        assert r.status_code in (200, 400) and len(r.text) < 300 and 'Traceback' not in r.text, (body[:60], r.status_code, r.text)
+        if r.status_code == 200: assert not r.json() or body.startswith(b'--x\r\nContent')
+    r = http.post('/gradio_api/upload', content=part(b'') + end, headers={'content-type': 'multipart/form-data; boundary=x'})
+    assert r.status_code == 400 and 'file with a name' in r.text
+    for head in ({'content-type': 'multipart/form-data'}, {'content-type': 'text/plain'}, {}):
+        assert http.post('/gradio_api/upload', content=b'abc', headers=head).status_code == 400
+
+
+def test_upload_on_a_full_disk_gets_a_sentence(http, monkeypatch):
+    async def full(*args, **kwargs): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr('gradio.routes.upload_fn', full)
+    r = upload(http, red)
+    assert r.status_code == 507 and 'No space left' in r.text
+    monkeypatch.undo()
+    assert upload(http, red).status_code == 200
+
+
+def test_upload_folder_comes_back_private(http, demo):
+    "A tidy machine empties /tmp: the next upload finds a folder that only we may read, and so do the examples' neighbours."
+    import shutil
+    folder = Path(demo.upload_folder)
+    for gone in (folder, folder.parent):
+        shutil.rmtree(gone)
+        assert call(http, 'predict', [as_file(uploaded(http))])[0] == 'complete'
+        assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
+
+
+def test_port_in_use_and_wrong_host_name_the_options(bundle, capsys):
+    import socket
+    from silkworm_app.serve.page.server import main
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        s.listen()
+        port = str(s.getsockname()[1])
+        for args, say in ((['--port', port], f'--port {port} is in use'), (['--host', '192.0.2.1', '--port', '0'], '--host 192.0.2.1'), (['--port', '99999'], '--port must lie')):
+            with pytest.raises(SystemExit) as e: main(['--bundle', str(bundle), *args])
+            err = capsys.readouterr().err
+            assert e.value.code == 2 and say in err and 'launch' not in err, err
+
+
+def test_a_run_folder_is_taken(bundle, tmp_path, monkeypatch):
+    from silkworm_app.serve.page import server
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run/bundle').symlink_to(bundle)
+    got = {}
+    monkeypatch.setattr(server, 'serve', lambda predictor, **kwargs: got.update(kwargs, classes=predictor.classes))
+    server.main(['--bundle', str(tmp_path / 'run'), '--port', '0'])
+    assert got['classes'][0] == 'flacherie' and 'Model card' in got['card']
+
+
+def test_the_address_to_type_on_a_phone(monkeypatch):
+    from silkworm_app.serve.page import server
+    monkeypatch.setattr(server, 'own_address', lambda: '192.168.1.7')
+    text = server.where('http://localhost:7860/', '0.0.0.0', None)
+    assert 'http://192.168.1.7:7860/' in text and 'localhost' not in text and 'Every machine' in text
+    assert server.where('http://127.0.0.1:7860/', '127.0.0.1', ('a', 'b')) == 'Listening on http://127.0.0.1:7860/ with a login'
+
+
+def test_examples_carry_their_class_and_none_is_there_twice(tmp_path):
+    from silkworm_app.serve.page.server import find_examples
+    for c, seeds in dict(blue=(1, 2), red=(3,)).items():
+        (tmp_path / c).mkdir()
+        for i in seeds: picture(np.random.default_rng(i), (320, 240)).save(tmp_path / c / f'{i}.jpg', quality=95)
+    Image.open(tmp_path / 'blue/1.jpg').resize((160, 120)).save(tmp_path / 'red/9.jpg', quality=70)
+    found = find_examples(tmp_path)
+    assert [(p.name, c) for p, c in found] == [('1.jpg', 'blue'), ('3.jpg', 'red'), ('2.jpg', 'blue')]
+    for p in tmp_path.glob('*/*.jpg'): p.rename(tmp_path / p.name)
+    assert {c for _, c in find_examples(tmp_path)} == {''} and {c for _, c in find_examples(tmp_path, {'3.jpg': 'red'})} == {'', 'red'}
+
+
+def test_page_of_leaves_says_nothing_of_silkworms():
+    class Leaves(Colours): classes = ['healthy', 'rust', 'scab']
+    with serving(Leaves()) as demo, httpx.Client(base_url=demo.local_url.rstrip('/'), timeout=30) as http:
+        page = http.get('/config').text.lower()
+        assert 'picture check' in page and 'silkworm' not in page and 'tray' not in page
+
+
+def test_a_bundle_that_refuses_everything_says_so_on_top():
+    from types import SimpleNamespace
+    class Never(Colours): trust = SimpleNamespace(calibrated=False, note='only 20 photographs', rule='threshold', to_dict=lambda: {})
+    with serving(Never()) as demo, httpx.Client(base_url=demo.local_url.rstrip('/'), timeout=30) as http:
+        head = http.get('/config').json()['components'][0]
+        assert any('Read this first' in str(c['props'].get('value')) and 'only 20 photographs' in c['props']['value'] for c in http.get('/config').json()['components']), head
+
+
+def test_map_without_a_warm_place_is_said(monkeypatch):
+    from types import SimpleNamespace
+    from silkworm_app.serve.page import page
+    monkeypatch.setattr('silkworm_app.interpret.grad_cam', lambda *a: np.zeros((4, 4)))
+    class Net(Colours): model = SimpleNamespace(forward_features=None)
+    im = Image.new('RGB', (40, 30), 'red')
+    assert page.looked(Net(), im, dict(probabilities=dict(red=1., green=0.))) == (None, 'nothing')
+    assert page.looked(Colours(), im, dict(probabilities=dict(red=1., green=0.))) == (None, None)

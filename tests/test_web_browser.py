@@ -7,14 +7,16 @@ import os
 import shutil
 import threading
 from pathlib import Path
+from unittest.mock import patch
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
-from web_tools import Colours, as_file, call, random_bundle, serving, upload
+from web_tools import Colours, Keeper, as_file, call, random_bundle, serving, upload
 
-documented = {'desktop_identify', 'desktop_model', 'phone_many', 'phone_cant_tell'}        # the pictures in docs/img
+documented = {'desktop_identify', 'desktop_model', 'phone_many', 'phone_cant_tell', 'phone_several'}        # the pictures in docs/img
 root = Path(__file__).resolve().parent.parent
 chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 pytest.importorskip('playwright')
@@ -50,7 +52,7 @@ def predictor(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def demo(predictor, pictures):
-    with serving(predictor, examples=sorted(pictures.glob('*e.jpg'))) as demo: yield demo
+    with serving(predictor, examples=[(p, p.stem) for p in sorted(pictures.glob('*e.jpg'))]) as demo: yield demo
 
 
 @pytest.fixture(scope='module')
@@ -73,6 +75,7 @@ def page(request, browser, demo):
     page.on('pageerror', lambda e: errors.append(str(e)))
     page.goto(demo.local_url)
     page.wait_for_selector('#verdict .verdict')
+    page.wait_for_load_state('networkidle')         # greeted in its language
     yield page
     context.close()
     elsewhere = [u for u in asked if not u.startswith((demo.local_url, 'data:', f'blob:{demo.local_url}'))]
@@ -100,10 +103,11 @@ def test_identify(page, predictor, pictures, shots):
     own = Path(os.environ.get('SILKWORM_BUNDLE') or pictures)/'examples'            # a trained net may know none of the drawings, but some of its own
     known = max([*pictures.glob('*e.jpg'), *own.glob('*.jpg')], key=lambda f: (d := predictor.decide([f])[0]).prob * (d.label is not None))
     give(page, known)
-    page.wait_for_selector('.verdict.ok')
-    page.wait_for_selector('#probabilities .label, #probabilities dt', timeout=10_000)
+    page.wait_for_selector('.verdict.one')
+    assert not page.locator('#reasons').is_visible()            # the evidence waits behind "Why?"
+    page.locator('#why button').first.click()
     page.wait_for_selector('#looked img')
-    assert page.locator('#probabilities').inner_text().count('%') >= 5
+    assert page.locator('#reasons').inner_text().count('%') >= 5
     page.wait_for_function("document.querySelector('#looked img').naturalWidth > 100")
     assert fits(page)
     shoot(page, shots, 'identify')
@@ -111,9 +115,9 @@ def test_identify(page, predictor, pictures, shots):
 
 def test_blank_picture_gets_no_answer(page, pictures, shots):
     give(page, pictures / 'blank.png')
-    page.wait_for_selector('.verdict.unsure')
+    page.wait_for_selector('.verdict.unlike')
     text = page.locator('.verdict').inner_text()
-    assert 'I can’t tell' in text and 'blank' in text
+    assert 'like nothing I was trained on' in text and 'blank' in text and '%' not in text
     assert fits(page)
     if page.kind == 'phone': shoot(page, shots, 'cant_tell')
 
@@ -124,7 +128,7 @@ def test_broken_file_gets_a_sentence_and_the_next_one_works(page, pictures):
     assert 'broken.jpg' in page.locator('.verdict').inner_text()
     assert not page.locator('#looked img').is_visible()
     give(page, pictures / 'healthy.jpg')
-    page.wait_for_selector('.verdict.ok, .verdict.unsure')
+    page.wait_for_selector('.verdict.one, .verdict.several, .verdict.nothing, .verdict.unlike')
 
 
 def test_a_file_name_is_never_code(page, pictures, tmp_path):
@@ -138,8 +142,8 @@ def test_a_file_name_is_never_code(page, pictures, tmp_path):
     page.locator('#files input[type=file]').set_input_files([str(tmp_path / n) for n in names])
     page.wait_for_function("document.querySelectorAll('#files tr.file, #files .file').length >= 3")
     page.locator('#go').click()
-    page.wait_for_selector('#table tbody tr')
-    assert page.locator('#table tbody tr').count() == 3 and page.locator('#table tbody img').count() == 0
+    page.wait_for_selector('#table .rows tbody tr')
+    assert page.locator('#table .rows tbody tr').count() == 3 and page.locator('#table .rows tbody img').count() == 0
     assert page.title() == title
 
 
@@ -148,7 +152,7 @@ def test_camera(page):
     page.locator('#picture').get_by_text('Click to Access Webcam').click()
     page.wait_for_function("[...document.querySelectorAll('#picture video')].some(v => v.videoWidth > 0)")
     page.locator('#picture [aria-label="capture photo"]').click()
-    page.wait_for_selector('.verdict.ok, .verdict.unsure')
+    page.wait_for_selector('.verdict.one, .verdict.several, .verdict.nothing, .verdict.unlike')
 
 
 def test_paste(page):
@@ -157,12 +161,13 @@ def test_paste(page):
         for (let i = 0; i < 30; i++) { x.fillStyle = `hsl(${i * 37} 60% 50%)`; x.fillRect(i * 31 % 200, i * 17 % 150, 60, 40); }
         await navigator.clipboard.write([new ClipboardItem({'image/png': await new Promise(done => c.toBlob(done))})]); }""")
     page.locator('#picture [aria-label*=lipboard], #picture [aria-label*=aste]').first.click()
-    page.wait_for_selector('.verdict.ok, .verdict.unsure')
+    page.wait_for_selector('.verdict.one, .verdict.several, .verdict.nothing, .verdict.unlike')
 
 
 def test_example_click_answers(page):
-    page.locator('#examples button img, #examples img, .gallery img').first.click()
-    page.wait_for_selector('.verdict.ok, .verdict.unsure')
+    assert page.locator('#examples .caption-label').all_inner_texts()[0] == 'Flacherie'
+    page.locator('#examples img').first.click()
+    page.wait_for_selector('.verdict.one, .verdict.several, .verdict.nothing, .verdict.unlike')
 
 
 def test_many_pictures(page, pictures, shots, tmp_path):
@@ -171,17 +176,19 @@ def test_many_pictures(page, pictures, shots, tmp_path):
     page.locator('#files input[type=file]').set_input_files([str(f) for f in files])
     page.wait_for_function(f"document.querySelectorAll('#files tr.file, #files .file').length >= {len(files)}")
     page.locator('#go').click()
-    page.wait_for_selector('#table tbody tr img')
-    summary = page.locator('#summary').inner_text()
-    assert summary.startswith(f'{len(files)} pictures') and '1 not readable' in summary
+    page.wait_for_selector('#table .rows tbody tr img')
+    report = page.locator('#report').inner_text()
+    counts = dict(zip(*[page.locator(f'#report .counts tr td:nth-child({k})').all_inner_texts() for k in (1, 2)]))
+    assert report.startswith(f'{len(files)} pictures') and counts['Not readable'] == '1' and counts['Together'] == str(len(files))
     with page.expect_download() as got: page.locator('#csv').click()
     got.value.save_as(tmp_path / 'a.csv')
-    lines = (tmp_path / 'a.csv').read_text().splitlines()
-    assert len(lines) == len(files) + 1 and lines[0].startswith('file,label,can_tell,probability')
+    assert (tmp_path / 'a.csv').read_bytes()[:3] == b'\xef\xbb\xbf'          # Excel knows by this that it is UTF-8
+    lines = (tmp_path / 'a.csv').read_text(encoding='utf-8-sig').splitlines()
+    assert len(lines) == len(files) + 1 and lines[0].startswith('file,day,kind,label,labels')
     assert fits(page)
     shoot(page, shots, 'many')
-    column = lambda n: page.locator(f'#table tbody td:nth-child({n})').all_inner_texts()
-    def sort(name): page.locator('#table th button', has_text=name).click()
+    column = lambda n: page.locator(f'#table .rows tbody td:nth-child({n})').all_inner_texts()
+    def sort(name): page.locator('#table .rows th button', has_text=name).click()
     names = sorted(f.name for f in files)
     for _ in range(2):                          # again and again: up, down
         sort('File')
@@ -190,8 +197,8 @@ def test_many_pictures(page, pictures, shots, tmp_path):
         assert column(2) == names[::-1]
     sort('Probability')
     numbers = [float(p.rstrip('%')) for p in column(4) if p]
-    assert numbers == sorted(numbers) and len(numbers) == len(files) - 1 and column(4)[-1] == ''
-    assert page.locator('#table th[aria-sort=ascending]').inner_text().startswith('Probability')
+    assert numbers == sorted(numbers) and 0 < len(numbers) < len(files) and column(4)[-1] == ''          # a number stands beside one class only
+    assert page.locator('#table .rows th[aria-sort=ascending]').inner_text().startswith('Probability')
 
 
 def test_hundreds_of_pictures_show_progress(page, pictures, tmp_path):
@@ -201,17 +208,20 @@ def test_hundreds_of_pictures_show_progress(page, pictures, tmp_path):
     page.wait_for_function("document.querySelectorAll('#files tr.file, #files .file').length >= 120")
     page.evaluate("window.told = []; new MutationObserver(() => { const m = document.body.innerText.match(/\\d+\\/120 pictures/); if (m) told.push(m[0]); }).observe(document.body, {subtree: true, childList: true, characterData: true})")
     page.locator('#go').click()
-    page.wait_for_function("document.querySelectorAll('#table tbody tr').length === 120")
+    page.wait_for_function("document.querySelectorAll('#table .rows tbody tr').length === 120")
     told = sorted({int(t.split('/')[0]) for t in page.evaluate('told')})
-    assert len(told) > 2 and page.locator('#table tbody img').count() == 120, told
+    assert len(told) > 2 and page.locator('#table .rows tbody img').count() == 120, told
 
 
 def test_model_tab(page, shots):
     page.get_by_role('tab', name='The model').click()
-    page.wait_for_selector('#model .tiles')
+    page.wait_for_selector('#model .model')
     text = page.locator('#model').inner_text()
+    for part in ('How often it answers', 'Guessing', 'Class by class', 'What to collect next'): assert part in text, part
+    page.locator('#engineers button').first.click()
+    page.wait_for_selector('#engineers svg polyline')
+    text = page.locator('#engineers').inner_text()
     for part in ('Confusion matrix', 'Learned activation curves', 'Trained net against fused net', 'ms'): assert part in text, part
-    page.wait_for_function("[...document.querySelectorAll('#model img.fig')].every(i => i.naturalWidth > 100)")
     assert fits(page)
     shoot(page, shots, 'model')
 
@@ -243,5 +253,111 @@ def test_full_queue_is_told_on_the_page(browser, pictures):
         for t in threads: t.join()
         assert set(answers) == {'refused', 'complete'}
         give(page, pictures / 'pebrine.jpg')
-        page.wait_for_selector('.verdict.ok, .verdict.unsure')
+        page.wait_for_selector('.verdict.one, .verdict.several, .verdict.nothing, .verdict.unlike')
         context.close()
+
+
+def visit(browser, url, locale='en-US', phone=True):
+    context = browser.new_context(locale=locale, viewport=dict(width=390, height=844) if phone else dict(width=1280, height=860), is_mobile=phone, has_touch=phone)
+    page = context.new_page()
+    page.kind = 'phone' if phone else 'desktop'
+    page.goto(url)
+    page.wait_for_selector('#verdict .verdict')
+    page.wait_for_load_state('networkidle')
+    return page
+
+
+@pytest.fixture(scope='module')
+def colours(tmp_path_factory):
+    "Pictures to which `Keeper` gives each kind of answer."
+    folder, rng = tmp_path_factory.mktemp('colours'), np.random.default_rng(0)
+    for kind, c in dict(one=(200, 60, 60), several=(60, 180, 60), nothing=(60, 60, 190), unlike=(20, 20, 20)).items():
+        Image.fromarray((np.array(c) + rng.integers(-15, 15, (200, 300, 3))).astype(np.uint8)).save(folder / f'IMG-20260714-{kind}.jpg')
+    return folder
+
+
+def test_four_kinds_of_answer_on_a_phone(browser, colours, shots):
+    say = dict(one=['Grasserie', 'Healthy is excluded', 'can’t be ruled out', 'Of 52 such answers', 'tongs'], several=['Grasserie or Muscardine', 'set this tray apart'],
+        nothing=['I can’t tell', 'No other photograph helps', 'Pebrine 6 more'], unlike=['like nothing', 'blurred', 'Hold still'])
+    with serving(Keeper()) as demo:
+        for kind, parts in say.items():
+            page = visit(browser, demo.local_url)
+            give(page, next(colours.glob(f'*{kind}.jpg')))
+            page.wait_for_selector(f'.verdict.{kind}')
+            page.wait_for_timeout(300)
+            text = page.locator('#verdict').inner_text() + (page.locator('#care').inner_text() if kind == 'one' else '')
+            for p in parts: assert p in text, (kind, p, text)
+            assert 'Hold still' not in text or kind == 'unlike'        # no camera helps where the model is the reason
+            assert fits(page) and not page.locator('#collect').count()
+            if kind == 'several': shoot(page, shots, 'several')
+            page.context.close()
+
+
+@pytest.mark.parametrize('locale,label,answer,why', [('zh-CN', '多张照片', '脓病', '不能排除'), ('hi-IN', 'कई तस्वीरें', 'ग्रैसरी', 'नकारा नहीं जा सकता'), ('de-DE', 'Many pictures', 'Grasserie', 'can’t be ruled out')])
+def test_language_of_the_browser(browser, colours, locale, label, answer, why):
+    with serving(Keeper(), examples=[(next(colours.glob('*one.jpg')), 'grasserie')]) as demo:
+        page = visit(browser, demo.local_url, locale)
+        page.get_by_role('tab', name=label).wait_for()
+        assert page.locator('#examples .caption-label').inner_text() == answer
+        give(page, next(colours.glob('*one.jpg')))
+        page.wait_for_selector('.verdict.one')
+        text = page.locator('#verdict').inner_text()
+        assert answer in text and why in text and fits(page)
+        page.context.close()
+
+
+def test_lang_wins_over_the_browser(browser, colours):
+    with serving(Keeper(), lang='zh') as demo:
+        page = visit(browser, demo.local_url, 'hi-IN')
+        page.get_by_role('tab', name='多张照片').wait_for()
+        assert '蚕病检查' in page.locator('#head').inner_text()
+        page.context.close()
+
+
+def test_keepers_make_it_better(browser, colours, tmp_path):
+    "Confirm with consent; not without; never the same twice, nor from a second page at the same time; a full disk changes nothing."
+    from silkworm_app.serve.page.collect import Store, UNSURE
+    folder = tmp_path / 'kept'
+    files = lambda: sorted(str(p.relative_to(folder)).split('/')[0] for p in folder.rglob('*.jpg'))
+    def press(page, name, said, consent=True):
+        give(page, next(colours.glob(f'*{name}.jpg')))
+        page.wait_for_selector(f'.verdict.{name}')
+        page.wait_for_timeout(300)
+        if not page.locator('#keep').is_visible(): page.locator('#collect button').first.click()
+        page.locator('#said').get_by_text(said, exact=True).click()
+        if consent: page.locator('#consent input').check()
+        page.locator('#keep').click()
+    def told(page, text): page.wait_for_function('t => document.querySelector("#kept").innerText.includes(t)', arg=text)
+    with serving(Keeper(), store=Store(folder), name='demo') as demo:
+        page, other = (visit(browser, demo.local_url, phone=phone) for phone in (True, False))
+        press(page, 'one', 'Muscardine', consent=False)
+        told(page, 'tick the box')
+        assert files() == []
+        press(page, 'one', 'Muscardine')
+        press(other, 'nothing', 'Not sure')
+        told(page, 'kept as: Muscardine')
+        told(other, 'kept as: Not sure')
+        press(other, 'one', 'Healthy')
+        told(other, 'here already (as: Muscardine)')
+        assert files() == [UNSURE, 'muscardine']
+        with patch('os.fsync', side_effect=OSError(28, 'No space left on device')):
+            press(page, 'several', 'Grasserie')
+            told(page, 'No space left on device')
+        assert files() == [UNSURE, 'muscardine'] and fits(page)
+        for p in (page, other): p.context.close()
+    rows = Store(folder).rows()
+    assert [(r['said'], r['answer'], r['model']) for r in sorted(rows, key=lambda r: r['said'])] == [(UNSURE, '', 'demo'), ('muscardine', 'grasserie', 'demo')]
+
+
+def test_paper_shows_the_report_alone(browser, colours):
+    with serving(Keeper()) as demo:
+        page = visit(browser, demo.local_url, phone=False)
+        page.get_by_role('tab', name='Many pictures').click()
+        page.locator('#files input[type=file]').set_input_files([str(p) for p in sorted(colours.iterdir())])
+        page.wait_for_function("document.querySelectorAll('#files tr.file, #files .file').length >= 4")
+        page.locator('#go').click()
+        page.wait_for_selector('#table .rows tbody tr img')
+        assert 'Sick, or possibly sick: 2 of 2' in page.locator('#report').inner_text() and '2026-07-14' in page.locator('#report .days').inner_text()
+        page.emulate_media(media='print')
+        assert page.locator('#report').is_visible() and not any(page.locator(o).is_visible() for o in ('#files', '#go', '#csv', '#print'))
+        page.context.close()

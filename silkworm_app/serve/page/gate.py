@@ -73,7 +73,9 @@ def private_folder(
     folder, # made if it is not there
 ):
     "A folder that only this user may look into."
-    Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = Path(folder)
+    if not folder.parent.exists(): private_folder(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
     os.chmod(folder, 0o700)
 
 

@@ -48,7 +48,9 @@ def find_examples(
     found = [(p, known.get(p.name) or (p.parent.name if p.parent != folder else '')) for p in files]
     if len(found) > 1:
         from silkworm_app.duplicates import copy_groups             # OpenCV: not needed without examples
-        found = list({g: e for g, e in reversed(list(zip(copy_groups([p for p, _ in found]), found)))}.values())[::-1]
+        first = {}
+        for g, e in zip(copy_groups([p for p, _ in found]), found): first.setdefault(g, e)
+        found = list(first.values())
     turn = {}                                                       # one of each class, then the next of each
     order = {p: (turn.setdefault(c, []).append(p), len(turn[c]))[1] for p, c in found}
     found = sorted(found, key=lambda e: order[e[0]])[:most]
@@ -90,14 +92,13 @@ def check_port(
 ):
     "Raise `ValueError` that names --host or --port where the page can't listen there."
     nowhere = ValueError(f'--host {host} is no address of this machine; use 127.0.0.1 for this machine only, 0.0.0.0 for all')
+    if not 0 <= port <= 65535: raise ValueError(f'--port must lie in 0..65535, not {port}')
     try: infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError: raise nowhere from None
-    except OverflowError: raise ValueError(f'--port must lie in 0..65535, not {port}') from None
     with socket.socket(infos[0][0], socket.SOCK_STREAM) as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try: s.bind(infos[0][4])
         except PermissionError: raise ValueError(f'--port {port} needs more rights than this user has; use one above 1023') from None
-        except OverflowError: raise ValueError(f'--port must lie in 0..65535, not {port}') from None
         except OSError as e:
             if e.errno == errno.EADDRNOTAVAIL: raise nowhere from None
             raise ValueError(f'--port {port} is in use by another program; name another one, or 0 for any that is free') from None
@@ -173,7 +174,7 @@ def serve(
     def sweeper():
         while not done.wait(delete_after[0]):
             sweep(folder, delete_after[1], keep)
-            for f in (outer.name, folder): private_folder(f)            # where a tidy machine removed it
+            private_folder(folder)                      # where a tidy machine removed it
     threading.Thread(target=sweeper, daemon=True).start()
     server = Server(demo, folder, tidy)
     if not quiet: print(where(server.local_url, host, login, root_path), flush=True)
