@@ -6,14 +6,13 @@ import time
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import httpx
 import numpy as np
 from PIL import Image
 
 from silkworm_app.data.imaging import Preprocess
-from silkworm_app.serve.trust import Decision, Reason
+from silkworm_app.serve.trust import Decision, Reason, Trust
 
 
 class Colours:
@@ -54,12 +53,13 @@ class Keeper:
 
     @property
     def trust(self):
-        answer = lambda n, right: dict(n=n, right=right, low=.8, high=.99)
+        answer, tried = lambda n, right: dict(n=n, right=right, low=.8, high=.99), dict(healthy=111, grasserie=36, **self.few)
+        row = lambda n: dict(n=n, kept=n, low=.8, high=1., answered=n // 2, found=round(.9 * n) if n > 9 else 1, size=2.)
         measured = dict(photographs=163, nothing=60, one=dict(grasserie=answer(32, 30), healthy=answer(60, 58)), several=answer(11, 10), companions={},
-            classes={c: dict(n=n, kept=n, low=.8, high=1., answered=n // 2, found=round(.9 * n) if n > 9 else 1, size=2.) for c, n in dict(healthy=111, grasserie=36, **self.few).items()})
+            classes={c: row(n) for c, n in tried.items()})
         confusion = [[1, 3, 3, 0, 0], [0, 30, 6, 0, 0], [0, 2, 109, 0, 0], [0, 0, 5, 2, 0], [0, 0, 3, 0, 0]]
-        return SimpleNamespace(rule='sets', calibrated=True, note='', risk=.1, needed=9, seen=dict(healthy=111, grasserie=36, **self.few),
-            to_dict=lambda: dict(measured=measured, confusion=confusion, risk=.1))
+        return Trust(self.classes, calibrated=True, note='', scores={c: [.1] * n for c, n in tried.items()}, measured=measured, confusion=confusion,
+            n_sources=163, source='cross-validation')
 
 
 def random_bundle(dest, seed=0, **kwargs):
@@ -67,7 +67,6 @@ def random_bundle(dest, seed=0, **kwargs):
     import torch
     from silkworm_app.bundle import save_bundle
     from silkworm_app.patch import lslu_model
-    from silkworm_app.trust import Trust
     torch.manual_seed(seed)
     classes = ['flacherie', 'grasserie', 'healthy', 'muscardine', 'pebrine']
     model = lslu_model('vanillanet_5_x0_125', num_classes=len(classes))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_FILES', 'MAX_MB', 'KINDS', 'load_picture', 'as_dict', 'reason_code', 'named', 'answer', 'photo_day', 'table_rows',
-           'thumbnail', 'count_rows', 'to_csv', 'facts', 'never_answers', 'latency']
+           'thumbnail', 'count_rows', 'to_csv', 'facts', 'latency']
 
 # %% ../../../nbs/serve/10_page_answers.ipynb #9005cfe1
 import base64
@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ...data.imaging import ImageError, open_image
+from ..advice import collect_next, trust_warnings
 
 # %% ../../../nbs/serve/10_page_answers.ipynb #ff6455ab
 MAX_FILES = 300     # pictures in one go
@@ -56,9 +57,10 @@ def as_dict(
 
 def reason_code(
     r, # a `Reason`, or a plain text
-)->dict: # code and values, both empty for a text
+)->dict: # its text, code and values, the last two empty for a plain text
     "What a reason is made from, so that it can be said in another language."
-    return dict(code=getattr(r, 'code', ''), values=dict(getattr(r, 'values', None) or {}) if getattr(r, 'code', '') else {})
+    code = getattr(r, 'code', '')
+    return dict(text=str(r), code=code, values=dict(r.values) if code else {})
 
 
 def named(
@@ -176,11 +178,14 @@ def facts(
     t = getattr(predictor, 'trust', None)
     sets = getattr(t, 'rule', None) == 'sets'
     trust = {k: v for k, v in (t.to_dict() if t else c.get('trust') or {}).items() if k not in ('scores', 'measured_at')}
+    warn, notes = _warnings(first, data, leak), trust_warnings(t) if t else []
+    notes, todo = [n for n in notes if n.code != 'old_rule'], collect_next(t, leak.get('distinct')) if t else []
     return dict(arch=c.get('arch') or (c.get('build_cfg') or {}).get('arch'), classes=list(predictor.classes),
         split=split or m.get('split'), metrics=m,
         confusion_matrix=trust.get('confusion') or m.get('confusion_matrix'), warnings=_warnings(first, data,
             leak), leak=leak, fusion=first('fusion', 'compare', 'comparison') or {},
-        trust=trust, never=never_answers(t), seen=dict(t.seen) if sets else {}, risk=t.risk if sets else None,
+        trust=trust, notes=[n for n in map(reason_code, notes) if n['text'] not in warn], todo=list(map(reason_code, todo)),
+        seen=dict(t.seen) if sets else {}, risk=t.risk if sets else None,
         needed=t.needed if sets else None,
         measured=trust.get('measured') or {}, curves=first('curves') or [], versions=c.get('versions') or {}, created=first('created'),
         backend=getattr(predictor, 'backend', None))
@@ -196,14 +201,6 @@ def _warnings(first, data, leak):
     if drawn and not any('synthetic' in w.lower() or 'drawings' in w.lower() for w in warn):
         warn.insert(0, 'This model was trained on synthetic pictures (drawings made by a program): it knows nothing about real silkworms')
     return warn
-
-
-def never_answers(
-    trust, # of the bundle, or None
-)->str: # why, or '' where it can answer
-    "Why a model says \"I can't tell\" to every picture."
-    if trust is None or trust.calibrated: return ''
-    return trust.note or '-'
 
 # %% ../../../nbs/serve/10_page_answers.ipynb #2258bc8e
 def latency(

@@ -11,6 +11,7 @@ import fcntl
 import io
 import os
 import re
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
@@ -18,12 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import imagehash
-import numpy as np
 from PIL import Image
 
-from ...duplicates import same_thumbs
+from ...data.copies import group_pictures
 from ...files import replacing
-from ...data.imaging import ImageError, open_image
 
 # %% ../../../nbs/serve/13_page_collect.ipynb #b1bfe92d
 ELSE, UNSURE = '.something_else', '.not_sure'
@@ -85,19 +84,18 @@ class Store:
         return sum(p.stat().st_size for p in self.folder.rglob('*.jpg'))
 
     def find(self,
-        im:Image.Image, # RGB
-        phash:imagehash.ImageHash, # of `im`
+        data:bytes, # JPEG
+        phash:imagehash.ImageHash, # of the picture
     )->Path: # file of the same photograph, or None
-        """The file that shows the same photograph: the nearest by hash are compared as the audit compares them.
-        The hash stands in the file's name, so that a photograph is known again after a person moved it to another class."""
+        """The file that shows the same photograph: the audit's hashes decide among those that are nearest.
+        A hash stands in each file's name, so that a photograph is known again after a person moved it to another class."""
         named = ((m, p) for p in self.folder.rglob('*.jpg') if (m := re.search(r'-([0-9a-f]{16})$', p.stem)))
-        near = sorted(((imagehash.hex_to_hash(m[1]) - phash, p) for m, p in named), key=lambda o: o[0])[:self.near]
-        thumb = np.asarray(gray(im))
-        for far, p in near:
-            try: other = open_image(p)
-            except ImageError: continue
-            if far == 0 and im.size == other.size and np.abs(np.asarray(im, int) - np.asarray(other, int)).mean() < 4: return p
-            if same_thumbs(thumb, np.asarray(gray(other))): return p
+        near = [p for _, p in sorted(((imagehash.hex_to_hash(m[1]) - phash, p) for m, p in named), key=lambda o: o[0])[:self.near]]
+        with tempfile.TemporaryDirectory() as d:
+            new = Path(d) / 'new.jpg'
+            new.write_bytes(data)
+            group = group_pictures([new, *near], 'hash', show=False).near
+        return next((p for p, g in zip(near, group[1:]) if g == group[0]), None)
 
     def keep(self,
         im:Image.Image, # from `load_picture`
@@ -113,7 +111,7 @@ class Store:
         try:
             with self.locked():
                 rows, phash = self.rows(), imagehash.phash(gray(im))
-                if p := self.find(im, phash): return Kept('twice', p.parent.name)
+                if p := self.find(buf.getvalue(), phash): return Kept('twice', p.parent.name)
                 if self.size() + len(buf.getvalue()) > self.max_mb * 2**20: return Kept('full', said)
                 now = time.gmtime()
                 file = Path(folder_of(said)) / f'{time.strftime("%Y%m%d-%H%M%S", now)}-{phash}.jpg'

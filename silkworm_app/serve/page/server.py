@@ -24,7 +24,8 @@ import gradio as gr
 import numpy as np
 from starlette.middleware import Middleware
 
-from ...ort import load_bundle, read_config
+from ..format import read_config
+from ..load import load_bundle
 from . import html
 from .answers import MAX_MB, answer, load_picture
 from .collect import Store
@@ -221,16 +222,17 @@ def bundle_folder(
 def fastest(
     path, # bundle folder
     threads:int=None, # of onnxruntime
+    risk:float=None, # as for `load_bundle`
     n:int=15, # timings of each
 ):
     "The predictor of a bundle on torch or on onnxruntime, whichever answers sooner here; what there is where one of them is missing."
     onnx = 'model.onnx' in read_config(path)['files']
-    try: found = [load_bundle(path, backend='torch')]
+    try: found = [load_bundle(path, backend='torch', risk=risk)]
     except ModuleNotFoundError:                     # a small server has no torch
         if not onnx: raise
-        return load_bundle(path, backend='onnx', threads=threads)
+        return load_bundle(path, backend='onnx', threads=threads, risk=risk)
     if not onnx: return found[0]
-    found.append(load_bundle(path, backend='onnx', threads=threads))
+    found.append(load_bundle(path, backend='onnx', threads=threads, risk=risk))
     found[1].model = found[0].model                 # for Grad-CAM
     x, times = np.zeros((1, 3, *[found[0].preprocess.size] * 2), np.float32), ([], [])
     for i in range(n + 2):
@@ -251,6 +253,7 @@ def parser()->argparse.ArgumentParser:
     p.add_argument('--root_path', '--root-path', help='prefix under which a proxy shows the page, for example /silk')
     p.add_argument('--backend', default='auto', choices=['auto', 'torch', 'onnx'],
         help='what computes (default: the faster one on this machine)')
+    p.add_argument('--risk', type=float, help='part of the photographs of each class that may lose it (default: as the bundle was saved)')
     p.add_argument('--examples', help='folder of pictures to click on, or of class folders of them (default: the examples of the bundle)')
     p.add_argument('--title', help='title of the page')
     p.add_argument('--lang', default='auto', choices=['auto', *LANGUAGES], help='language (default: as the browser wants it)')
@@ -280,9 +283,10 @@ def main(
         read_config(folder)
         check_port(args.host, args.port)
         store = Store(args.collect, args.collect_mb) if args.collect else None
-        predictor = open_bundle(folder, args.backend, threads)
-        source = args.examples or folder / 'examples'
-        examples = find_examples(source, (predictor.config or {}).get('examples'), predictor) if Path(source).is_dir() else []
+        predictor = open_bundle(folder, args.backend, threads, args.risk)
+        source, known = args.examples or folder / 'examples', {Path(n).name: c for n, c in (predictor.config or {}).get('example_classes',
+            {}).items()}
+        examples = find_examples(source, known, predictor) if Path(source).is_dir() else []
         card = (folder / 'card.md').read_text(encoding='utf-8') if (folder / 'card.md').is_file() else ''
         name = (folder.resolve().parent if folder.name == 'bundle' else folder.resolve()).name
         serve(predictor, host=args.host, port=args.port, workers=args.workers, queue_size=args.queue_size, root_path=root,
@@ -297,10 +301,11 @@ def open_bundle(
     folder, # bundle
     backend:str, # auto, torch or onnx
     threads:int, # for one picture: more threads than cores only wait for each other
+    risk:float=None, # as for `load_bundle`
 ):
     "The predictor that serves."
     if backend != 'onnx':
         try: import torch                           # not needed to serve model.onnx
         except ModuleNotFoundError: torch = None
         if torch: torch.set_num_threads(threads)
-    return fastest(folder, threads) if backend == 'auto' else load_bundle(folder, backend=backend, threads=threads)
+    return fastest(folder, threads, risk) if backend == 'auto' else load_bundle(folder, backend=backend, threads=threads, risk=risk)
