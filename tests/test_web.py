@@ -350,7 +350,7 @@ def test_a_bundle_that_refuses_everything_says_so_on_top():
 def test_map_without_a_warm_place_is_said(monkeypatch):
     from types import SimpleNamespace
     from silkworm_app.serve.page import page
-    monkeypatch.setattr('silkworm_app.interpret.grad_cam', lambda *a: np.zeros((4, 4)))
+    monkeypatch.setattr('silkworm_app.serve.explain.grad_cam', lambda *a: np.zeros((4, 4)))
     class Net(Colours): model = SimpleNamespace(forward_features=None)
     im = Image.new('RGB', (40, 30), 'red')
     assert page.looked(Net(), im, dict(probabilities=dict(red=1., green=0.))) == (None, 'nothing')

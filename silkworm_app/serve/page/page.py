@@ -29,9 +29,10 @@ def looked(
 )->tuple: # picture or None; 'map', 'nothing' or None
     "The picture with the places coloured that raised the score of the likeliest class."
     if not hasattr(predictor.model, 'forward_features'): return None, None
-    from silkworm_app.interpret import cam_overlay, grad_cam            # torch: not needed where there is no net
+    from silkworm_app.serve.explain import cam_overlay, grad_cam            # torch: not needed where there is no net
     k = list(predictor.classes).index(max(a['probabilities'], key=a['probabilities'].get))
-    cam = grad_cam(predictor.model, predictor.preprocess.array(im), k)
+    try: cam = grad_cam(predictor.model, predictor.preprocess.array(im), k)
+    except ValueError: return None, None                                # a net without a map of features
     if not cam.max() > 0: return None, 'nothing'
     return cam_overlay(predictor.preprocess.image(im), cam, size=420), 'map'
 

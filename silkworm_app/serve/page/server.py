@@ -226,7 +226,10 @@ def fastest(
     n:int=15, # timings of each
 ):
     "The predictor of a bundle on torch or on onnxruntime, whichever answers sooner here; what there is where one of them is missing."
-    onnx = 'model.onnx' in read_config(path)['files']
+    config = read_config(path)
+    onnx = 'model.onnx' in config['files']
+    if onnx and config.get('net_spec', config.get('build_cfg')) is None: return load_bundle(path, backend='onnx', threads=threads,
+        risk=risk)
     try: found = [load_bundle(path, backend='torch', risk=risk)]
     except ModuleNotFoundError:                     # a small server has no torch
         if not onnx: raise
