@@ -40,7 +40,7 @@ def traced(
             or torch._C._are_functorch_transforms_active()                              # vmap, grad, jvp of torch.func
             or forward_ad._current_level >= 0                                           # forward-mode derivatives
             or _get_current_dispatch_mode() is not None                                 # make_fx, fake tensors, counters
-            or type(x).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__)
+            or getattr(type(x), '__torch_dispatch__', None) is not torch.Tensor.__torch_dispatch__)
 
 def second_derivative(
     f:Callable, # (*inputs) -> output in plain operations
