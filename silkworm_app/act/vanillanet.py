@@ -162,15 +162,15 @@ class VanillaNet(nn.Module):
             with torch.no_grad():
                 self._buffers['act_slope'].fill_(s)
                 self.slope_steps.fill_(round(s*_STEPS))
-            self._seen = self._version()
+            self._seen = self._stamp()
         for m in self.modules():
             if isinstance(m, _Pair): m.act_slope = float(s)
 
-    def _version(self): return id(self.slope_steps),None if self.slope_steps.is_inference() else self.slope_steps._version
+    def _stamp(self): return id(self.slope_steps),None if self.slope_steps.is_inference() else self.slope_steps._version
 
     def _read_slope(self):
         "Take over a slope that was written into the buffer by others (averages of weights do so); asks the device only after a change"
-        if self.deploy or self._seen == self._version() or self.slope_steps.is_meta: return
+        if self.deploy or self._seen == self._stamp() or self.slope_steps.is_meta: return
         self.set_act_slope(min(max(self.slope_steps.item()/_STEPS, 0.), 1.))
 
     def _load_from_state_dict(self, state_dict, prefix, *args):

@@ -195,10 +195,12 @@ class DeepTraining(Callback):
 
 # %% ../../nbs/train/01_callback.ipynb #1161b729
 class _WhenFusible:
-    "A tracker that looks away until the slope of deep training is 1"
+    "A tracker that looks away until the slope of deep training is 1, and in `learn.validate()`, which is no epoch"
     def after_epoch(self):
-        if act_slope(self.learn.model) == 1 and self.recorder.values[-1][self.idx] is not None: super().after_epoch()
-        else: self.new_best = False  # or there was no validation
+        row,names = self.recorder.values[-1],[o for o in self.recorder.metric_names if o not in ('epoch', 'time')]
+        whole = len(row) == len(names) and row[self.idx] is not None                 # trained and validated
+        if whole and act_slope(self.learn.model) == 1: super().after_epoch()
+        else: self.new_best = False
     def state_dict(self): return {k: float(getattr(self, k)) for k in ('best', 'wait') if getattr(self, k, None) is not None}
     def load_state_dict(self, sd): vars(self).update({k: int(v) if k == 'wait' else v for k,v in sd.items()})
 
