@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from silkworm_app.data import DataError, list_pictures
+from silkworm_app.data.folder import DataError, Scan
 from silkworm_app.data.copies import group_pictures, hash_groups
 from silkworm_app.data.same import same_photo, sketch
 from silkworm_app.imaging import open_image
@@ -84,7 +84,7 @@ def pair_counts(found, true):
 
 def main(folder, n, unrelated, seed):
     cv2.setNumThreads(1)
-    files, rng = list_pictures(folder), np.random.default_rng(seed)
+    files, rng = [p for p, _, _ in Scan(folder).items], np.random.default_rng(seed)
     if len(files) < 2: raise DataError(f'{folder} holds {len(files)} pictures; at least 2 are needed')
     pick = [files[i] for i in rng.permutation(len(files))[:n]]
     ims = [open_image(f) for f in pick]
