@@ -136,13 +136,16 @@ class Scan:
         "The path of a picture below the folder, with slashes, as text."
         return shown(Path(p).relative_to(self.root).as_posix())
 
-# %% ../../nbs/data/02_folder.ipynb #57bdf7c7
+# %% ../../nbs/data/02_folder.ipynb #6622ad4f
+def _has_folds(root): return (root/MANIFEST).is_file() and (root/'fold_1').is_dir() and (root/'pictures').is_dir()
+
+
 def top_folder(
     root # folder
 )->Path: # `root`, or the folder in it that holds the class folders or the splits
     "Take off folders that wrap a set: the only folder, no picture beside it, which holds folders and no pictures itself."
     root = Path(root)
-    if (root/MANIFEST).is_file() and (root/'fold_1').is_dir() and (root/'pictures').is_dir(): return root/'pictures'
+    if _has_folds(root): return root/'pictures'
     def inside(d):
         es = _entries(d)
         return [Path(e.path) for e in es if _is_dir(e)], [e for e in es if not _is_dir(e) and Path(e.name).suffix.lower() in IMAGE_SUFFIXES]
@@ -244,8 +247,9 @@ def why_unusable(
 
 def pictures_below(
     folder # folder at any depth
-)->tuple: # files that are pictures by name, number of others
+)->tuple: # files that are pictures by name, number of other files and of folders that can't be read
     "The pictures of a folder in whatever order people keep them, for a prediction."
-    scan = Scan(top_folder(folder), empty=True)
+    folder = Path(folder)
+    scan = Scan(folder/'pictures' if _has_folds(folder) else folder, empty=True)
     found = [p for p, _, _ in scan.items if p.suffix.lower() in IMAGE_SUFFIXES]
-    return found, len(scan.items) + len(scan.strangers) - len(found)
+    return found, len(scan.items) + len(scan.strangers) + len(scan.unreadable) - len(found)

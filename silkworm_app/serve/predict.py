@@ -9,7 +9,7 @@ __all__ = ['list_files', 'answer_row', 'answers_csv', 'predict_main']
 import argparse, csv, io, os, sys, warnings
 from pathlib import Path
 
-from ..data.imaging import IMAGE_SUFFIXES
+from ..data.folder import pictures_below
 from ..files import open_streams, shown, write_text
 from .advice import trust_warnings
 from .load import open_predictor
@@ -18,17 +18,15 @@ from .load import open_predictor
 def list_files(
     paths:list # files and folders
 )->tuple: # files, number of others skipped in folders
-    "Files as given, and the pictures in folders at any depth, by their suffix; names that begin with a dot are left out."
+    "Files as given, and the pictures in folders at any depth, by their suffix; what operating systems leave there is not counted."
     out, skipped = [], 0
     for p in map(Path, paths):
         if not p.is_dir():
             out.append(p)
             continue
-        for root, dirs, names in os.walk(p):
-            dirs[:] = sorted(d for d in dirs if not d.startswith('.'))
-            good = [n for n in sorted(names) if not n.startswith('.') and Path(n).suffix.lower() in IMAGE_SUFFIXES]
-            out += [Path(root) / n for n in good]
-            skipped += len(names) - len(good)
+        found, others = pictures_below(p)
+        out += found
+        skipped += others
     return out, skipped
 
 # %% ../../nbs/serve/13_predict.ipynb #eea70f41
