@@ -587,6 +587,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'silkworm_app.data.folder.Scan.rel': ('data/folder.html#scan.rel', 'silkworm_app/data/folder.py'),
                                           'silkworm_app.data.folder._entries': ('data/folder.html#_entries', 'silkworm_app/data/folder.py'),
                                           'silkworm_app.data.folder._han': ('data/folder.html#_han', 'silkworm_app/data/folder.py'),
+                                          'silkworm_app.data.folder._has_folds': ( 'data/folder.html#_has_folds',
+                                                                                   'silkworm_app/data/folder.py'),
                                           'silkworm_app.data.folder._is_dir': ('data/folder.html#_is_dir', 'silkworm_app/data/folder.py'),
                                           'silkworm_app.data.folder._outside': ('data/folder.html#_outside', 'silkworm_app/data/folder.py'),
                                           'silkworm_app.data.folder._plausible': ( 'data/folder.html#_plausible',
