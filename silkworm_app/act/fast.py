@@ -271,7 +271,7 @@ def dw_conv(
     weight:torch.Tensor, # [C, 1, 2n+1, 2n+1]
 )->torch.Tensor: # [B, C, H, W]
     "Depth-wise convolution, zero padded"
-    return F.conv2d(s, weight, None, padding=weight.shape[-1]//2, groups=len(weight))
+    return F.conv2d(s, weight, None, padding=weight.shape[-1]//2, groups=weight.shape[0])
 
 # %% ../../nbs/act/01_fast.ipynb #6b2e2590
 def steep(walked):
@@ -365,6 +365,9 @@ def _fast_act(form, x, params):
     on_cpu = params[0].ndim == 1 and params[0].device.type == 'cpu' == x.device.type
     return lambda *o: (ChainCPU.apply if on_cpu else _line_of)(form, *o)
 
+def _trains_on_cpu(x):
+    return torch.is_grad_enabled() and x.device.type == 'cpu' and x.numel() > 0 and x.dtype in (torch.float32, torch.float64)
+
 def _act_conv(form, act, x, weight, params):
     "Activation and convolution as one step of the backward pass"
     if form.line is not None and all(o.ndim == 1 for o in params):
@@ -385,7 +388,6 @@ def activate(
     with torch.autocast(kind, enabled=False) if mixed else nullcontext():
         params = tuple(o.to(torch.promote_types(o.dtype, torch.float32)) for o in params)
         act = _plain(form) if look_on else _fast_act(form, x, params)
-        trains_on_cpu = torch.is_grad_enabled() and kind == 'cpu' and x.numel() > 0 and x.dtype in (torch.float32, torch.float64)
-        if weight is not None and trains_on_cpu and not (look_on or mixed): return _act_conv(form, act, x, weight, params)
+        if weight is not None and not (look_on or mixed) and _trains_on_cpu(x): return _act_conv(form, act, x, weight, params)
         s = act(x, *params)
     return s if weight is None else dw_conv(s, weight)
