@@ -61,6 +61,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'silkworm_app.act.fast._plain': ('act/fast.html#_plain', 'silkworm_app/act/fast.py'),
                                        'silkworm_app.act.fast._rows': ('act/fast.html#_rows', 'silkworm_app/act/fast.py'),
                                        'silkworm_app.act.fast._slopes': ('act/fast.html#_slopes', 'silkworm_app/act/fast.py'),
+                                       'silkworm_app.act.fast._trains_on_cpu': ('act/fast.html#_trains_on_cpu', 'silkworm_app/act/fast.py'),
                                        'silkworm_app.act.fast.activate': ('act/fast.html#activate', 'silkworm_app/act/fast.py'),
                                        'silkworm_app.act.fast.dw_conv': ('act/fast.html#dw_conv', 'silkworm_app/act/fast.py'),
                                        'silkworm_app.act.fast.kernel_grad': ('act/fast.html#kernel_grad', 'silkworm_app/act/fast.py'),
