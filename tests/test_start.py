@@ -7,7 +7,7 @@ import torch
 import torchvision
 
 from silkworm_app.act.patch import NetSpec, lslu_model, lslus, patch_lslu
-from silkworm_app.act.start import load_reference, net_of, start_from
+from silkworm_app.act.start import file_options, load_reference, net_of, start_from
 from silkworm_app.act.weights import find_weights, pretrained_cfg, read_weights, save_weights
 from silkworm_app.coverage import randomise
 from silkworm_app.fuse import fuse
@@ -314,3 +314,6 @@ def test_the_options_of_a_file_build_its_net_again(tmp_path, kw):
     spec = NetSpec.from_dict(read_weights(save_weights(net, tmp_path/'w.pth')).net_spec)
     again = lslu_model(num_classes=7, input_size=64, **json.loads(json.dumps(spec.options()))).double()
     assert not start_from(again, tmp_path/'w.pth').new and far(again, net) == 0
+    if kw.get('where') == 'none': return
+    torch.save(net.state_dict(), tmp_path/'bare.pth')
+    assert file_options(tmp_path/'bare.pth') == {'act_num': next(iter(lslus(net).values())).act_num}

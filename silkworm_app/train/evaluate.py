@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..act.patch import lslu_model
-from ..act.start import load_reference, net_of, open_weights
+from ..act.start import load_reference, net_of, open_weights, told_net
 from ..data.diseases import canonical_name
 from ..data.folder import DataError
 from ..data.imaging import ImageError, Preprocess
@@ -86,11 +85,8 @@ def _of_weights(src, args):
     if spec:
         model = net_of(src, args.model_key or 'model|module')
         return {'fused': Predictor(model, classes, pre)} if stored.fuse_plan else _both(model, classes, pre)
-    names = 'act_num', 'where', 'per_channel', 'form', 'act', 'stem_stride'
-    kw = {k: v for k in names if (v := getattr(args, k)) not in (None, False)}
-    model = lslu_model(args.arch, len(classes), input_size=args.input_size, **kw)
-    left = load_reference(model, stored)
-    if left: raise ValueError(f'{src} has no weights for the {len(classes)} classes ({", ".join(left[:2])} do not fit)')
+    names = 'act_num', 'where', 'per_channel', 'form', 'act', 'stem_stride', 'input_size'
+    model = told_net(src, args.arch, len(classes), args.model_key or 'model|module', **{k: getattr(args, k) for k in names})
     return _both(model, classes, pre)
 
 # %% ../../nbs/train/09_evaluate.ipynb #ec6c1fb2

@@ -13,7 +13,7 @@ import numpy as np
 import timm
 import torch
 
-from ..act.start import open_weights
+from ..act.start import file_options, open_weights
 from ..act.weights import WeightsError, package_file, pretrained_cfg
 from ..data.augment import FAST_AUGMENTATIONS
 from ..data.cifar import cifar_pictures, cifar_splits
@@ -107,26 +107,26 @@ def short_side(
     return int(np.median([min(p.shape[:2] if isinstance(p, np.ndarray) else check_image(p)) for p in some]))
 
 def _spec_of(path, key):
-    "What the file to start from says about its net: arguments of the net, or None"
-    run = find_run(path)
-    if run is not None:
-        was = run.read_settings()
-        return dict(model=was.model, act_num=was.act_num, act=was.act, form=was.form, per_channel=was.per_channel, where=was.where,
-                    stem_stride=was.stem_stride, input_size=was.input_size, crop_pct=was.crop_pct, interpolation=was.interpolation,
-                    mean=was.mean, std=was.std)
+    "What the file to start from says about its net and pictures, as settings"
     try: stored = open_weights(path, key)
-    except WeightsError: return None # said where it is loaded
-    spec = stored.net_spec
-    if not spec: return None
-    own = {k: v for k, v in spec['kwargs'].items() if k in ('act_num', 'act', 'form', 'per_channel', 'stem_stride')}
-    pictures = {k: v for k, v in (stored.pictures or {}).items() if k in ('crop_pct', 'interpolation', 'mean', 'std')}
-    return dict(model=spec['arch']) | own | pictures
+    except WeightsError: stored = None # said where it is loaded
+    res, run = {}, find_run(path)
+    if run is not None:
+        names = 'model act_num act form per_channel where stem_stride input_size crop_pct interpolation mean std'
+        was = run.read_settings()
+        res = {k: getattr(was, k) for k in names.split()}
+    elif stored: res = {k: v for k, v in (stored.pictures or {}).items() if k in ('crop_pct', 'interpolation', 'mean', 'std')}
+    own = file_options(stored) if stored else {} # the net as it was built: an act_num of auto has become a number
+    if 'arch' in own: own['model'] = own.pop('arch')
+    return res | own
 
 def _choose_net(cfg, n, side):
     "Fill in the net, whether it is pretrained, and what the weights to start from say"
-    if cfg.finetune and 'model' not in cfg.given:
-        for k, v in (_spec_of(cfg.finetune, cfg.model_key) or {}).items():
-            if k not in cfg.given: setattr(cfg, k, v)
+    if cfg.finetune:
+        was, named = _spec_of(cfg.finetune, cfg.model_key), 'model' in cfg.given
+        if named and was.get('model', cfg.model) != cfg.model: was = {}
+        for k, v in was.items():
+            if k not in cfg.given and (not named or k in ('act_num', 'stem_stride')): setattr(cfg, k, v)
     start = False
     if cfg.model == 'auto': cfg.model, start = default_arch(side, n)
     if start and (cfg.finetune or cfg.eval or cfg.pretrained is False): cfg.model, start = default_arch(0, n)
@@ -155,7 +155,7 @@ def _autos(cfg, n, side, cpu):
     yield 'early_stop_epochs', max(10, cfg.epochs//2) # with few batches an epoch the losses before the peak of one-cycle say little
     yield 'lr', dict(last=4e-4, adapters=5e-4, all=1e-4).get(cfg.recipe, 4e-3)
     yield 'drop', .05 if vanilla else None
-    if not cfg.pretrained: yield 'act_num', _small(cfg) # else that which starts as the identity
+    if not (cfg.pretrained or cfg.finetune): yield 'act_num', _small(cfg) # else that which starts as the identity
     yield 'channels_last', cpu or cfg.use_amp # convolutions are faster so
     yield 'stem_stride', 2 if vanilla and cfg.input_size <= 48 else None
 
