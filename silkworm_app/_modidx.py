@@ -291,6 +291,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'silkworm_app.act.start._stride': ('act/start.html#_stride', 'silkworm_app/act/start.py'),
                                         'silkworm_app.act.start._take': ('act/start.html#_take', 'silkworm_app/act/start.py'),
                                         'silkworm_app.act.start._twin': ('act/start.html#_twin', 'silkworm_app/act/start.py'),
+                                        'silkworm_app.act.start.file_options': ('act/start.html#file_options', 'silkworm_app/act/start.py'),
                                         'silkworm_app.act.start.load_reference': ( 'act/start.html#load_reference',
                                                                                    'silkworm_app/act/start.py'),
                                         'silkworm_app.act.start.net_of': ('act/start.html#net_of', 'silkworm_app/act/start.py'),
