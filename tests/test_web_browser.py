@@ -16,7 +16,7 @@ from PIL import Image
 
 from web_tools import Colours, Keeper, as_file, call, random_bundle, serving, upload
 
-documented = {'desktop_identify', 'desktop_model', 'phone_many', 'phone_cant_tell', 'phone_several'}        # the pictures in docs/img
+documented = {'desktop_identify', 'desktop_model', 'phone_many', 'phone_cant_tell'}        # the pictures in docs/img
 root = Path(__file__).resolve().parent.parent
 chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 pytest.importorskip('playwright')
@@ -95,7 +95,8 @@ def give(page, *files):
 def shoot(page, shots, name):
     page.wait_for_timeout(900)                  # fonts, fades
     im = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert('RGB')
-    if page.kind == 'phone': im = im.resize((im.width // 2, im.height // 2), Image.Resampling.LANCZOS)
+    width = 390 if page.kind == 'phone' else 760
+    im = im.resize((width, round(im.height * width / im.width)), Image.Resampling.LANCZOS).quantize(64, dither=Image.Dither.NONE)     # small files
     if shots.name != 'img' or f'{page.kind}_{name}' in documented: im.save(shots / f'{page.kind}_{name}.png', optimize=True)
 
 
