@@ -128,6 +128,11 @@ def _bundle(out, src, x, onnx, examples):
                          batches=[torch.from_numpy(x)], examples=examples, inherit=inherit)
     return folder,load_bundle(folder, 'onnx' if onnx else 'torch').run(x)[0]
 
+def _examples(folder, config):
+    "The examples of a bundle, each with its class where the bundle names it"
+    known = config.get('example_classes') or {}
+    return [(f, known.get(f'examples/{f.name}')) for f in sorted(folder.glob('examples/*.jpg'))] or None
+
 def _list(path):
     "What was written, with sizes"
     for f in sorted(path.iterdir()) if path.is_dir() else [path]:
@@ -147,7 +152,7 @@ def deploy(
         print(f'Fused against trained net, {len(x)} {what}:\n{compare(src.model, src.fused, [torch.from_numpy(x)])}')
     else: print(f'{args.source} is already fused')
     if args.format == 'torch-export': file,got = _export(Path(args.out), src, x)
-    else: file,got = _bundle(Path(args.out), src, x, args.format == 'onnx', sorted(Path(args.source).glob('examples/*.jpg')) or None)
+    else: file,got = _bundle(Path(args.out), src, x, args.format == 'onnx', _examples(Path(args.source), src.config))
     err,same = _agreement(Predictor(src.fused, src.classes, src.preprocess).run(x)[0], got)
     print(f'{args.format} against the fused net in torch: largest relative difference {err:.1e}, same top class {same:.1%}')
     if err > 1e-4 or same < 1:

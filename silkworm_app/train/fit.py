@@ -137,9 +137,9 @@ def _deploy(cfg, learn, model, run, res, dl, last):
     print(f'Bundle: {run.bundle}   (page: python app.py --bundle {run.bundle})')
 
 def _shown(splits):
-    "A few pictures of each class, as examples for the page"
+    "A few pictures of each class, with its name, as examples for the page"
     each = max(1, 10//len(splits.classes))
-    by_class = [[p for p, c in splits.test or splits.valid if c == k] for k in splits.classes]
+    by_class = [[(p, c) for p, c in splits.test or splits.valid if c == k] for k in splits.classes]
     return [ps[i] for ps in by_class for i in dict.fromkeys(j*len(ps)//each for j in range(each) if ps)][:10]
 
 def _bundle(cfg, learn, run, res, inherit):
