@@ -1167,6 +1167,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'silkworm_app/serve/deploy.py'),
                                            'silkworm_app.serve.deploy._data_path': ( 'serve/deploy.html#_data_path',
                                                                                      'silkworm_app/serve/deploy.py'),
+                                           'silkworm_app.serve.deploy._examples': ( 'serve/deploy.html#_examples',
+                                                                                    'silkworm_app/serve/deploy.py'),
                                            'silkworm_app.serve.deploy._export': ( 'serve/deploy.html#_export',
                                                                                   'silkworm_app/serve/deploy.py'),
                                            'silkworm_app.serve.deploy._list': ('serve/deploy.html#_list', 'silkworm_app/serve/deploy.py'),
