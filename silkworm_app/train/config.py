@@ -42,7 +42,7 @@ class TrainConfig:
     data_set:Literal['image_folder', 'IMNET', 'CIFAR', 'CIFAR10', 'CIFAR100'] = setting('image_folder', 'data.splits', basic=True)
     eval_data_path:str = setting(None, 'find_splits') # folder whose pictures are the validation split
     nb_classes:int = setting(0, 'checked') # number of classes that the data must have; 0: not checked
-    # side of the square the net sees; auto: that of the pretrained weights; else that of the pictures, at most 96 on CPU and 224 on GPU
+    # side of the square the net sees; auto: 9/7 of that of the pretrained weights; else that of the pictures, at most 96 on CPU and 224 on GPU
     input_size:int = setting('auto', 'Preprocess', basic=True)
     # part of the shorter side that validation keeps; auto: that of the pretrained weights, else 1
     crop_pct:float = setting('auto', 'Preprocess')

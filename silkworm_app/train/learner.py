@@ -59,7 +59,7 @@ def normalise(
     for dl in dls.loaders:
         old = [t for t in dl.after_batch.fs if isinstance(t, Normalize)]
         for t in old: t.mean,t.std = (torch.tensor(v, device=t.mean.device).view_as(t.mean) for v in (mean, std))
-        if not old: dl.after_batch.add(Normalize.from_stats(mean, std, cuda=dls.device.type == 'cuda'))
+        if not old: dl.after_batch.add(Normalize.from_stats(mean, std, cuda=str(dls.device).startswith('cuda')))
     return dls
 
 # %% ../../nbs/train/04_learner.ipynb #a8ebc764

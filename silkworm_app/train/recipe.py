@@ -432,10 +432,13 @@ def fit_recipe(
         cb = fit_gently(learn, head, epochs, scope, lr, balance=balance, seed=seed, cbs=cbs, **kwargs)
         losses,best = cb.losses,cb.best
     if refit and len(learn.dls.valid_ds):
-        if best: features,(x,y) = Features(),(None, None)
-        x,y = (features(learn, 0, views) if x is None else (x, y))
+        if best:                                            # another body, other features
+            features = Features()
+            x,y = features(learn, 0, views)
         vx,vy = features(learn, 1, views)
         photos = np.concatenate([photos, photographs(learn.dls, 1)])
-        head = fit_head(np.concatenate([x, vx]), np.concatenate([y, vy]), photos, k, C if C is not None else head.C, balance, seed)
+        loss = head.loss
+        head = fit_head(np.concatenate([x, vx]), np.concatenate([y, vy]), photos, k, head.C, balance, seed)
+        head.loss = loss
         set_head(model, head)
     return Recipe(head, scope if losses else 'head', losses, best, len(np.unique(photos)), refit, time.perf_counter() - start)

@@ -144,8 +144,12 @@ def _autos(cfg, n, side, cpu):
     full, start = cfg.recipe == 'full', weights
     known = cfg.finetune and Path(cfg.finetune).is_file() and timm.is_model(cfg.model.split('.')[0])
     if not start and known: start = pretrained_cfg(cfg.model, cfg.finetune)
-    yield 'input_size', weights['input_size'][-1] if weights else max(32, min(96 if cpu else 224, side//16*16))
-    yield 'crop_pct', weights.get('crop_pct', 1.)
+    larger = weights and not timm.get_pretrained_cfg(cfg.model).fixed_input_size
+    # a net trained on random crops saw things larger than it does in whole pictures: a whole picture with 9/7 of its pixels suits it better
+    # (Touvron et al. 2019; measured in docs/few_photographs.md)
+    own = (weights['input_size'][-1] if not larger else round(weights['input_size'][-1]*9/7/32)*32) if weights else None
+    yield 'input_size', own or max(32, min(96 if cpu else 224, side//16*16))
+    yield 'crop_pct', 1. if larger or not weights else weights.get('crop_pct', 1.)
     yield 'interpolation', weights.get('interpolation', 'bicubic')
     yield 'mean', list(start.get('mean', IMAGENET_MEAN))
     yield 'std', list(start.get('std', IMAGENET_STD))

@@ -1,0 +1,91 @@
+"The recipe on real photographs and over fastai's own loaders: it learns, it keeps what is better, and it never needs this library's loaders."
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from fastai.data.block import CategoryBlock, DataBlock
+from fastai.data.transforms import GrandparentSplitter, get_image_files, parent_label
+from fastai.vision.augment import Resize
+from fastai.vision.data import ImageBlock, ImageDataLoaders
+
+from silkworm_app.data import Splits, draw_sample, find_splits, image_dls
+from silkworm_app.train.learner import lslu_learner
+from silkworm_app.train.recipe import Features, answers, fit_head, fit_recipe, one_file_each, photograph_loss, photograph_weights, photographs
+
+
+@pytest.fixture(scope='module')
+def sample(tmp_path_factory): return draw_sample(tmp_path_factory.mktemp('recipe')/'sample', n_per_class=10, size=96)
+
+
+def quiet(learn, *args, **kw):
+    with learn.no_bar(), learn.no_logging(): return learn.fine_tune(*args, **kw)
+
+
+def loaders(kind, path):
+    "fastai's own loaders: their `splits` are lists of indices, or not there, and nothing normalises"
+    if kind == 'ImageDataLoaders': return ImageDataLoaders.from_folder(path, valid='valid', item_tfms=Resize(96), bs=8, device='cpu', num_workers=0)
+    block = DataBlock((ImageBlock, CategoryBlock), get_items=get_image_files, splitter=GrandparentSplitter(), get_y=parent_label, item_tfms=Resize(96))
+    return block.dataloaders(path, bs=8, device='cpu', num_workers=0)
+
+
+@pytest.mark.parametrize('kind', ['ImageDataLoaders', 'DataBlock'])
+def test_loaders_of_fastai(sample, tmp_path, kind):
+    dls = loaders(kind, sample)
+    learn = lslu_learner(dls, path=tmp_path)
+    x = dls.valid.one_batch()[0]
+    with torch.no_grad(): assert -1.01 < float(x.min()) and float(x.max()) < 1.01  # (x - 127)/128, which ImageNet's numbers leave
+    done = quiet(learn, 1)
+    assert done.photos == len(dls.train_ds) and learn.recipe is done
+    z, y = answers(learn.model, dls.valid)
+    assert photograph_loss(z.softmax(1).numpy(), y.numpy(), photographs(dls, 1)) <= done.losses[0] + 1e-4
+    assert float((z.argmax(1) == y).float().mean()) > .4  # five classes: guessing gives 0.2
+
+
+def test_copies_of_a_photograph_weigh_like_one():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(30, 6)), np.repeat([0, 1], 15)
+    once = fit_head(x, y, C=.1)
+    more = np.concatenate([np.arange(30), np.repeat(3, 20)])  # twenty copies of one photograph
+    again = fit_head(x[more], y[more], more, C=.1)
+    assert photograph_weights(y[more], more)[more == 3].sum() == pytest.approx(photograph_weights(y, np.arange(30))[3])
+    plain = fit_head(x[more], y[more], C=.1)
+    probe = rng.normal(size=(200, 6))
+    apart = [np.abs(once.logits(probe) - h.logits(probe)).max() for h in (again, plain)]
+    assert apart[0] < apart[1]  # the standardisation sees the copies, the weights don't
+
+
+def test_one_file_of_each_photograph_in_an_epoch(sample):
+    splits = find_splits(sample, group=None)
+    splits.groups = {p: i//3 for part in (splits.train, splits.valid, splits.test) for i, (p, _) in enumerate(part)}
+    dls = image_dls(splits, 32, 4, fast=True, device='cpu')
+    photos = photographs(dls, 0)
+    with one_file_each(dls.train, photos):
+        drawn = [dls.set_epoch(i).train.get_idxs() for i in range(3)]
+        assert sum(len(b[1]) for b in dls.train) == len(set(photos))
+    for d in drawn: assert sorted(photos[d]) == sorted(set(photos))
+    assert drawn[0] != drawn[1]
+    assert len(dls.train.get_idxs()) == len(photos)
+
+
+def test_features_are_shared_among_learners_that_start_alike(sample, tmp_path):
+    splits, features, seen = find_splits(sample, group=None), Features(), []
+    for swap in (False, True):
+        parts = (splits.valid, splits.train) if swap else (splits.train, splits.valid)
+        learn = lslu_learner(image_dls(Splits(*parts, splits.test, splits.classes, path=sample), 96, 8, device='cpu'), path=tmp_path)
+        hook = learn.model.get_classifier().register_forward_pre_hook(lambda m, args: seen.append(len(args[0])))
+        fit_recipe(learn, epochs=0, refit=True, features=features)
+        hook.remove()
+        n, before = sum(seen), n if swap else 0
+    assert before >= 2*(len(splits.train) + len(splits.valid)) and n - before < 10  # the second learner looks at the probe only
+
+
+def test_ants_and_bees_are_learned(hymenoptera_dir, tmp_path):
+    "The README's code; its net used to end at one class for every picture"
+    splits = find_splits(hymenoptera_dir, group=None, valid_as_test=True)
+    dls = image_dls(splits, 224, 32, device='cpu')
+    learn = lslu_learner(dls, path=tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        quiet(learn, 0)
+    assert learn.validate()[1] > .85  # the head is a fixed function of the photographs: 92 to 98 % over cuts
