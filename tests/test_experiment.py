@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import yaml
 
-from silkworm_app import experiment
-from silkworm_app.experiment import GridError, cut_folds, main, make_grid, read_grid, read_results, rows_of, run_grid, run_id
+from silkworm_app.lab import grid as experiment, report
+from silkworm_app.lab.grid import GridError, make_grid, read_grid, read_results, run_grid, run_id, setting
+from silkworm_app.lab.report import main
 
 shipped = Path(__file__).resolve().parent.parent / 'experiments'
-TINY = dict(size=32, bs=8, epochs=1, aug='light', model=dict(stem_stride=4, dims=[8, 8, 8, 8]))
+TINY = dict(group='hash', input_size=32, batch_size=8, epochs=1, aug='light', device='cpu', stem_stride=4, model_kwargs=dict(dims=[8, 8, 8, 8]))
 quiet = dict(log=lambda s: None)
 
 
 def small_grid(folder, **base):
-    return dict(name='small', base=dict(data='folder', source=str(folder), **{**TINY, **base}), arms=dict(relu=dict(act='relu'), lslu={}), grid=dict(seed=[0, 1]))
+    return dict(name='small', base=dict(data_path=str(folder), **{**TINY, **base}), arms=dict(relu=dict(act='relu'), lslu={}), grid=dict(seed=[0, 1]))
 
 
 @pytest.fixture(scope='module')
@@ -67,7 +68,7 @@ def test_nothing_is_run_twice(drawings, done, tmp_path, monkeypatch):
 def test_a_failed_run_is_told_and_tried_again(drawings, tmp_path, monkeypatch):
     real = experiment.run_one
     def broken(s):
-        if s['act'] == 'relu': raise RuntimeError('no memory left')
+        if s.get('act') == 'relu': raise RuntimeError('no memory left')
         return real(s)
     monkeypatch.setattr(experiment, 'run_one', broken)
     lines, grid = [], make_grid({**small_grid(drawings), 'grid': dict(seed=[0])})
@@ -83,23 +84,14 @@ def test_a_table_cut_anywhere_loses_only_the_last_row(done, tmp_path, cut):
     (tmp_path / 'results.csv').write_bytes(data[:-cut])
     rows = read_results(tmp_path / 'results.csv')
     assert [r['id'] for r in rows] == [r['id'] for r in done[1]][:3]
-    experiment._append(tmp_path / 'results.csv', done[1][3])
+    experiment.append_row(tmp_path / 'results.csv', dict(done[1][3], settings={k: v for k, v in done[1][3].items() if k not in experiment.COLUMNS}))
     assert [r['id'] for r in read_results(tmp_path / 'results.csv')] == [r['id'] for r in done[1]]
 
 
 def test_values_survive_the_table(done):
     rows = read_results(done[0] / 'results.csv')
-    assert rows[0]['model'] == TINY['model'] and rows[0]['per_channel'] is False and isinstance(rows[0]['accuracy'], float)
+    assert rows[0]['model_kwargs'] == TINY['model_kwargs'] and rows[0]['input_size'] == 32 and isinstance(rows[0]['accuracy'], float)
     with open(done[0] / 'results.csv') as f: assert len(list(csv.reader(f))) == 5
-
-
-def test_learning_rate_of_the_activation_alone(drawings):
-    "With act_lr 0 alphas and biases stay, and everything else learns."
-    def learned(act_lr):
-        s = make_grid(dict(base=dict(data='folder', source=str(drawings), act_lr=act_lr, **TINY))).runs[0]
-        return experiment.run_one(s)[1]['learned']
-    still, moved = learned(0.), learned(1.)
-    assert still[0] == still[1] and moved[0] == still[0] and moved[1] != moved[0]
 
 
 def test_folds_hold_photographs_together(tmp_path):
@@ -111,29 +103,26 @@ def test_folds_hold_photographs_together(tmp_path):
         for i in range(6):
             im = draw_larva(kind, 160, seed=i)
             for k, turned in enumerate((im, im.transpose(Image.Transpose.ROTATE_90), im.transpose(Image.Transpose.FLIP_LEFT_RIGHT))): turned.save(tmp_path / 'p' / c / f'{i}_{k}.png')
-    items, classes, note = experiment._photos(str(tmp_path / 'p'), str(tmp_path / 'photos.json'))
-    assert len(items) == 36 and len({g for *_, g in items}) == 12 and classes == ['one', 'two'], note
-    assert experiment._photos(str(tmp_path / 'p'), str(tmp_path / 'photos.json'))[0] == items
-    tested, s = [], make_grid(dict(base=dict(data='folder', source=str(tmp_path / 'p'), folds=3))).runs[0]
-    photo = {Path(p).name: None for p, *_ in items}
-    of = {str(p): g for p, _, g in items}
+    s = make_grid(dict(base=dict(data_path=str(tmp_path / 'p'), cross_validate=3))).runs[0]
+    tested = []
     for f in range(3):
-        splits, groups = experiment._splits({**s, 'fold': f})
-        assert not {of[str(p)] for p, _ in splits.train} & {of[str(p)] for p, _ in splits.test}
-        assert groups == [of[str(p)] for p, _ in splits.test]
-        tested += [str(p) for p, _ in splits.test]
-    assert sorted(tested) == sorted(of)
-    splits, _ = experiment._splits({**s, 'by': 'file'})
-    assert {of[str(p)] for p, _ in splits.train} & {of[str(p)] for p, _ in splits.test}
+        splits, photos = experiment.pictures_of({**s, 'part': f})
+        of = splits.groups
+        assert not {of[p] for p, _ in splits.train + splits.valid} & {of[p] for p, _ in splits.test}
+        assert photos == [of[p] for p, _ in splits.test]
+        tested += [p for p, _ in splits.test]
+    assert len(tested) == len(set(tested)) == 36 and len(set(of.values())) == 12
+    splits, photos = experiment.pictures_of({**s, 'by': 'file'})
+    assert {of[p] for p, _ in splits.train} & set(photos)
 
 
 def test_summary_pairs_by_seed():
     "A constant advantage under large seed noise is found; a missing seed is left out of the pairs."
     grid = make_grid(dict(arms=dict(a={}, b=dict(act='relu')), grid=dict(seed=list(range(6))), baseline='a'))
     noise = np.random.default_rng(0).normal(0, .05, 6)
-    rows = [dict(id=run_id(r), arm=r['arm'], **{k: r[k] for k in experiment.SETTINGS}, accuracy=.5 + noise[r['seed']] + (.01 if r['arm'] == 'b' else 0) + 1e-4 * r['seed'] * (r['arm'] == 'b'), seconds=1, params=1)
+    rows = [dict(id=run_id(r), arm=r['arm'], **{k: v for k, v in r.items() if k != 'arm'}, accuracy=.5 + noise[r['seed']] + (.01 if r['arm'] == 'b' else 0) + 1e-4 * r['seed'] * (r['arm'] == 'b'), seconds=1, params=1)
             for r in grid.runs if not (r['arm'] == 'a' and r['seed'] == 5)]
-    b = next(d for d in experiment.summary(grid, rows) if d['arm'] == 'b')
+    b = next(d for d in report.summary(grid, rows) if d['arm'] == 'b')
     assert b['n'] == 6 and b['against']['n'] == 5 and b['sd'] > .02
     assert abs(b['against']['diff'] - .0102) < 1e-9 and b['against']['p'] < 1e-4 and b['against']['low'] > 0
 
@@ -143,7 +132,8 @@ def test_shipped_grids_are_sound(file):
     "They can be read, have a name and a size, and every net in them can be built."
     grid = read_grid(file)
     assert grid.name == file.stem and 'Size:' in grid.about
-    nets = {json.dumps({k: r[k] for k in ('arch', 'act', 'act_num', 'per_channel', 'form', 'where', 'init', 'model', 'size')}): r for r in grid.runs if r['arch'] != 'vanillanet_5'}
+    names = ('model', 'act', 'act_num', 'per_channel', 'form', 'where', 'init', 'model_kwargs', 'stem_stride', 'input_size')
+    nets = {json.dumps([setting(r, k) for k in names]): r for r in grid.runs if r['model'] != 'vanillanet_5'}
     for r in list(nets.values())[:7]: experiment.make_model(r, 10)
 
 
@@ -154,7 +144,7 @@ def test_every_experiment_of_the_paper_has_three_sizes(name):
 
 @pytest.mark.parametrize('text, word', [
     ('base: {epoch: 3}', 'epoch'), ('arms: [a]', 'arms'), ('grid: {seed: 1}', 'seed'), ('bases: {}', 'bases'), ('- 1', 'mapping'), ('a: [', 'YAML'), ('baseline: x', 'baseline'),
-    ('base: {data: mnist}', 'mnist'), ('base: {data: folder}', 'source'), ('base: {source: /nowhere.zip}', '/nowhere.zip')])
+    ('base: {data_set: mnist}', 'mnist'), ('base: {epochs: 1}', 'data_path'), ('base: {data_path: /nowhere}', '/nowhere')])
 def test_mistakes_are_one_sentence(tmp_path, capsys, text, word):
     (tmp_path / 'g.yaml').write_text(text)
     assert main([str(tmp_path / 'g.yaml'), '--out', str(tmp_path / 'out')]) in (1, 2)
@@ -225,7 +215,7 @@ def test_model_card_of_cross_validated_bundle(tmp_path, capsys):
 def test_latency_of_trained_arms_in_table_and_plot(drawings, tmp_path, capsys):
     "A timm net as an arm: it learns with the halved stem, and table, CSV and plot say what one picture of each net costs."
     d = small_grid(drawings)
-    d |= dict(latency=True, arms=dict(lslu={}, mobilenet=dict(arch='mobilenetv3_small_050', where='none', model=dict(stem_stride=1))), grid=dict(seed=[0]))
+    d |= dict(latency=True, arms=dict(lslu={}, mobilenet=dict(model='mobilenetv3_small_050', where='none', stem_stride='auto', halve_stem=True, model_kwargs=None)), grid=dict(seed=[0]))
     (tmp_path / 'g.yaml').write_text(yaml.safe_dump(d))
     args = [str(tmp_path / 'g.yaml'), '--out', str(tmp_path / 'out')]
     assert main(args) == 0
@@ -237,7 +227,7 @@ def test_latency_of_trained_arms_in_table_and_plot(drawings, tmp_path, capsys):
         weights = sum(4 * p.numel() for p in fuse(experiment.make_model(r, 5).eval(), 32).state_dict().values()) / 1e6
         assert weights < float(rows[r['arm']]['megabytes']) < weights + .4
     trained = {r['arm']: r for r in read_results(tmp_path / 'out/results.csv')}
-    stock = make_grid(dict(base={**d['base'], 'arch': 'mobilenetv3_small_050', 'where': 'none', 'model': {}})).runs[0]
+    stock = make_grid(dict(base={**d['base'], 'model': 'mobilenetv3_small_050', 'where': 'none', 'stem_stride': 'auto', 'model_kwargs': None})).runs[0]
     assert trained['mobilenet']['ops'] > 2 * experiment.run_one(stock)[0]['ops'], 'the stem was not halved in training'
     assert 'ms a picture' in said and (tmp_path / 'out/latency.png').stat().st_size > 1000
     before = (tmp_path / 'out/latency.csv').read_bytes()

@@ -95,6 +95,7 @@ class TrainConfig:
     # start of the LSLUs: reference is that of the paper, delta lets the relu through, mixed in half of the channels; default: identity
     # in a pretrained net, reference for the series activation, else mixed
     init:Literal['reference', 'mixed', 'delta', 'identity'] = setting(None, 'LSLU, patch_lslu')
+    model_kwargs:dict = setting(None, 'timm.create_model') # more arguments for the net, as YAML: '{dims: [32, 64, 128, 256]}'
     stem_stride:int = setting('auto', 'timm.create_model') # VanillaNet: stride of the first convolution; auto: 2 up to 48 pixels, else 4
     drop:float = setting('auto', 'timm.create_model') # dropout before the classifier; auto: 0.05 in a VanillaNet
     # start from weights that were trained on ImageNet: the installed package's, or timm's (its cache, or the network); auto: where the net
@@ -220,7 +221,13 @@ def _floats(v):
     if isinstance(v, str): v = v.replace(',', ' ').split()
     return [float(i) for i in (v if isinstance(v, (list, tuple)) else [v])]
 
-_readers = dict(bool=(_bool, 'true or false'), int=(_int, 'a whole number'), float=(_float, 'a number'), floats=(_floats, 'numbers'),
+def _dict(v):
+    v = yaml.safe_load(v) if isinstance(v, str) else v
+    if not isinstance(v, dict): raise ValueError
+    return v
+
+_readers = dict(dict=(_dict, "names and values, for example '{dims: [32, 64, 128, 256]}'"),
+                bool=(_bool, 'true or false'), int=(_int, 'a whole number'), float=(_float, 'a number'), floats=(_floats, 'numbers'),
                 str=(str, 'text'))
 
 def convert(

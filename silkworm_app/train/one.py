@@ -61,7 +61,8 @@ def net_args(
 )->dict: # for `lslu_model`
     "What the settings say about the net's structure"
     res = dict(act_num=cfg.act_num, where=cfg.where, per_channel=cfg.per_channel, form=cfg.form, act=cfg.act, drop_rate=cfg.drop)
-    return res | (dict(stem_stride=cfg.stem_stride) if cfg.stem_stride is not None else {})
+    if cfg.stem_stride is not None: res['stem_stride'] = cfg.stem_stride
+    return res | (cfg.model_kwargs or {})
 
 def build_model(
     cfg:TrainConfig, # resolved
