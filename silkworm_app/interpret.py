@@ -1,4 +1,5 @@
-"Moved to figures and serve.explain."
+"Moved to figures, serve.explain and act.curves."
+from .act.curves import *
 from .figures import *
 from .serve.explain import *
 from .plot import *

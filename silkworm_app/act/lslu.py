@@ -99,8 +99,7 @@ class ClampedLine(nn.Module):
         line:bool=True, # multiply by `c` and add `d` first
     ):
         super().__init__()
-        shape = (channels,1,1) if channels else ()
-        self.line = line
+        self.line,shape = line,(channels,1,1) if channels else ()
         if line:
             self.register_buffer('c', torch.ones(shape))
             self.register_buffer('d', torch.zeros(shape))
@@ -241,7 +240,8 @@ class LSLU(nn.Module):
         if not self.deploy and self.form == 'chain':
             for name in ('alphas', 'biases'):
                 v,own = state_dict.get(prefix+name),getattr(self, name)
-                if v is None or v.shape == own.shape or v.ndim != 1 or len(v) not in (self.dim, self.act_num) or len(v) < self.act_num: continue
+                if v is None or v.shape == own.shape or v.ndim != 1: continue
+                if not self.act_num <= len(v) or len(v) not in (self.dim, self.act_num): continue
                 state_dict[prefix+name] = (v[:self.act_num,None].expand_as(own) if self.per_channel else v[:self.act_num]).clone()
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -21,7 +21,7 @@ from ..data import CLASS_INFO, canonical_name
 from ..data.imaging import Preprocess, open_image
 from ..data.copies import copy_groups
 from ..fuse import compare, fuse
-from ..interpret import layer_curves, lslu_layers
+from ..act.curves import layer_curves, lslu_layers
 from .advice import trust_warnings
 from .calibrate import fit_trust, sampled_leak
 from .card import bundle_card

@@ -20,7 +20,7 @@ from ..data.folder import DataError
 from ..data.imaging import ImageError
 from ..data.loaders import test_loader
 from ..fuse import compare, fuse
-from ..interpret import layer_curves, lslu_layers
+from ..act.curves import layer_curves, lslu_layers
 from ..serve.bundle import save_bundle
 from ..serve.card import cross_text
 from ..serve.load import load_bundle
