@@ -78,10 +78,13 @@ def _strictly(make, what):
 def _build(step, size):
     "One albumentations transform from itself, `'Name'` or `{'Name': {arguments}}`."
     if isinstance(step, (A.BasicTransform, A.BaseCompose)): return step
-    name, kw = (step, {}) if isinstance(step, str) else next(iter(step.items())) if isinstance(step, dict) and len(step) == 1 else (None, None)
-    if name is None: raise DataError(f'an augmentation step must be a name, one {{name: arguments}} or a transform of albumentations, not {step!r}')
+    name, kw = (step, {}) if isinstance(step, str) else (None, None)
+    if isinstance(step, dict) and len(step) == 1: name, kw = next(iter(step.items()))
+    if name is None:
+        raise DataError(f'an augmentation step must be a name, one {{name: arguments}} or a transform of albumentations, not {step!r}')
     cls, kw = getattr(A, str(name), None), dict(kw or {})
-    if not (isinstance(cls, type) and issubclass(cls, (A.BasicTransform, A.BaseCompose))): raise DataError(f'albumentations has no transform named {name!r}')
+    if not (isinstance(cls, type) and issubclass(cls, (A.BasicTransform, A.BaseCompose))):
+        raise DataError(f'albumentations has no transform named {name!r}')
     if 'transforms' in kw: kw['transforms'] = [_build(s, size) for s in kw['transforms']]
     if issubclass(cls, A.RandomResizedCrop): kw = {'size': (size, size), 'area_for_downscale': 'image', **kw}
     kw = {k: tuple(v) if isinstance(v, list) and k != 'transforms' else v for k, v in kw.items()}
@@ -90,7 +93,8 @@ def _build(step, size):
 
 def _from_file(path):
     try: return yaml.safe_load(Path(path).read_text(encoding='utf-8-sig'))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e: raise DataError(f'augmentation file {shown(path)}: {" ".join(str(e).split())}') from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        raise DataError(f'augmentation file {shown(path)}: {" ".join(str(e).split())}') from None
 
 
 def _takes_whole(pipe):
@@ -101,10 +105,12 @@ def _takes_whole(pipe):
 def _augmented(pipe, a, size):
     "The augmented array; raises `DataError` where it isn't `size` x `size` pixels of 8 bits."
     try: out = pipe(image=a)['image']
-    except Exception as e: raise DataError(f'the augmentation fails on a picture of {a.shape[1]} x {a.shape[0]} pixels: {" ".join(str(e).split())}') from None
+    except Exception as e:
+        raise DataError(f'the augmentation fails on a picture of {a.shape[1]} x {a.shape[0]} pixels: {" ".join(str(e).split())}') from None
     if isinstance(out, np.ndarray) and out.shape == (size, size, 3) and out.dtype == np.uint8: return out
     what = f'{list(out.shape)} {out.dtype}' if hasattr(out, 'shape') else type(out).__name__
-    raise DataError(f'the augmentation returns {what} instead of [{size}, {size}, 3] uint8; it must keep the picture size and leave normalisation to the batch')
+    raise DataError(f'the augmentation returns {what} instead of [{size}, {size}, 3] uint8; it must keep the picture size and leave '
+                    f'normalisation to the batch')
 
 
 def aug_pipeline(
@@ -115,14 +121,16 @@ def aug_pipeline(
     if isinstance(aug, (str, Path)) and Path(aug).suffix.lower() in ('.yaml', '.yml', '.json'): aug = _from_file(aug)
     if isinstance(aug, str):
         if aug not in AUGMENTATIONS:
-            raise DataError(f'augmentation {aug!r} is unknown; choose {", ".join(AUGMENTATIONS)}, a YAML file, or timm:rand-m7-mstd0.5-inc1')
+            raise DataError(f'augmentation {aug!r} is unknown; choose {", ".join(AUGMENTATIONS)}, a YAML file, or '
+                            f'timm:rand-m7-mstd0.5-inc1')
         aug = AUGMENTATIONS[aug]
     if aug is None or aug == [] or aug == (): return None
     if isinstance(aug, A.Compose): pipe = aug
     elif isinstance(aug, dict) and 'transform' in aug: pipe = _strictly(lambda: A.from_dict(aug), 'augmentation dictionary')
     else:
         if isinstance(aug, dict): aug = [{k: v} for k, v in aug.items()]
-        if not isinstance(aug, (list, tuple)): raise DataError(f'an augmentation must be a name, a list of steps or a dictionary, not {type(aug).__name__}')
+        if not isinstance(aug, (list, tuple)):
+            raise DataError(f'an augmentation must be a name, a list of steps or a dictionary, not {type(aug).__name__}')
         pipe = A.Compose([_build(s, size) for s in aug])
     h, w = (size, size) if not _takes_whole(pipe) else (size + 17, 2 * size)
     _augmented(pipe, np.zeros((h, w, 3), np.uint8), size)
@@ -130,7 +138,7 @@ def aug_pipeline(
 
 # %% ../../nbs/data/05_augment.ipynb #559f0156
 class AlbumentationsTransform(DisplayedTransform):
-    "An albumentations pipeline on training pictures; its random numbers follow Python's `random`, which the loader seeds for every picture."
+    "An albumentations pipeline on training pictures; its random numbers follow Python's, which the loader seeds for every picture."
     split_idx = 0
     def __init__(self, pipe, preprocess):
         super().__init__()
@@ -276,7 +284,8 @@ class BatchAugment(DisplayedTransform):
         turned = self.symmetry or self.rotate or self.shear or self.zoom != (1., 1.)
         if turned: im = _affine(im, rand, self.rotate, self.shear, self.zoom, self.pad, self.flip, self.symmetry)
         else: im = _shift(im, rand, self.pad, self.flip)
-        if self.brightness or self.contrast or self.saturation: im = _colour(im.float(), rand, self.brightness, self.contrast, self.saturation)
+        if self.brightness or self.contrast or self.saturation:
+            im = _colour(im.float(), rand, self.brightness, self.contrast, self.saturation)
         return TensorImage(_erase(im, rand, self.erase) if self.erase else im)
 
 
@@ -289,5 +298,6 @@ def batch_augment(
     try:
         if isinstance(aug, dict): return BatchAugment(**aug)
     except TypeError as e: raise DataError(f'fast augmentation: {str(e).split("__init__() ")[-1]}') from None
-    raise DataError(f'fast batches know the augmentations {", ".join(FAST_AUGMENTATIONS)} or a dict of arguments of BatchAugment, not {aug!r}; '
+    raise DataError(f'fast batches know the augmentations {", ".join(FAST_AUGMENTATIONS)} or a dict of arguments of BatchAugment, not '
+                    f'{aug!r}; '
                     'for other pipelines use fast=False')

@@ -46,7 +46,9 @@ def _pickles(folder, name):
     "The Python batches in `folder`, read by torchvision."
     kind = type('Batches', (_original[name],), dict(base_folder=folder.name))
     try: sets = {s: kind(folder.parent, train=s == 'train') for s in ('train', 'test')}
-    except RuntimeError: raise DataError(f'{shown(folder)}: the Python batches are not those of the original {name}: one is missing, or its checksum is another') from None
+    except RuntimeError:
+        raise DataError(f'{shown(folder)}: the Python batches are not those of the original {name}: one is missing, or its checksum is '
+                        f'another') from None
     out = {s: defaultdict(list) for s in sets}
     for s, data in sets.items():
         for i, y in enumerate(data.targets): out[s][data.classes[y]].append((s, i))
@@ -72,7 +74,8 @@ def _parquet(files, name):
         table = pq.ParquetFile(f)
         cols = table.schema_arrow.names
         image, label = next((c for c in ('img', 'image') if c in cols), None), next((c for c in ('fine_label', 'label') if c in cols), None)
-        if not image or not label: raise DataError(f'{shown(f)} has the columns {", ".join(cols)}; needed are img or image, and label or fine_label')
+        if not image or not label:
+            raise DataError(f'{shown(f)} has the columns {", ".join(cols)}; needed are img or image, and label or fine_label')
         names = _label_names(table, label, name)
         for batch in table.iter_batches(1000, columns=[image, label]):
             for im, y in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist()):
@@ -87,7 +90,8 @@ def _folder(root, name):
     if found := [p for p in sorted(root.rglob(batches)) if p.is_file()]: return *_pickles(found[0].parent, name), 'Python batches'
     if found := sorted(root.rglob('*.parquet')): return *_parquet(found, name), 'parquet'
     root = root/name if (root/name).is_dir() else root
-    return _by_class(p.relative_to(root).as_posix() for p in root.glob('t*/*/*') if p.is_file()), lambda k: (root/k).read_bytes(), 'pictures'
+    names = [p.relative_to(root).as_posix() for p in root.glob('t*/*/*') if p.is_file()]
+    return _by_class(names), lambda k: (root/k).read_bytes(), 'pictures'
 
 # %% ../../nbs/data/09_cifar.ipynb #ec26c3fb
 @contextmanager
@@ -108,12 +112,14 @@ def cifar_pictures(
             unpack(source, tmp)
             files, read, what = _folder(Path(tmp), name)
             what = f'archive{" (checksum of the original archive)" if _md5(source) == _original[name].tgz_md5 else ""}, {what}'
-        if not files['train'] or not files['test']: raise DataError(f'{shown(source)} holds no {name}/train and {name}/test folders of pictures')
+        if not files['train'] or not files['test']:
+            raise DataError(f'{shown(source)} holds no {name}/train and {name}/test folders of pictures')
         yield files, read, what
 
 
 def _md5(path):
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'md5').hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.md5(f.read()).hexdigest()
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'md5').hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.md5(f.read()).hexdigest()
 
 # %% ../../nbs/data/09_cifar.ipynb #77dcdcf9
 def _pick(files, counts, classes, seed, where):
@@ -181,7 +187,8 @@ def _check_counts(files, per_class, name, source):
         got = {c: len(k) for c, k in files[split].items()}
         if len(got) == int(name[5:]) and set(got.values()) == {want}: continue
         odd = next((f'{c} has {v}' for c, v in sorted(got.items()) if v != want), 'all others are right')
-        raise DataError(f'{shown(source)} is not the whole {name}: {split} must have {name[5:]} classes of {want} pictures, this has {len(got)} classes ({odd})')
+        raise DataError(f'{shown(source)} is not the whole {name}: {split} must have {name[5:]} classes of {want} pictures, this has '
+                        f'{len(got)} classes ({odd})')
 
 
 def cifar(
@@ -194,7 +201,8 @@ def cifar(
     "CIFAR-10 or CIFAR-100 as an image folder, verified. Raises `DataError`; `dest` appears when it is complete."
     if name not in _original: raise DataError(f"name must be 'cifar10' or 'cifar100', not {name!r}")
     dest, n = Path(dest), int(name[5:])
-    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())): raise DataError(f'{shown(dest)} exists and is not empty; choose another folder')
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise DataError(f'{shown(dest)} exists and is not empty; choose another folder')
     per_class = per_class or (50_000 // n, 10_000 // n)
     if source is None:
         try: source = untar_data({'cifar10': URLs.CIFAR, 'cifar100': URLs.CIFAR_100}[name])

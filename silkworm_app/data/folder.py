@@ -25,8 +25,8 @@ class DataError(ValueError):
     "A data set that cannot be used as it is; the message names the file or folder and what to do."
 
 # %% ../../nbs/data/02_folder.ipynb #8af64e72
-_litter = {'thumbs.db', 'ehthumbs.db', 'desktop.ini', 'picasa.ini', '__macosx', '@eadir', '@recycle', '#recycle', '#snapshot', '$recycle.bin',
-           'recycler', 'system volume information', 'lost+found', 'icon\r', '__pycache__'}
+_litter = {'thumbs.db', 'ehthumbs.db', 'desktop.ini', 'picasa.ini', '__macosx', '@eadir', '@recycle', '#recycle', '#snapshot',
+           '$recycle.bin', 'recycler', 'system volume information', 'lost+found', 'icon\r', '__pycache__'}
 
 
 def is_litter(
@@ -71,12 +71,15 @@ def plain_name(
     name:str # of a file or folder as the system gives it
 )->str: # proper text in Unicode's composed form
     "The name of a class as it can be written anywhere."
-    return unicodedata.normalize('NFC', name) if name.isprintable() else decoded([os.fsencode(name)], lambda b: b.decode('cp1252', 'replace'))[0]
+    if name.isprintable(): return unicodedata.normalize('NFC', name)
+    return decoded([os.fsencode(name)], lambda b: b.decode('cp1252', 'replace'))[0]
 
 # %% ../../nbs/data/02_folder.ipynb #b78788f7
-SPLIT_NAMES = {'train': 'train', 'training': 'train', 'valid': 'valid', 'val': 'valid', 'validation': 'valid', 'dev': 'valid', 'test': 'test', 'testing': 'test'}
+SPLIT_NAMES = {'train': 'train', 'training': 'train', 'valid': 'valid', 'val': 'valid', 'validation': 'valid', 'dev': 'valid',
+               'test': 'test', 'testing': 'test'}
 MANIFEST = 'manifest.csv' # the list in a folder that `silkworm-data prepare` made
-_other_suffixes = {'.txt', '.csv', '.json', '.xml', '.md', '.yaml', '.yml', '.html', '.zip', '.py', '.ini', '.pdf', '.docx', '.xlsx', '.log', '.sha256'}
+_other_suffixes = {'.txt', '.csv', '.json', '.xml', '.md', '.yaml', '.yml', '.html', '.zip',
+                   '.py', '.ini', '.pdf', '.docx', '.xlsx', '.log', '.sha256'}
 
 
 def _entries(d):
@@ -90,7 +93,8 @@ def _is_dir(e):
 
 
 class Scan:
-    "What a folder holds: `items` and `strangers` (no pictures by name) are `(path, split or 'all', class)`; `unreadable` says which folders are closed."
+    """What a folder holds: `items` and `strangers` (no pictures by name) are `(path, split or 'all', class)`;
+    `unreadable` says which folders are closed."""
     def __init__(self,
         root, # folder
         empty:bool=False # whether it may hold no picture
@@ -176,7 +180,9 @@ def opened(
 _max_unpacked = 64 * 2**30
 
 
-def _outside(name): return name.startswith(('/', '\\')) or '..' in PurePosixPath(name.replace('\\', '/')).parts or (len(name) > 1 and name[1] == ':')
+def _outside(name):
+    up = '..' in PurePosixPath(name.replace('\\', '/')).parts
+    return name.startswith(('/', '\\')) or up or (len(name) > 1 and name[1] == ':')
 
 
 def _zip_names(infos):
@@ -194,11 +200,13 @@ def unpack(
     archive, # zip or tar file
     dest # existing folder
 ):
-    "Unpack the regular files of an archive below `dest`; raises `DataError`, before anything is written, if a member points outside or the whole is too large."
+    """Unpack the regular files of an archive below `dest`. Raises `DataError`, before anything is written, if a member points outside
+    or the whole is too large."""
     name = shown(archive)
     def check(names, total):
         for n in names:
-            if _outside(n): raise DataError(f'{name} holds the member {n!r}, which points outside the folder it is unpacked into; nothing was unpacked')
+            if _outside(n):
+                raise DataError(f'{name} holds the member {n!r}, which points outside the folder it is unpacked into; nothing was unpacked')
         if total > min(_max_unpacked, .9 * shutil.disk_usage(dest).free):
             raise DataError(f'{name} would unpack to {total / 2**30:.1f} GB, more than is allowed or free; nothing was unpacked')
     def write(member, f):
@@ -242,7 +250,8 @@ def why_unusable(
     most:int=5 # sentences to give
 )->str:
     "How many files cannot be used and why, as the beginning of a sentence."
-    return f'{len(reasons)} file(s) cannot be used: ' + '; '.join(list(reasons)[:most]) + (f'; and {len(reasons) - most} more' if len(reasons) > most else '')
+    return f'{len(reasons)} file(s) cannot be used: ' + '; '.join(list(reasons)[:most]) + (
+        f'; and {len(reasons) - most} more' if len(reasons) > most else '')
 
 
 def pictures_below(

@@ -29,7 +29,8 @@ MAX_PIXELS = 80_000_000
 
 FORMAT_SUFFIXES = { # formats that are read -> endings of their files, the usual one first
     'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif'), 'MPO': ('.jpg', '.jpeg', '.mpo'), 'PNG': ('.png',), 'GIF': ('.gif',),
-    'BMP': ('.bmp', '.dib'), 'DIB': ('.dib', '.bmp'), 'TIFF': ('.tif', '.tiff'), 'WEBP': ('.webp',), 'PPM': ('.ppm', '.pgm', '.pbm', '.pnm'),
+    'BMP': ('.bmp', '.dib'), 'DIB': ('.dib', '.bmp'), 'TIFF': ('.tif', '.tiff'), 'WEBP': ('.webp',),
+    'PPM': ('.ppm', '.pgm', '.pbm', '.pnm'),
     'AVIF': ('.avif',), 'HEIF': ('.heic', '.heif', '.hif'), 'JPEG2000': ('.jp2', '.j2k')}
 IMAGE_SUFFIXES = {s for ss in FORMAT_SUFFIXES.values() for s in ss}
 Image.init()
@@ -110,7 +111,8 @@ def _eight_bits(
     "Eight bits a channel; raises `ImageError` for modes without an agreed range."
     if im.mode in ('I', 'I;16', 'I;16L', 'I;16B', 'I;16N'):
         a = np.asarray(im).astype(np.int64)
-        if a.min() < 0 or a.max() > 65535: raise ImageError(f'{name} holds {im.mode} values beyond 16 bits; save it with 8 or 16 bits per channel')
+        if a.min() < 0 or a.max() > 65535:
+            raise ImageError(f'{name} holds {im.mode} values beyond 16 bits; save it with 8 or 16 bits per channel')
         return Image.fromarray(((a * 255 + 32767) // 65535).astype(np.uint8))
     if im.mode == 'F': raise ImageError(f'{name} holds floating-point pixels; save it with 8 or 16 bits per channel')
     if im.mode in ('LA', 'PA', 'La', 'RGBa') or 'transparency' in im.info: return im.convert('RGBA')
@@ -145,7 +147,8 @@ def _from_array(
             raise ImageError(f'a float array must lie in 0..1 to be a picture, this one spans {a.min():g}..{a.max():g}')
         a = np.rint(a * 255).astype(np.uint8)
     elif a.dtype != np.uint8:
-        if a.min() < 0 or a.max() > 255: raise ImageError(f'an integer array must lie in 0..255 to be a picture, this one spans {a.min()}..{a.max()}')
+        if a.min() < 0 or a.max() > 255:
+            raise ImageError(f'an integer array must lie in 0..255 to be a picture, this one spans {a.min()}..{a.max()}')
         a = a.astype(np.uint8)
     return _to_rgb(Image.fromarray(np.ascontiguousarray(a)), 'the array')
 
@@ -213,7 +216,8 @@ def _start(
     return im, name, data
 
 # %% ../../nbs/data/00_imaging.ipynb #657c321a
-_upright_by = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+_upright_by = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+               5: Image.Transpose.TRANSPOSE,
                6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
 
 
@@ -273,7 +277,8 @@ def picture_header(
     try:
         if not path.is_file(): return None
         with open(path, 'rb') as f: heif = _kind_of(f.read(16)) in _heic
-        with HeifImageFile(path) if heif else Image.open(path, formats=_formats) as im: return im.format, *im.size, im.mode, path.stat().st_size
+        with HeifImageFile(path) if heif else Image.open(path, formats=_formats) as im:
+            return im.format, *im.size, im.mode, path.stat().st_size
     except Exception: return None                                    # anything may be wrong with a file that is no picture
 
 # %% ../../nbs/data/00_imaging.ipynb #1e036a54

@@ -15,7 +15,8 @@ import cv2
 import fastai.vision.data # registers how batches of pictures are shown
 import numpy as np
 import torch
-from fastai.data.all import Categorize, DataLoaders, Datasets, DisplayedTransform, IntToFloatTensor, Normalize, TensorCategory, TfmdDL, ToTensor, Transform
+from fastai.data.all import (Categorize, DataLoaders, Datasets, DisplayedTransform, IntToFloatTensor, Normalize, TensorCategory, TfmdDL,
+                             ToTensor, Transform)
 from fastai.torch_core import TensorImage, default_device
 from fastai.vision.core import PILImage
 from PIL import Image
@@ -145,13 +146,14 @@ class PictureDataLoaders(DataLoaders):
         mean, # of each channel, of values in 0..1
         std # of each channel, of values in 0..1
     ):
-        "Give the net its pictures normalised like this from now on, in all loaders (what a pretrained net was trained with); returns itself."
+        "From now on give the net its pictures normalised like this, in all loaders, as a pretrained net wants them; returns itself."
         pre = replace(self.preprocess, mean=tuple(mean), std=tuple(std))
         if pre == self.preprocess: return self
         self.preprocess = pre
         for dl, part in zip(self.loaders, (self.splits.train, self.splits.valid)):
             for t in [*dl.after_item.fs, *dl.after_batch.fs]:
-                if isinstance(t, Normalize): t.mean, t.std = (torch.tensor(v, device=t.mean.device).view_as(t.mean) for v in (pre.mean, pre.std))
+                if isinstance(t, Normalize):
+                    t.mean, t.std = (torch.tensor(v, device=t.mean.device).view_as(t.mean) for v in (pre.mean, pre.std))
                 elif hasattr(t, 'set_preprocess'): t.set_preprocess(pre)
             if pre.resize == 'pad' and isinstance(dl, FastDL): dl.restore(**self.stored(part))       # padding has the mean colour
         return self
@@ -168,7 +170,8 @@ def _augmentation(aug, pre, fast, timm_args):
     if fast not in (True, False, 'auto'): raise DataError(f"fast must be True, False or 'auto', not {fast!r}")
     timm = isinstance(aug, str) and aug.startswith('timm:')
     if timm_args and not timm:
-        raise DataError(f"{', '.join(timm_args)}: unknown option, or one of timm's augmentations, which go with aug='timm:...' and not with {aug!r}")
+        raise DataError(f"{', '.join(timm_args)}: unknown option, or one of timm's augmentations, which go with aug='timm:...' and not "
+                        f"with {aug!r}")
     if fast == 'auto': fast = 'auto' if pre.size <= 64 and isinstance(aug, str) and aug in FAST_AUGMENTATIONS else False
     if timm:
         if fast: raise DataError('fast batches do not go with timm augmentation; use fast=False')
@@ -217,7 +220,8 @@ def _loaders(splits, pre, bs, val_bs, seed, item_aug, batch_aug, fast, cache, ma
         for it, a in zip(items, shrunk_pixels([it.src for it in items[:n]], pre.size, cache, max_gb)): it.src = a
     dsets = Datasets(items, [[OpenPicture()], [LabelOf(), Categorize(vocab=splits.classes)]], splits=[range(n), range(n, len(items))])
     device = default_device() if device is None else torch.device(device)
-    common = dict(bs=bs, shuffle=True, drop_last=n >= bs, seed=seed, device=device, num_workers=0 if fast else _workers(num_workers, n, pre.size),
+    common = dict(bs=bs, shuffle=True, drop_last=n >= bs, seed=seed, device=device,
+                  num_workers=0 if fast else _workers(num_workers, n, pre.size),
                   after_item=[Fit(pre, 1 if item_aug else None)] + ([item_aug] if item_aug else []) + [ToTensor()],
                   after_batch=batch_aug + [IntToFloatTensor(), Normalize.from_stats(pre.mean, pre.std, cuda=False)])
     dls = PictureDataLoaders()

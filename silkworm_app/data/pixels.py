@@ -38,7 +38,8 @@ def _write_cache(work, srcs, one, limit, max_gb):
         f.write(bytes(len(_magic) + 8 * len(srcs)))
         def put(a):
             shapes.append(a.shape[:2])
-            if f.tell() + a.nbytes > limit: raise DataError(f'the decoded pictures are larger than max_gb={max_gb:g}; raise the limit, or go without cache')
+            if f.tell() + a.nbytes > limit:
+                raise DataError(f'the decoded pictures are larger than max_gb={max_gb:g}; raise the limit, or go without cache')
             f.write(a.tobytes())
         _threaded(one, srcs, put)
         f.seek(0)
@@ -68,7 +69,7 @@ def _make_room(cache, need, limit):
 
 
 def _cached(cache, kind, srcs, settings, one, max_gb):
-    "`(flat bytes, [(height, width)])` of `one(src)` for all `srcs`, memory-mapped from a file in `cache` that is made when it is not there."
+    "`(flat bytes, [(height, width)])` of `one(src)` for all `srcs`, memory-mapped from a file in `cache`."
     cache = Path(cache)
     stat = [(shown(Path(p).absolute()), st.st_size, st.st_mtime_ns) for p in srcs for st in [os.stat(p)]]
     name = hashlib.sha256(json.dumps([2, kind, settings, stat]).encode()).hexdigest()[:20]
@@ -101,7 +102,8 @@ def load_pixels(
     "All pictures fitted, as one byte tensor. Raises `DataError` beyond `max_gb`, `ImageError` for a bad file."
     n, s = len(srcs), pre.size
     if 3 * s * s * n > max_gb * 2**30:
-        raise DataError(f'{n} pictures of {s} px need {3*s*s*n/2**30:.1f} GB, more than max_gb={max_gb:g}; use fast=False, a smaller size or a larger limit')
+        raise DataError(f'{n} pictures of {s} px need {3*s*s*n/2**30:.1f} GB, more than max_gb={max_gb:g}; use fast=False, a smaller '
+                        f'size or a larger limit')
     if cache is not None and all(isinstance(p, (str, os.PathLike)) for p in srcs):
         a = _cached(cache, 'fitted', srcs, pre.to_dict(), lambda p: _fitted(p, pre), max_gb)[0]
         return torch.from_numpy(a.reshape(n, s, s, 3)).permute(0, 3, 1, 2)

@@ -82,7 +82,8 @@ def _skin(rng, kind, s):
     "The colour of the body."
     body = np.array([222, 214, 196], np.float32) + rng.normal(0, 9, 3) + rng.normal(0, 12)
     return {'flacherie': body * (1 - .52 * s) + np.array([34, 24, 12]) * s, 'grasserie': body + np.array([4, -8, -62]) * s,
-            'muscardine': body + np.array([12, 16, 26]) * s, 'pebrine': body + np.array([-24, -28, -40]) * s * rng.uniform(.2, 1)}.get(kind, body)
+            'muscardine': body + np.array([12, 16, 26]) * s,
+            'pebrine': body + np.array([-24, -28, -40]) * s * rng.uniform(.2, 1)}.get(kind, body)
 
 # %% ../../nbs/data/08_sample.ipynb #7e86d507
 def _shadow(rng, im, n, spine, prof):
@@ -176,8 +177,10 @@ def picture_grid(
 # %% ../../nbs/data/08_sample.ipynb #1e7b57d3
 _readme = """# Synthetic silkworm sample
 
-These pictures are drawings made by a program (silkworm_app.data.draw_sample), not photographs. The shapes carry a cartoon of the signs of five states of
-the silkworm. They are here to try the tools on. A model trained on them knows nothing about real silkworms, and an accuracy on them says nothing about disease recognition.
+These pictures are drawings made by a program (silkworm_app.data.draw_sample), not photographs. The shapes carry a cartoon \
+of the signs of five states of
+the silkworm. They are here to try the tools on. A model trained on them knows nothing about real silkworms, \
+and an accuracy on them says nothing about disease recognition.
 
 Drawn with: {settings}
 """
@@ -189,13 +192,15 @@ def draw_sample(
     size:int=96, # side in pixels
     seed:int=0 # the same seed draws the same pictures
 )->Path: # the folder
-    "Draw the built-in sample: 60 % train, 20 % valid, 20 % test; a finished one is left as it is. Raises `DataError` if `dest` holds anything else."
+    """Draw the built-in sample: 60 % train, 20 % valid, 20 % test; a finished one is left as it is.
+    Raises `DataError` if `dest` holds anything else."""
     dest = Path(dest)
     if n_per_class < 5 or size < 16: raise DataError(f'draw_sample needs n_per_class >= 5 and size >= 16, not {n_per_class} and {size}')
     readme = _readme.format(settings=json.dumps(dict(n_per_class=n_per_class, size=size, seed=seed, version=1), sort_keys=True))
     if dest.exists():
         if (dest/'README.md').is_file() and (dest/'README.md').read_text(encoding='utf-8') == readme: return dest
-        if not dest.is_dir() or any(dest.iterdir()): raise DataError(f'{shown(dest)} exists and is not this sample; choose another folder or remove it')
+        if not dest.is_dir() or any(dest.iterdir()):
+            raise DataError(f'{shown(dest)} exists and is not this sample; choose another folder or remove it')
     dest.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f'.{dest.name}-', dir=dest.parent))
     try:

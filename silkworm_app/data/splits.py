@@ -113,11 +113,15 @@ def leak_warnings(
     "What a reader of a result must know about its splits."
     def pct(x): return f'{100*x:.3g} %'
     out, n, test = [], sum(leak['distinct'].values()), leak['test_seen_in_train']
-    if test > 0: out.append(f'{pct(test)} of the test pictures also occur in train' + (': the accuracy on this test split is not a result' if test > .05 else ''))
+    if test > 0:
+        out.append(f'{pct(test)} of the test pictures also occur in '
+                   f'train' + (': the accuracy on this test split is not a result' if test > .05 else ''))
     if leak['valid_seen_in_train'] > 0:
-        out.append(f'{pct(leak["valid_seen_in_train"])} of the validation pictures also occur in train: the validation accuracy is too good')
+        out.append(f'{pct(leak["valid_seen_in_train"])} of the validation pictures also occur in train: the validation accuracy is too '
+                   f'good')
     if leak['test_seen_in_valid'] > 0:
-        out.append(f'{pct(leak["test_seen_in_valid"])} of the test pictures also occur in the validation split, which chooses the best epoch')
+        out.append(f'{pct(leak["test_seen_in_valid"])} of the test pictures also occur in the validation split, which chooses the best '
+                   f'epoch')
     if leak['label_conflicts']: out.append(f'{leak["label_conflicts"]} picture(s) stand under two or more classes')
     if leak['files'] > 1.2 * n:
         each = ', '.join(f'{c}: {k}' for c, k in leak['distinct'].items())
@@ -141,7 +145,8 @@ class Splits:
 
     def counts(self)->dict:
         "`{split: {class: number of pictures}}`."
-        return {s: {c: n.get(c, 0) for c in self.classes} for s in ('train', 'valid', 'test') for n in [Counter(c for _, c in getattr(self, s))]}
+        numbers = {s: Counter(c for _, c in getattr(self, s)) for s in ('train', 'valid', 'test')}
+        return {s: {c: n.get(c, 0) for c in self.classes} for s, n in numbers.items()}
 
     def fold(self,
         name:str, # of `folds`, for example 'fold_2'
@@ -152,7 +157,8 @@ class Splits:
         if name not in self.folds: raise DataError(f'{shown(self.path)} has no fold {name}; it has {", ".join(self.folds) or "none"}')
         rest = [it for n, f in self.folds.items() if n != name for it in f]
         (valid, train), notes = carve(rest, self.groups, (valid_pct,), seed, ('validation',))
-        return _told(Splits(train, valid, self.folds[name], self.classes, self.groups, notes, {}, self.path, self.folds), 'manifest', carved=True)
+        own = Splits(train, valid, self.folds[name], self.classes, self.groups, notes, {}, self.path, self.folds)
+        return _told(own, 'manifest', carved=True)
 
     def __str__(self):
         rows = [f'{s:5}  {sum(n.values()):6}  ' + '  '.join(f'{c}: {k}' for c, k in n.items()) for s, n in self.counts().items()]
@@ -215,7 +221,8 @@ def _folds(path, rows, fold, valid_pct, seed, on_bad):
     whole = Splits([], [], [], sorted({c for _, c in items}), groups, [], {}, path, folds)
     if isinstance(fold, int): fold = f'fold_{fold}'
     out = whole.fold(fold or next(iter(folds)), valid_pct or .2, seed)
-    first = f'{shown(path)} was prepared with {len(folds)} folds, of which {next(iter(folds))} is the test here: a result is the mean over all of them'
+    first = (f'{shown(path)} was prepared with {len(folds)} folds, of which {next(iter(folds))} is the test here: '
+             'a result is the mean over all of them')
     out.warnings = notes + ([] if fold else [first]) + out.warnings
     return out
 
@@ -236,8 +243,11 @@ def _layout(path, scan):
     if not scan.splits: return
     for split, ns in scan.splits.items():
         if len(ns) > 1: raise DataError(f'{name} holds {" and ".join(sorted(ns))}, both of which mean {split}; keep one')
-    if 'train' not in scan.splits: raise DataError(f'{name} holds {", ".join(n for ns in scan.splits.values() for n in ns)} but no train folder')
-    if all_: raise DataError(f'{name} mixes the split folder {scan.splits["train"][0]} with other folders ({", ".join(all_[:5])}); move those out')
+    if 'train' not in scan.splits:
+        raise DataError(f'{name} holds {", ".join(n for ns in scan.splits.values() for n in ns)} but no train folder')
+    if all_:
+        raise DataError(f'{name} mixes the split folder {scan.splits["train"][0]} with other folders ({", ".join(all_[:5])}); move '
+                        f'those out')
 
 
 def _check_classes(found, path):
@@ -247,12 +257,14 @@ def _check_classes(found, path):
         empty = [c for c, fs in classes.items() if not fs]
         if len(empty) == len(classes): raise DataError(f'{where} holds no pictures (its folders {", ".join(empty[:5])} are empty)')
         if empty: raise DataError(f'{where}: the class folder {empty[0]} is empty; add pictures or remove the folder')
-        if len(classes) == 1: raise DataError(f'{where} holds one class only ({next(iter(classes))}); a classifier needs at least two class folders')
+        if len(classes) == 1:
+            raise DataError(f'{where} holds one class only ({next(iter(classes))}); a classifier needs at least two class folders')
     names = {s: set(c) for s, c in found.items()}
     for s, c in names.items():
         miss, extra = sorted(names.get('train', c) - c), sorted(c - names.get('train', c))
         if miss or extra:
-            raise DataError(f'{shown(path)}: the classes of {s} differ from those of train:' + (f' missing {", ".join(miss)}' if miss else '')
+            raise DataError(f'{shown(path)}: the classes of {s} differ from those of '
+                            f'train:' + (f' missing {", ".join(miss)}' if miss else '')
                             + (f' unknown {", ".join(extra)}' if extra else ''))
 
 
@@ -307,5 +319,8 @@ def find_splits(
     else:
         train, valid, test = items['train'], items.get('valid', []), items.get('test', [])
         if not valid and valid_pct: (valid, train), more = carve(train, groups, (valid_pct,), seed, ('validation',))
-        if not test: notes.append('there is no test split: the validation pictures choose the best epoch, so the accuracy on them is a little too good')
-    return _told(Splits(train, valid, test, sorted({c for _, c in train}), groups, notes + more, {}, given), level, carved='valid' not in items)
+        if not test:
+            notes.append('there is no test split: the validation pictures choose the best epoch, so the accuracy on them '
+                         'is a little too good')
+    out = Splits(train, valid, test, sorted({c for _, c in train}), groups, notes + more, {}, given)
+    return _told(out, level, carved='valid' not in items)
