@@ -9,8 +9,8 @@ import torchvision
 from silkworm_app.act.patch import NetSpec, lslu_model, lslus, patch_lslu
 from silkworm_app.act.start import file_options, load_reference, net_of, start_from
 from silkworm_app.act.weights import find_weights, pretrained_cfg, read_weights, save_weights
-from silkworm_app.coverage import randomise
-from silkworm_app.fuse import fuse
+from silkworm_app.lab.coverage import randomise
+from silkworm_app.act.fuse import fuse
 
 VN = 'vanillanet_5_x0_125'
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .patch import identity_series
-from ..lslu import LSLU,collapse,reference_series
+from .lslu import LSLU,collapse,reference_series
 
 # %% ../../nbs/act/08_convert.ipynb #752ee4c1
 def _chain_of(c, d, lo, hi):

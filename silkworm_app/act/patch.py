@@ -16,12 +16,12 @@ from timm.models import is_model,list_models
 from timm.models.nfnet import GammaAct
 from torch import nn
 
-from .. import vanillanet  # also registers the VanillaNets with timm
+from . import vanillanet  # also registers the VanillaNets with timm
 from .norms import has_stats,undo_norms
 from .places import arch_of,first_tensor,noise,triple
 from .plan import LSLUPlan,is_clamp,plan_lslu,where_name
 from .weights import find_weights,short
-from ..lslu import LSLU
+from .lslu import LSLU
 
 # %% ../../nbs/act/07_patch.ipynb #1076ab6d
 def _like(model, name, old):

@@ -16,7 +16,7 @@ from timm.models.nfnet import GammaAct
 from torch import nn
 
 from .weights import short
-from ..lslu import LSLU
+from .lslu import LSLU
 
 # %% ../../nbs/act/03_places.ipynb #dfee4746
 def _classes(*modules): return {o for m in modules for o in vars(m).values() if isinstance(o, type) and issubclass(o, nn.Module)}

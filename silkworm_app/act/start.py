@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .. import vanillanet
+from . import vanillanet
 from .convert import convert_lslu
 from .norms import has_stats,undo_norms
 from .patch import NetSpec,batches,deviation,eval_out,exact_start,identity_series,is_vanillanet,lslu_model,lslus
 from .places import arch_of,net_cfg,noise
 from .weights import Stored,WeightsError,fit_names,read_weights
-from ..fuse import fuse_like
-from ..lslu import LSLU
+from .fuse import fuse_like
+from .lslu import LSLU
 
 # %% ../../nbs/act/09_start.ipynb #20fca28c
 def _rename_lslus(state, model):
@@ -129,7 +129,7 @@ def _fill(twin, state, model, what):
     is_head = lambda k: k.startswith(heads) if heads else False
     left = [k for k in mine if is_head(k) and (k not in state or state[k].shape != mine[k].shape)]
     state = {k: v for k,v in state.items() if k not in left and not (is_head(k) and k not in mine)}
-    free = lambda k: k.endswith('num_batches_tracked') or k.rpartition('.')[2] in ('act_slope', 'slope_steps')
+    free = lambda k: k.endswith('num_batches_tracked') or k.rpartition('.')[2] == 'act_slope'
     missing = [k for k in mine if k not in state and k not in left and not free(k)]
     extra = [k for k in state if k not in mine and not free(k)]
     if missing or extra:

@@ -16,7 +16,7 @@ import torch
 
 from ..act.start import net_of,open_weights,told_net
 from ..data.imaging import Preprocess
-from ..fuse import compare,fuse
+from ..act.fuse import compare,fuse
 from .bundle import save_bundle
 from .format import BundleError
 from .load import load_bundle
