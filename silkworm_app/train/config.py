@@ -158,6 +158,9 @@ class TrainConfig:
     eval:bool = setting(False, 'train.fit', basic=True) # only evaluate the weights of finetune or resume
     switch_to_deploy:str = setting(None, 'fuse') # file to write the fused net to; with eval it is evaluated, too
     bundle:bool = setting(True, 'save_bundle') # write the deployable bundle
+    # part of the photographs of each class that may lose it in an answer: at 0.1 one in ten, and a class needs nine photographs that
+    # were not trained on before it can be excluded
+    risk:float = setting(.1, 'fit_trust', basic=True)
     onnx:bool = setting(True, 'save_onnx') # with the ONNX file in it
     progress:bool = setting('auto', 'fastai ProgressCallback') # fastai's progress bar; auto: on a terminal
     enable_wandb:bool = setting(False, 'wandb') # log to Weights & Biases what TensorBoard gets

@@ -21,6 +21,7 @@ from ..data.imaging import ImageError
 from ..data.loaders import test_loader
 from ..fuse import compare, fuse
 from ..act.curves import layer_curves, lslu_layers
+from ..serve.advice import closing_words
 from ..serve.bundle import save_bundle
 from ..serve.card import cross_text
 from ..serve.load import load_bundle
@@ -134,7 +135,8 @@ def _deploy(cfg, learn, model, run, res, dl, last):
         with torch.no_grad(): a = fused(pics[0]).numpy()
         b = load_bundle(run.bundle, 'onnx').run(pics[0].numpy())[0]
         print(f'ONNX file against the fused net: largest relative difference {np.abs(a - b).max()/np.abs(a).max():.1e}')
-    print(f'Bundle: {run.bundle}   (page: python app.py --bundle {run.bundle})')
+    trust, photographs = load_bundle(run.bundle).trust, (learn.dls.splits.leak or {}).get('distinct')
+    print(f'Bundle: {run.bundle}   (page: python app.py --bundle {run.bundle})\n{closing_words(trust, photographs)}', flush=True)
 
 def _shown(splits):
     "A few pictures of each class, with its name, as examples for the page"
@@ -147,7 +149,7 @@ def _bundle(cfg, learn, run, res, inherit):
     extra = dict(data_path=Path(cfg.data_path).name, counts=res['counts'], settings=settings, activations=res['activations']['text'])
     save_bundle(run.bundle, learn, held_out=held_out_answers(run) if cfg.cross_validate else None, onnx=cfg.onnx, extra=extra,
                 metrics={k: res[k] for k in ('cross_validation', 'test', 'valid') if k in res}, inherit=inherit,
-                examples=_shown(learn.dls.splits))
+                examples=_shown(learn.dls.splits), risk=cfg.risk)
 
 # %% ../../nbs/train/08_fit.ipynb #f090535b
 def _nets(cfg, path, n, dl, dls, device):

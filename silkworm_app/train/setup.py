@@ -192,6 +192,7 @@ _least = dict(input_size=1, batch_size=2, epochs=1, update_freq=1, save_ckpt_fre
 def _check_ranges(cfg):
     for k, lo in _least.items():
         if getattr(cfg, k) != 'auto' and getattr(cfg, k) < lo: raise TrainError(f'{k} must be {lo} or more, not {getattr(cfg, k)}')
+    if not 0 < cfg.risk <= .5: raise TrainError(f'risk must lie above 0 and up to 0.5, not {cfg.risk}')
     for k in ('drop', 'smoothing', 'mixup_prob', 'mixup_switch_prob', 'reprob'):
         if getattr(cfg, k) is not None and not 0 <= getattr(cfg, k) <= 1: raise TrainError(f'{k} must lie in 0 to 1, not {getattr(cfg, k)}')
 
