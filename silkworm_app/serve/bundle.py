@@ -280,13 +280,14 @@ def save_bundle(
     predictor.trust = trust = trust or Trust(classes)
     if trust.classes != classes:
         raise BundleError(f'the trust is for the classes {", ".join(trust.classes)}, the model for {", ".join(classes)}')
-    fusion = {k: v for k, v in (comparison.to_dict() if hasattr(comparison, 'to_dict') else comparison or {}).items() if k != 'latency_ms'}
+    fusion = dict(comparison.to_dict() if hasattr(comparison, 'to_dict') else comparison or {})
     leak, warned = getattr(splits, 'leak', None) or {}, list(getattr(splits, 'warnings', None) or [])
     config = dict(format=BUNDLE_FORMAT, arch=spec['arch'] if spec else _name(model), net_spec=spec, fuse_plan=plan, classes=classes,
                   class_titles=class_titles(classes), size=preprocess.size, preprocess=preprocess.to_dict(), metrics=metrics or {},
                   leak=leak, warnings=warned, trust=trust.to_dict(), fusion=fusion, latency=_latency(predictor), curves=curves,
                   versions=_versions(), created=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), extra=extra or {})
     config |= {k: v for k, v in (inherit or {}).items() if not config.get(k)}
+    config['fusion'] = {k: v for k, v in config['fusion'].items() if k != 'latency_ms'}    # of three timings; `latency` says it better
     config['warnings'] += [str(w) for w in trust_warnings(trust) if str(w) not in config['warnings']]
     roots = [str(splits.path)] if getattr(splits, 'path', None) else []
     return _write(Path(os.path.abspath(dest)), config, predictor, onnx, _different(examples, splits), roots)
