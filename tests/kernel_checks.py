@@ -11,8 +11,8 @@ from torch import nn
 
 pytest.importorskip('triton', reason='needs the package triton, which comes with the CUDA builds of PyTorch')
 cuda = torch.cuda.is_available()
-from silkworm_app import kernels
-from silkworm_app.kernels import TritonLSLU, interpreted, to_triton
+from silkworm_app.lab import kernels
+from silkworm_app.lab.kernels import TritonLSLU, interpreted, to_triton
 from silkworm_app.lslu import LSLU
 
 device = 'cuda' if cuda else 'cpu'
