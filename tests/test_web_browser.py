@@ -16,7 +16,7 @@ from PIL import Image
 
 from web_tools import Colours, Keeper, as_file, call, random_bundle, serving, upload
 
-documented = {'desktop_identify', 'desktop_model', 'phone_many', 'phone_cant_tell'}        # the pictures in docs/img
+documented = {'desktop_identify'}        # the pictures in docs/img
 root = Path(__file__).resolve().parent.parent
 chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 pytest.importorskip('playwright')
