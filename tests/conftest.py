@@ -7,6 +7,7 @@ os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
 os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('MPLBACKEND', 'Agg')
+os.environ.setdefault('SILKWORM_CACHE', 'off')                      # a test measures what the code does, not what was found before
 
 import pytest
 

@@ -8,11 +8,15 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 from silkworm_app.data import draw_larva
+from conftest import untar
+from silkworm_app.data import copies
+from silkworm_app.data.audit import audit
 from silkworm_app.data.copies import copy_groups, group_pictures, hash_groups
 from silkworm_app.data.same import same_photo, sketch
 
@@ -20,6 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 spec = importlib.util.spec_from_file_location('bench_copies', ROOT / 'data_prep/bench_copies.py')
 bench = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(bench)
+spec = importlib.util.spec_from_file_location('bench_plain', ROOT / 'data_prep/bench_plain.py')
+plain = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(plain)
 
 
 def put(folder, name, im):
@@ -106,6 +113,81 @@ def test_real_silkworm_copies(silkworm_dir):
     sizes = Counter(g.copies)
     assert len(files) == 383 and 10 <= len(sizes) <= 18 and min(sizes.values()) > 1
     assert len(set(g.exact)) > 10 * len(sizes)
+
+
+@pytest.mark.parametrize('kind', ['cocoon', 'seed', 'egg'])
+def test_different_objects_on_a_plain_ground_stay_apart(kind, tmp_path):
+    "On white, black and grey, small and large, sharp and soft: at every level."
+    looks = [dict(ground=g, part=p, soft=s) for g in ('white', 'black', 'grey') for p, s in ((.15, .5), (.7, .5), (.7, 4.))]
+    files = [put(tmp_path, f'{k}_{j}.jpg', plain.jpeg(plain.draw(kind, 2 * k + j, **look), 90)) for k, look in enumerate(looks) for j in (0, 1)]
+    g = group_pictures(files)
+    assert len(set(g.near)) == len(set(g.copies)) == len(set(g.scenes)) == len(files), g.links
+
+
+def test_copies_of_objects_on_a_plain_ground_are_found(tmp_path):
+    "Of six cocoons, one copy of each kind: nothing false is joined, and next to nothing is missed."
+    rng, ims = np.random.default_rng(0), [plain.draw('cocoon', s) for s in range(6)]
+    files, true = [put(tmp_path, f'{i}.jpg', plain.jpeg(im, 95)) for i, im in enumerate(ims)], list(range(6))
+    kinds = ('rotated by any angle', 'flipped', 'brightness', 'zoomed by 1.1 to 1.5', 'JPEG 35 to 80', 'ground recoloured')
+    for k, kind in enumerate(kinds):
+        files += [put(tmp_path, f'{k}_{i}.jpg', plain.KINDS[kind](im, rng)) for i, im in enumerate(ims)]
+        true += range(6)
+    both, joined, should = plain.pair_counts(group_pictures(files).copies, true)
+    assert both == joined and both / should > .9, (both, joined, should)
+
+
+def test_two_classes_on_one_ground_are_not_under_two_classes(tmp_path):
+    for c, kind in (('female', 'seed'), ('male', 'egg')):
+        (tmp_path / c).mkdir()
+        for s in range(4): put(tmp_path / c, f'{s}.jpg', plain.jpeg(plain.draw(kind, s, ground='white', part=.5), 90))
+    r = audit(tmp_path, show=False)
+    assert r['distinct_total'] == 8 and r['label_conflicts'] == 0 and not r['scene_groups']
+
+
+def test_pupae_are_126_photographs(tmp_path_factory):
+    "All different files; a few show one pupa that was photographed again, which is a scene and no copy."
+    g = group_pictures(sorted(untar('pupae', tmp_path_factory).rglob('*.jpg')))
+    assert len(g.files) == len(set(g.near)) == len(set(g.copies)) == 126
+    again = [(g.files[i].stem, g.files[j].stem) for i, j, kind, _ in g.links if kind == 'scene']
+    assert ('Pictures1_13_30_07', 'Pictures2_13_33_55') in again and len(again) <= 6
+
+
+def test_frames_of_one_scene_are_kept_together_unless_told_otherwise(tmp_path):
+    "The larva moves over the same leaf: two photographs, one scene; nothing else is."
+    rng = np.random.default_rng(0)
+    n = lambda s: cv2.GaussianBlur(rng.normal(size=(240, 320, 3)), (0, 0), s)
+    leaf = lambda: 110 + 60 * (n(2) / .14 * .4 + n(8) / .035 * .3)
+    one, other, films = leaf(), leaf(), []
+    bug = np.clip(200 + 400 * n(1.5)[:90, :60], 0, 255)
+    for y, x in ((20, 40), (120, 210)):
+        f = one.copy()
+        f[y:y + 90, x:x + 60] = bug
+        films.append(f)
+    files = [put(tmp_path, f'{k}.png', Image.fromarray(x.clip(0, 255).astype(np.uint8))) for k, x in enumerate([*films, other])]
+    g = group_pictures(files)
+    assert g.copies == [0, 1, 2] and g.scenes == [0, 0, 1]
+    assert copy_groups(files) == [0, 0, 1] and copy_groups(files, scenes='apart') == [0, 1, 2]
+    with pytest.raises(ValueError, match="scenes must be 'together' or 'apart'"): g.kept_together('both')
+
+
+def test_what_was_found_is_remembered(larvae, tmp_path, monkeypatch):
+    "A second search reads nothing and compares nothing; a renamed folder is read, but not compared; a changed file is seen."
+    monkeypatch.setenv('SILKWORM_CACHE', str(tmp_path / 'cache'))
+    (tmp_path / 'a').mkdir()
+    files = [put(tmp_path / 'a', f'{i}.png', im) for i, im in enumerate(larvae[:4])] + [put(tmp_path / 'a', f'{i}t.png', im.rotate(30)) for i, im in enumerate(larvae[:4])]
+    files.append(put(tmp_path / 'a', 'broken.png', b'no picture'))
+    first = group_pictures(files)
+    def never(*a, **k): raise AssertionError('searched again')
+    monkeypatch.setattr(copies, '_join_near', never)
+    again = group_pictures(files)
+    assert (again.copies, again.near, again.bad, again.sha256, again.links) == (first.copies, first.near, first.bad, first.sha256, first.links)
+    os.rename(tmp_path / 'a', tmp_path / 'b')
+    moved = [tmp_path / 'b' / f.name for f in files]
+    other = group_pictures(moved)
+    assert other.copies == first.copies and str(moved[-1]) in other.bad[8]
+    put(tmp_path / 'b', '0.png', larvae[5])
+    with pytest.raises(AssertionError, match='searched again'): group_pictures(moved)
+    monkeypatch.undo()
 
 
 @pytest.mark.slow

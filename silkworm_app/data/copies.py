@@ -189,7 +189,7 @@ def _scene_links(laid, union):
     "Pairs of different photographs that show nearly the same scene."
     def scene(p, o):
         plain = laid.sketches[p[0]].look.plain or laid.sketches[p[1]].look.plain
-        return o.again or not plain and o.inliers >= 20 and o.shared >= .5 and o.score >= .3
+        return o.again and o.score >= .7 or not plain and o.inliers >= 20 and o.shared >= .5 and o.score >= .3
     return [(*p[:2], o) for p, o in sorted(laid.done.items()) if union.find(p[0]) != union.find(p[1]) and scene(p, o)]
 
 # %% ../../nbs/data/02f_copies.ipynb #a56aee31
@@ -216,7 +216,18 @@ class Groups:
         return self.photos if scenes == 'apart' or self.scenes is None else self.scenes
 
 # %% ../../nbs/data/02f_copies.ipynb #40363528
-def _kind(what): return f'{what} 1 {cv2.__version__}'                # what is remembered is good for these rules and this OpenCV
+def _rules():
+    "What is remembered is good for these modules and this OpenCV."
+    own = Path(overlay.__code__.co_filename).parent
+    try: text = b''.join((own/f'{m}.py').read_bytes() for m in ('imaging', 'near', 'look', 'same', 'copies'))
+    except OSError: text = b'in an archive'
+    return f'{cv2.__version__} {hashlib.sha256(text).hexdigest()[:12]}'
+
+
+_of_these = _rules()
+
+
+def _kind(what): return f'{what} {_of_these}'
 
 
 class _Read:
@@ -263,13 +274,24 @@ class _Read:
         return np.frombuffer(t, np.uint8).reshape(thumb_side, thumb_side), h, tuple(l) or None
 
 
+def _small(l):
+    "The relief of a look on 32 x 32 pixels, as a vector of length 1."
+    r = cv2.resize(l.relief.astype(np.float32) - 128, (32, 32), interpolation=cv2.INTER_AREA).ravel()
+    return r / max(float(np.linalg.norm(r)), 1e-6)
+
+
 def _same(thumbs, looks):
-    "Function of two numbers: whether small pictures agree, and the objects in them where the ground is plain."
+    "Function of two numbers: whether small pictures agree, or the objects in them where the ground of both is plain."
+    small = {}
+    def plain(k): return looks[k] is not None and looks[k][1][0] == 1
+    def relief_of(k):
+        if k not in small: small[k] = _small(Look.unpack(*looks[k]))
+        return small[k]
     def same(i, j):
-        if not same_thumbs(thumbs[i], thumbs[j]): return False
-        if looks[i] is None or looks[j] is None: return True
-        a, b = Look.unpack(*looks[i]), Look.unpack(*looks[j])
-        return not (a.plain or b.plain) or same_look(a, b)
+        if plain(i) != plain(j) and looks[i] and looks[j]: return False    # framed otherwise: left to the geometric level
+        if not (plain(i) and plain(j)): return same_thumbs(thumbs[i], thumbs[j])
+        if relief_of(i) @ relief_of(j) < .3: return False           # most pairs of different objects end here
+        return same_look(Look.unpack(*looks[i]), Look.unpack(*looks[j]))
     return same
 
 # %% ../../nbs/data/02f_copies.ipynb #34049068

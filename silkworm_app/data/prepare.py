@@ -28,7 +28,7 @@ from .imaging import FORMAT_SUFFIXES, open_image, picture_header
 from .progress import each
 from .splits import MANIFEST_COLUMNS, carve, cut
 from ..files import open_streams, shown, write_text
-from ..prepare import _audit, audit_html, audit_text, headlines
+from .audit import audit_html, audit_scan, audit_text, headlines
 
 # %% ../../nbs/data/11_prepare.ipynb #d9a5ccd0
 def read_mapping(
@@ -253,7 +253,8 @@ def prepare(
     level:str='auto', # see `audit`
     keep:str='near', # 'all' but exact duplicates, one of each 'near' group, or 'one' picture per photograph
     overwrite:bool=False, # replace a folder that an earlier run made
-    workers:int=None, show:bool=True # see `audit`
+    workers:int=None, show:bool=True, # see `audit`
+    scenes:str='together' # 'together': nearly the same scene stays on one side of the split; 'apart': only copies of one photograph do
 )->dict: # `counts`, `notes` and `path`
     "A clean image folder with an honest split, a manifest and a data card. Raises `DataError`; `src` is only read, and `dest` appears when it is complete."
     src, dest = Path(src), Path(dest)
@@ -266,19 +267,19 @@ def prepare(
             stray = next(scan.rel(p) for p, _, c in scan.items if not c)
             raise DataError(f'{stray} in {shown(src)} lies in no class folder; put the pictures of each class into a folder named after it')
         to, notes = _renaming(scan.classes, mapping, src)
-        report, g = _audit(scan, shown(src.name), level, workers, show)
-        photo = g.near if report['level'] == 'hash' else g.copies
+        report, g = audit_scan(scan, shown(src.name), level, workers, show, scenes)
+        photo, scene = g.photos, g.kept_together(scenes)
         label = [to[c] for _, _, c in scan.items]
         kept, dropped = _choose(label, g.bad, photo, {'all': g.exact, 'near': g.near, 'one': photo}[keep])
         distinct = _distinct(kept, label, photo, src)
         folds, more = _few(distinct, folds)
-        parts, last = _parts({scan.rel(scan.items[k][0]): (k, label[k], photo[k]) for k in kept}, folds, valid_pct, test_pct, seed)
+        parts, last = _parts({scan.rel(scan.items[k][0]): (k, label[k], scene[k]) for k in kept}, folds, valid_pct, test_pct, seed)
         notes += more + last + [f'{n} file(s) left out: {why}' for why, n in sorted(dropped.items())] + _strange(scan)
         if g.bad: notes.append(why_unusable([shown(g.bad[k]).replace(shown(scan.root), shown(src.name), 1) for k in sorted(g.bad)]))
         split = dict(folds=folds) if folds else dict(valid_pct=valid_pct, test_pct=test_pct)
-        options = dict(source=shown(src.name), seed=seed, size=size, level=report['level'], keep=keep, **split)
+        options = dict(source=shown(src.name), seed=seed, size=size, level=report['level'], keep=keep, scenes=scenes, **split)
         def write(work):
-            rows = _write_set(work, scan, g.sha256, parts, photo, size, folds, workers, show)
+            rows = _write_set(work, scan, g.sha256, parts, scene, size, folds, workers, show)
             _finish(work, rows, notes + [f'source: {h}' for h in headlines(report)], options, distinct, to)
         _put(dest, write)
     counts = {s: dict(sorted(Counter(c for _, c in o).items())) for s, o in parts.items()}
@@ -298,6 +299,8 @@ def _distinct(kept, label, photo, src):
 # %% ../../nbs/data/11_prepare.ipynb #7823da71
 _level = dict(default='auto', choices=('auto', 'hash', 'copies'),
               help='hash: resized, re-encoded, trimmed; copies: also rotated, zoomed, flipped (default: copies up to 5,000 files)')
+_scenes = dict(default='together', choices=('together', 'apart'),
+               help='nearly the same scene (frames, bursts, one object photographed again): on one side of a split, or not (default: %(default)s)')
 
 
 def _prepare_options(q):
@@ -310,6 +313,7 @@ def _prepare_options(q):
     q.add_argument('--size', type=int, help='reduce to this shorter side, saved as JPEG (default: bytes as they are)')
     q.add_argument('--mapping', metavar='FILE', help='class names, found: wanted, as YAML, JSON or CSV (default: known misspellings of silkworm diseases are corrected)')
     q.add_argument('--level', **_level)
+    q.add_argument('--scenes', **_scenes)
     q.add_argument('--keep', default='near', choices=('all', 'near', 'one'),
                    help='all but exact duplicates, one of each near group, or one picture per photograph (default: %(default)s)')
     q.add_argument('--overwrite', action='store_true', help='replace a folder made by an earlier run')
@@ -318,6 +322,7 @@ def _prepare_options(q):
 def _audit_options(a):
     a.add_argument('src', help='folder or archive: class folders, or train/valid/test folders of class folders')
     a.add_argument('--level', **_level)
+    a.add_argument('--scenes', **_scenes)
     a.add_argument('--json', metavar='OUT', help='write everything found as JSON')
     a.add_argument('--html', metavar='OUT', help='write one self-contained page with thumbnails of the groups')
     a.add_argument('--strict', action='store_true', help='exit with 1 on leaks, label conflicts or unusable files')
@@ -350,7 +355,7 @@ def _run_audit(args):
     for o in (args.json, args.html):
         if o and not Path(o).absolute().parent.is_dir(): raise DataError(f'the folder of {shown(o)} does not exist')
     with opened(args.src) as root:
-        r, _ = _audit(Scan(root), shown(args.src), args.level, args.workers, True)
+        r, _ = audit_scan(Scan(root), shown(args.src), args.level, args.workers, True, args.scenes)
         print(audit_text(r))
         if args.json: _save(args.json, json.dumps(r, indent=1, ensure_ascii=False) + '\n')
         if args.html: _save(args.html, audit_html(r, root))

@@ -270,7 +270,7 @@ def _better(best, a, b, m, n):
 
 # %% ../../nbs/data/02d_same.ipynb #4a9348f0
 def _bends(a, b, m, least=.15):
-    "Whether `b`, laid over `a` by the affine map `m`, is bent by more than `least` pixels and than the scatter."
+    "Whether `b`, laid over `a` by the affine map `m`, is bent by more than `least` pixels and stands out of the scatter."
     h, w = a.gray.shape
     seen = cv2.warpAffine(b.inner, m, (w, h), flags=cv2.INTER_NEAREST) & a.inner
     over = relief(cv2.warpAffine(b.gray, m, (w, h)), seen)
@@ -286,7 +286,7 @@ def _bends(a, b, m, least=.15):
         weight = 1 / np.sqrt(off + .1)
     bend = full[:, 3:] @ c[3:]
     bend = bend - flat @ np.linalg.lstsq(flat, bend, rcond=None)[0]
-    return float(np.sqrt((bend**2).sum(1).mean())) > max(least, float(np.median(off)))
+    return float(np.sqrt((bend**2).sum(1).mean())) > max(least, .6 * float(np.median(off)))
 
 
 def _upright(m): return m[0, 0] > 0 and abs(np.arctan2(m[1, 0], m[0, 0])) < np.deg2rad(5)
