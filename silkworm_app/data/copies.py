@@ -20,7 +20,7 @@ from .look import Look, look
 from .memory import Memory, pack, stat_key, unpack
 from .near import hashes, near_links, same_thumbs, thumb_side, thumbnail, trims
 from .progress import Progress, each, n_threads
-from .same import Overlay, Sketch, mirror_bins, overlay, pose, same_look, sketch, turns, unit, wheel
+from .same import Overlay, Sketch, mirror_bins, overlay, pose, same_look, sketch, tiny_relief, tiny_shift, turns, unit, wheel
 
 # %% ../../nbs/data/02f_copies.ipynb #ad52a058
 class Union:
@@ -274,24 +274,18 @@ class _Read:
         return np.frombuffer(t, np.uint8).reshape(thumb_side, thumb_side), h, tuple(l) or None
 
 
-def _small(l):
-    "The relief of a look on 32 x 32 pixels, as a vector of length 1."
-    r = cv2.resize(l.relief.astype(np.float32) - 128, (32, 32), interpolation=cv2.INTER_AREA).ravel()
-    return r / max(float(np.linalg.norm(r)), 1e-6)
-
-
 def _same(thumbs, looks):
     "Function of two numbers: whether small pictures agree, or the objects in them where the ground of both is plain."
     small = {}
     def plain(k): return looks[k] is not None and looks[k][1][0] == 1
-    def relief_of(k):
-        if k not in small: small[k] = _small(Look.unpack(*looks[k]))
+    def tiny(k):
+        if k not in small: small[k] = tiny_relief(Look.unpack(*looks[k]))
         return small[k]
     def same(i, j):
         if plain(i) != plain(j) and looks[i] and looks[j]: return False    # framed otherwise: left to the geometric level
         if not (plain(i) and plain(j)): return same_thumbs(thumbs[i], thumbs[j])
-        if relief_of(i) @ relief_of(j) < .3: return False           # most pairs of different objects end here
-        return same_look(Look.unpack(*looks[i]), Look.unpack(*looks[j]))
+        fit, x, y = tiny_shift(tiny(i), tiny(j))
+        return fit > .4 and same_look(Look.unpack(*looks[i]), Look.unpack(*looks[j]), (x, y))    # most different objects end at the first
     return same
 
 # %% ../../nbs/data/02f_copies.ipynb #34049068
