@@ -51,6 +51,7 @@ class Look:
     gray:np.ndarray # uint8 [h, w]
     inner:np.ndarray # uint8 [h, w]: 1 where evidence may lie
     plain:bool=False # whether a third of the picture or more is flat ground
+    zoom:float=1. # pixels of the look for one of the picture
 
     @cached_property
     def relief(self):
@@ -59,19 +60,19 @@ class Look:
 
     def mirrored(self):
         "Left and right exchanged"
-        return Look(np.ascontiguousarray(self.gray[:, ::-1]), np.ascontiguousarray(self.inner[:, ::-1]), self.plain)
+        return Look(np.ascontiguousarray(self.gray[:, ::-1]), np.ascontiguousarray(self.inner[:, ::-1]), self.plain, self.zoom)
 
     def pack(self):
         "As bytes: `(JPEG, mask)`"
         _, jpeg = cv2.imencode('.jpg', self.gray, [cv2.IMWRITE_JPEG_QUALITY, 95])
-        return jpeg.tobytes(), bytes([self.plain]) + zlib.compress(np.packbits(self.inner).tobytes(), 1)
+        return jpeg.tobytes(), bytes([self.plain, min(255, round(32 * self.zoom))]) + zlib.compress(np.packbits(self.inner).tobytes(), 1)
 
     @classmethod
     def unpack(cls, jpeg, mask):
         "From `pack`"
         g = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE)
-        bits = np.unpackbits(np.frombuffer(zlib.decompress(mask[1:]), np.uint8))
-        return cls(g, bits[:g.size].reshape(g.shape), bool(mask[0]))
+        bits = np.unpackbits(np.frombuffer(zlib.decompress(mask[2:]), np.uint8))
+        return cls(g, bits[:g.size].reshape(g.shape), bool(mask[0]), mask[1] / 32)
 
 # %% ../../nbs/data/02c_look.ipynb #03f63c80
 def _scaled(a, k):
@@ -93,6 +94,7 @@ def look(
             rim = 4 + .06 * max(np.ptp(y), np.ptp(x))
             x0, y0, x1, y1 = (int(max(0, v / k)) for v in (x.min() - rim, y.min() - rim, x.max() + 1 + rim, y.max() + 1 + rim))
             a = a[y0:y1, x0:x1]
-    small = _scaled(a, min(4, _side / max(a.shape[:2])))
+    zoom = min(4, _side / max(a.shape[:2]))
+    small = _scaled(a, zoom)
     inner = cv2.erode((~ground(small)).astype(np.uint8), np.ones((7, 7)), borderValue=1)
-    return Look(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), inner, bool(plain))
+    return Look(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), inner, bool(plain), zoom)

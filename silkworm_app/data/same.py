@@ -270,7 +270,7 @@ def _better(best, a, b, m, n):
 
 # %% ../../nbs/data/02d_same.ipynb #4a9348f0
 def _bends(a, b, m, least=.15):
-    "Whether `b`, laid over `a` by the affine map `m`, is bent by more than `least` pixels and stands out of the scatter."
+    "Whether `b`, laid over `a` by `m`, is bent by more than `least` of the picture's own pixels, and out of the scatter."
     h, w = a.gray.shape
     seen = cv2.warpAffine(b.inner, m, (w, h), flags=cv2.INTER_NEAREST) & a.inner
     over = relief(cv2.warpAffine(b.gray, m, (w, h)), seen)
@@ -286,7 +286,7 @@ def _bends(a, b, m, least=.15):
         weight = 1 / np.sqrt(off + .1)
     bend = full[:, 3:] @ c[3:]
     bend = bend - flat @ np.linalg.lstsq(flat, bend, rcond=None)[0]
-    return float(np.sqrt((bend**2).sum(1).mean())) > max(least, .6 * float(np.median(off)))
+    return float(np.sqrt((bend**2).sum(1).mean())) > max(least * max(1., a.zoom, b.zoom), .6 * float(np.median(off)))
 
 
 def _upright(m): return m[0, 0] > 0 and abs(np.arctan2(m[1, 0], m[0, 0])) < np.deg2rad(5)
@@ -322,16 +322,15 @@ def tiny_shift(
 def same_look(
     a:Look, b:Look, # of two pictures that are framed alike
     shift:tuple=(0., 0.), # where to begin, in parts of the side
-    least:float=.8 # likeness, see `Overlay.score`
+    least:float=.7 # likeness, see `Overlay.score`
 )->bool:
     "Whether two looks, one scaled to the size of the other and moved a little, show the same"
     (h, w), (p, q) = a.gray.shape, b.gray.shape
     if max(h * q, p * w) > 1.25 * min(h * q, p * w): return False
     start = np.array([[w / q, 0, (w / q - 1) / 2 + shift[0] * w], [0, h / p, (h / p - 1) / 2 + shift[1] * h]])
-    m = _sharpened(a, b, start, 30)
-    if m is None: return False
-    o = _judged(a, b, m, 0)
-    return o.score >= least and o.shared >= .8 and not o.again
+    found = [_judged(a, b, m, 0) for m in (start, _sharpened(a, b, start, 30)) if m is not None]
+    best = max(found, key=lambda o: o.score)
+    return best.score >= least and best.shared >= .8 and not best.again
 
 
 def same_photo(
