@@ -2,6 +2,8 @@
 # make demo DATA=folder     the same on your own pictures      (SERVE=0 stops after the proof)
 # make silkworm DATA=folder cross-validate, then train on all pictures: a bundle with its card in runs/silkworm
 # make test                 every notebook and test that CI runs
+# make docs                 the documentation as a site in _site
+# make lab                  JupyterLab on the notebooks
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -16,11 +18,11 @@ TRAIN_ARGS ?=
 export NO_ALBUMENTATIONS_UPDATE := 1
 export GRADIO_ANALYTICS_ENABLED := False
 
-.PHONY: demo silkworm has-data test env clean
+.PHONY: demo silkworm has-data test docs lab env clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,4s/^# //p' Makefile
+	@sed -n '1,6s/^# //p' Makefile
 
 env: $(VENV)/.ready
 
@@ -55,7 +57,15 @@ silkworm: has-data env
 test: env
 	$(BIN)/python tests/check_notebooks.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile
+
+docs: env
+	$(BIN)/python -m pip install --quiet --progress-bar off -e ".[docs]"
+	DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+lab: env
+	$(BIN)/python -m pip install --quiet --progress-bar off -e ".[lab]"
+	$(BIN)/jupyter lab nbs
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info _proc
+	rm -rf $(VENV) _site build dist *.egg-info _proc

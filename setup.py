@@ -15,6 +15,6 @@ setup(
     long_description=(Path(__file__).parent / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     packages=find_packages(include=['silkworm_app', 'silkworm_app.*']), include_package_data=True,
-    install_requires=lines('requirements'), extras_require={k: lines(f'{k}_requirements') for k in ('lite', 'dev')},
+    install_requires=lines('requirements'), extras_require={k: lines(f'{k}_requirements') for k in ('lite', 'dev', 'docs', 'lab')},
     entry_points={'console_scripts': lines('console_scripts')}, zip_safe=False,
 )

@@ -22,7 +22,7 @@ from PIL import Image
 from silkworm_app.data.folder import DataError, Scan
 from silkworm_app.data.copies import group_pictures, hash_groups
 from silkworm_app.data.same import same_photo, sketch
-from silkworm_app.imaging import open_image
+from silkworm_app.data.imaging import open_image
 
 FILLS = {'black': (cv2.BORDER_CONSTANT, 0), 'white': (cv2.BORDER_CONSTANT, 255), 'nearest': (cv2.BORDER_REPLICATE, 0), 'reflect': (cv2.BORDER_REFLECT, 0), 'wrap': (cv2.BORDER_WRAP, 0)}
 

@@ -22,7 +22,9 @@ from fastai.vision.all import (CropPad, CrossEntropyLossFlat, Flip, ImageDataLoa
                                accuracy, imagenet_stats, nn, set_seed)
 from torchvision import datasets, transforms as T
 
-from silkworm_app.data import DataError, find_splits, image_dls
+from silkworm_app.data.folder import DataError
+from silkworm_app.data.splits import find_splits
+from silkworm_app.data.loaders import image_dls
 
 
 def unzip(source, dest, n):

@@ -1,6 +1,6 @@
 """silkworm-train next to the same net with plain relus and to a linear model on colour histograms, several seeds, test split read once.
 
-    python experiments/against_baselines.py NAME DATA [--seeds 3] [--out docs/results/baselines.csv] [--arm NAME=OPTIONS ...] [-- silkworm-train options]
+    python experiments/against_baselines.py NAME DATA [--seeds 3] [--out runs/baselines.csv] [--arm NAME=OPTIONS ...] [-- silkworm-train options]
 
 With --arm, these variants of the command are compared instead.
 
@@ -27,7 +27,7 @@ from silkworm_app.files import replacing
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from silkworm_app.imaging import open_image
+from silkworm_app.data.imaging import open_image
 from silkworm_app.train.config import read_settings
 from silkworm_app.train.setup import load_splits
 
@@ -69,7 +69,7 @@ def main():
     p.add_argument('name', help='of the data in the table')
     p.add_argument('data', help='folder or zip file, as for silkworm-train --data_path')
     p.add_argument('--seeds', type=int, default=3)
-    p.add_argument('--out', default='docs/results/baselines.csv')
+    p.add_argument('--out', default='runs/baselines.csv')
     p.add_argument('--arm', action='append', metavar='NAME=OPTIONS', help='variant of silkworm-train, for example "clipped=--clip_grad 1"')
     args = p.parse_args(argv)
     arms = {a.partition('=')[0]: a.partition('=')[2].split() for a in args.arm} if args.arm else {**WHAT, 'linear': None}

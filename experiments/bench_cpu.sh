@@ -1,7 +1,7 @@
 #!/bin/sh
 # Every timing of docs/results.md on the CPU, from one command: sh experiments/bench_cpu.sh [FOLDER]     (half an hour; nothing else may run beside it)
 set -e
-out=${1:-docs/bench}
+out=${1:-runs/bench}
 bench() { name=$1; shift; echo "== $name"; silkworm-bench --threads 2 --out "$out/$name.json" "$@" > "$out/$name.md"; }
 mkdir -p "$out"
 bench layer --sections layers --only 16x128x56x56 --rounds 9

@@ -20,10 +20,12 @@ from fastai.torch_core import get_model, set_seed
 from fastai.vision.learner import vision_learner
 
 from silkworm_app.act.weights import find_weights
-from silkworm_app.data import Splits, cut, find_splits, image_dls, test_loader
+from silkworm_app.data.splits import Splits, cut, find_splits
+from silkworm_app.data.loaders import image_dls, test_loader
 from silkworm_app.train.callback import SaveBest
 from silkworm_app.train.learner import lslu_learner
-from silkworm_app.train.recipe import Features, answers, fit_recipe
+from silkworm_app.train.head import Features
+from silkworm_app.train.recipe import answers, fit_recipe
 
 NET = 'tf_efficientnet_lite0'
 ARMS = {  # size of the pictures, arguments of lslu_learner, arguments of fit_recipe

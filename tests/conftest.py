@@ -11,7 +11,7 @@ os.environ.setdefault('SILKWORM_CACHE', 'off')                      # a test mea
 
 import pytest
 
-from silkworm_app.prepare import unpack
+from silkworm_app.data.folder import unpack
 
 
 def real(name):
@@ -63,5 +63,5 @@ def cifar10_dir(tmp_path_factory):
 @pytest.fixture(scope='session')
 def sample_dir(tmp_path_factory):
     "The built-in synthetic sample, drawn small."
-    from silkworm_app.data import draw_sample
+    from silkworm_app.data.sample import draw_sample
     return Path(draw_sample(tmp_path_factory.mktemp('sample') / 'synthetic_silkworm_sample', n_per_class=24, size=64, seed=0))

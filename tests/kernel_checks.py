@@ -13,7 +13,7 @@ pytest.importorskip('triton', reason='needs the package triton, which comes with
 cuda = torch.cuda.is_available()
 from silkworm_app.lab import kernels
 from silkworm_app.lab.kernels import TritonLSLU, interpreted, to_triton
-from silkworm_app.lslu import LSLU
+from silkworm_app.act.lslu import LSLU
 
 device = 'cuda' if cuda else 'cpu'
 
@@ -113,7 +113,7 @@ def test_the_rest_of_the_net_stays():
 
 
 def test_training_of_a_net_takes_the_same_steps():
-    import timm, silkworm_app.vanillanet
+    import timm, silkworm_app.act.vanillanet
     torch.manual_seed(0)
     a = timm.create_model('vanillanet_5_x0_125', num_classes=3, drop_rate=0., dims=(2, 2, 2, 2), stem_stride=2, act_num=1).double().to(device)
     b = copy.deepcopy(a)

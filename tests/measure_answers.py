@@ -1,7 +1,7 @@
 """What answers per class are worth on pictures never seen: coverage of each class and size of sets, beside one threshold and plain softmax.
 
 `SILKWORM_DATA=... python tests/measure_answers.py --cache DIR --out docs/answers.md` computes features of a pretrained net once (kept in DIR), then
-trains and calibrates the linear head of `silkworm_app.train.recipe` over and over: scores by five-fold cross-validation over photographs.
+trains and calibrates the linear head of `silkworm_app.train.head` over and over: scores by five-fold cross-validation over photographs.
 """
 import argparse
 import os
@@ -12,13 +12,13 @@ import timm
 import torch
 
 from silkworm_app.act.weights import find_weights
-from silkworm_app.data import draw_larva
+from silkworm_app.data.sample import draw_larva
 from silkworm_app.data.copies import copy_groups
 from silkworm_app.data.imaging import Preprocess
 from silkworm_app.data.folder import unpack
 from silkworm_app.serve.calibrate import fit_trust
 from silkworm_app.serve.trust import softmax
-from silkworm_app.train.recipe import fit_head
+from silkworm_app.train.head import fit_head
 
 ARCH, RISKS = 'tf_efficientnet_lite0', (.05, .1, .2)
 

@@ -26,8 +26,8 @@ from fastai.torch_core import params, set_seed
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from silkworm_app.callback import LSLUCallback
-from silkworm_app.patch import lslu_model, patch_lslu
+from silkworm_app.train.callback import LSLUCallback
+from silkworm_app.act.patch import lslu_model, patch_lslu
 
 VARIANTS = {'unpatched': None,
             'stem, identity': dict(where='stem', init='identity', act_num=3),

@@ -12,7 +12,8 @@ package = root / 'silkworm_app'
 ABOVE = dict(files=set(), act=set(), data=set(), serve={'act', 'data'}, train={'act', 'data', 'serve'})
 for room in ABOVE: ABOVE[room] = ABOVE[room] | ({'files'} if room != 'files' else set())
 ABOVE['figures'] = {'files', 'act', 'data', 'serve', 'train'}
-ABOVE['cli'] = ABOVE['figures'] | {'figures'}
+ABOVE['plot'] = ABOVE['figures'] | {'figures'}
+ABOVE['cli'] = ABOVE['plot'] | {'plot'}
 ABOVE['lab'] = ABOVE['cli'] | {'cli'}
 ABOVE['all'] = set(ABOVE)
 
@@ -44,8 +45,9 @@ def imports(path):
 
 
 def room_of(module):
+    "The room of a module; what `python -m` runs in a room is an entry like those of `cli`"
     parts = module.split('.')
-    return parts[1] if len(parts) > 1 else ''
+    return 'cli' if parts[-1] == '__main__' else parts[1] if len(parts) > 1 else ''
 
 
 edges = [(m, *found) for m, p in modules.items() for found in imports(p)]

@@ -4,9 +4,9 @@ import json
 import pytest
 import torch
 
-
-from silkworm_app.lab.bench import StepLSLU, in_turns, layer_arms, main, net_arms, run_bench, saved_bytes, stats_of, step_by_step
-from silkworm_app.lslu import LSLU
+from silkworm_app.act.lslu import LSLU
+from silkworm_app.lab.bench import main, run_bench
+from silkworm_app.lab.timing import StepLSLU, in_turns, layer_arms, net_arms, saved_bytes, stats_of, step_by_step
 
 
 def grads(model, x):

@@ -19,11 +19,11 @@ from torch import nn
 from silkworm_app.serve.bundle import load_bundle, save_bundle
 from silkworm_app.serve.format import BundleError
 from silkworm_app.serve.net import Predictor
-from silkworm_app.data import image_dls
+from silkworm_app.data.loaders import image_dls
 from silkworm_app.data.imaging import Preprocess
-from silkworm_app.lslu import LSLU
+from silkworm_app.act.lslu import LSLU
 from silkworm_app.serve.onnx import OnnxPredictor
-from silkworm_app.patch import lslu_model
+from silkworm_app.act.patch import lslu_model
 from silkworm_app.serve.calibrate import fit_trust
 
 
@@ -87,7 +87,7 @@ def test_onnx_needs_no_torch(bundle, learn):
     pic = learn.dls.splits.valid[0][0]
     code = f'''import sys
 from silkworm_app.serve.onnx import OnnxPredictor
-from silkworm_app.cli import predict_main
+from silkworm_app.serve.predict import predict_main
 p = OnnxPredictor({str(bundle / "model.onnx")!r})
 p.decide({str(pic)!r}), p.predict({str(pic)!r})
 for source in ({str(bundle / "model.onnx")!r}, {str(bundle)!r}): assert predict_main([source, {str(pic)!r}]) == 0
@@ -245,7 +245,8 @@ def hook(event, args):
     if event == 'open' and watching and 'secret' in str(args[0]): seen.append((event, str(args[0])))
 watching = False
 sys.addaudithook(hook)
-from silkworm_app.bundle import load_bundle, BundleError
+from silkworm_app.serve.load import load_bundle
+from silkworm_app.serve.format import BundleError
 from silkworm_app.serve.onnx import OnnxPredictor
 import numpy as np, pathlib, warnings, torch.onnx
 load_bundle(sys.argv[1], 'torch').model       # all imports done

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from silkworm_app.data import draw_larva
+from silkworm_app.data.sample import draw_larva
 from conftest import untar
 from silkworm_app.data import copies
 from silkworm_app.data.audit import audit

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from silkworm_app.fuse import fuse
-from silkworm_app.lslu import LSLU, reference_series
-from silkworm_app.patch import lslu_model, lslus
+from silkworm_app.act.fuse import fuse
+from silkworm_app.act.lslu import LSLU, reference_series
+from silkworm_app.act.patch import lslu_model, lslus
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA card')]
 

@@ -12,7 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from silkworm_app.data import DataError, Item, aug_pipeline, cifar_dls, cifar_splits, draw_larva, draw_sample, find_splits, image_dls, load_pixels, test_loader as labelled_test
+from silkworm_app.data.folder import DataError
+from silkworm_app.data.loaders import Item, image_dls, test_loader as labelled_test
+from silkworm_app.data.augment import aug_pipeline
+from silkworm_app.data.cifar import cifar_dls, cifar_splits
+from silkworm_app.data.sample import draw_larva, draw_sample
+from silkworm_app.data.splits import find_splits
+from silkworm_app.data.pixels import load_pixels
 from silkworm_app.data.imaging import Preprocess
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -205,7 +211,7 @@ def test_every_kind_of_loader(drawn, tmp_path, kind):
 
 def test_order_and_augmentation_in_a_fresh_process(drawn):
     "What a killed and restarted run would see: another process, straight at epoch 3."
-    code = ('import sys, zlib; from silkworm_app.data import image_dls, find_splits\n'
+    code = ('import sys, zlib; from silkworm_app.data.loaders import image_dls; from silkworm_app.data.splits import find_splits\n'
             'dls = image_dls(find_splits(sys.argv[1], group=None), 40, 8, fast=sys.argv[2] == "1").set_epoch(3)\n'
             'print([(zlib.crc32(x.cpu().numpy().tobytes()), y.tolist()) for x, y in dls.train])')
     for fast in (False, True):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from silkworm_app.data import draw_sample
+from silkworm_app.data.sample import draw_sample
 
 SCRIPT = '''
 import sys, torch
@@ -19,10 +19,10 @@ from fastai.callback.core import Callback
 from fastai.metrics import AccumMetric
 from fastai.optimizer import SGD
 from fastai.torch_core import get_model, num_distrib, rank_distrib, set_seed
-from silkworm_app.callback import WeightEMA
-from silkworm_app.data import image_dls
+from silkworm_app.train.callback import WeightEMA
+from silkworm_app.data.loaders import image_dls
 from silkworm_app.train.distributed import Processes, WholeLoss, leave
-from silkworm_app.learner import lslu_learner
+from silkworm_app.train.learner import lslu_learner
 from silkworm_app.train.callback import cross_entropy as _ce, share_right as _acc
 
 class Double(Callback):

@@ -23,7 +23,7 @@ def small_grid(folder, **base):
 
 @pytest.fixture(scope='module')
 def drawings(tmp_path_factory):
-    from silkworm_app.data import draw_sample
+    from silkworm_app.data.sample import draw_sample
     return draw_sample(tmp_path_factory.mktemp('grid') / 'sample', n_per_class=10, size=32, seed=0)
 
 
@@ -97,7 +97,7 @@ def test_values_survive_the_table(done):
 def test_folds_hold_photographs_together(tmp_path):
     "Pictures and their rotated copies: no photograph is on both sides, all files are tested once, and cutting by file mixes them."
     from PIL import Image
-    from silkworm_app.data import draw_larva
+    from silkworm_app.data.sample import draw_larva
     for c, kind in (('one', 'healthy'), ('two', 'muscardine')):
         (tmp_path / 'p' / c).mkdir(parents=True)
         for i in range(6):
@@ -173,8 +173,8 @@ def test_model_card_of_cross_validated_bundle(tmp_path, capsys):
     "Drawings with turned copies, one of them under two classes: the bundle, its card and the page say how it does on photographs never seen; the same seed gives the same weights."
     import hashlib
     from PIL import Image
-    from silkworm_app.bundle import load_bundle
-    from silkworm_app.data import draw_larva
+    from silkworm_app.serve.load import load_bundle
+    from silkworm_app.data.sample import draw_larva
     from silkworm_app.serve.page.answers import facts
     from silkworm_app.serve.page.html import Say, model_html
     from silkworm_app.train.fit import main as train
@@ -222,7 +222,7 @@ def test_latency_of_trained_arms_in_table_and_plot(drawings, tmp_path, capsys):
     said = capsys.readouterr().out
     with open(tmp_path / 'out/latency.csv') as f: rows = {r['arm']: r for r in csv.DictReader(f)}
     assert list(rows) == ['lslu', 'mobilenet'] and float(rows['mobilenet']['ms']) > float(rows['lslu']['ms']) > 0
-    from silkworm_app.fuse import fuse
+    from silkworm_app.act.fuse import fuse
     for r in read_grid(tmp_path / 'g.yaml').runs:
         weights = sum(4 * p.numel() for p in fuse(experiment.make_model(r, 5).eval(), 32).state_dict().values()) / 1e6
         assert weights < float(rows[r['arm']]['megabytes']) < weights + .4

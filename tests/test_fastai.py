@@ -14,12 +14,14 @@ from fastai.vision.learner import vision_learner
 from functools import partial
 from torchvision import models
 
-from silkworm_app.callback import DeepTraining, LSLUCallback
-from silkworm_app.coverage import randomise
-from silkworm_app.data import draw_sample, image_dls
-from silkworm_app.fuse import compare, fuse
-from silkworm_app.learner import lslu_learner
-from silkworm_app.patch import lslus
+from silkworm_app.train.callback import DeepTraining, LSLUCallback
+from silkworm_app.lab.coverage import randomise
+from silkworm_app.data.sample import draw_sample
+from silkworm_app.data.loaders import image_dls
+from silkworm_app.act.fuse import compare
+from silkworm_app.act.fuse import fuse
+from silkworm_app.train.learner import lslu_learner
+from silkworm_app.act.patch import lslus
 
 
 @pytest.fixture(scope='module')
@@ -238,7 +240,7 @@ def test_late(dls, how):
     learn = vision_learner(dls, 'test_resnet', pretrained=False)
     quiet(learn, 'fit', 1, 1e-3)
     learn.freeze()
-    kw = dict(where='all', act_num=1, fname=None)
+    kw = dict(where='all', act_num=1, fname=None, train_frozen=True)
     if how == 'add_cb': learn.add_cb(LSLUCallback(**kw))
     if how == 'to_lslu':
         assert learn.to_lslu(**kw) is learn and lslus(learn.model) and learn.lslu.report.init == 'identity'

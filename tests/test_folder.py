@@ -19,10 +19,11 @@ from silkworm_app.data.augment import A, aug_pipeline
 from silkworm_app.data.diseases import silkworm_info, silkworm_names
 from silkworm_app.data.folder import DataError, Scan, opened, pictures_below, unpack
 from silkworm_app.data.loaders import image_dls, test_loader as labelled_test
-from silkworm_app.data.prepare import main, prepare, read_mapping
+from silkworm_app.data.cli import main
+from silkworm_app.data.prepare import prepare, read_mapping
 from silkworm_app.data.sample import draw_larva
 from silkworm_app.data.splits import carve, cut, find_splits
-from silkworm_app.prepare import audit
+from silkworm_app.data.audit import audit
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -169,7 +170,7 @@ def test_a_name_that_is_no_utf8_loses_nothing(tmp_path, encoding):
     shutil.copy(d / 'pabrin/0.png', d / 'pabrin' / os.fsdecode(b'copy\xf1.png'))
     tree(d, classes=(os.fsdecode(b'Espa\xf1a'), '健康'), n=5, seed=9)
     env = {**os.environ, 'PYTHONIOENCODING': encoding, 'PYTHONPATH': str(ROOT)}
-    run = lambda *a: subprocess.run([sys.executable, '-W', 'ignore', '-c', 'import sys; from silkworm_app.data.prepare import main; sys.exit(main())', *map(str, a)], capture_output=True, env=env)
+    run = lambda *a: subprocess.run([sys.executable, '-W', 'ignore', '-c', 'import sys; from silkworm_app.data.cli import main; sys.exit(main())', *map(str, a)], capture_output=True, env=env)
     out = run('audit', d, '--level', 'hash', '--json', tmp_path / 'a.json', '--html', tmp_path / 'a.html')
     assert out.returncode == 0 and b'\\xf1.jpg' in out.stdout and b'Traceback' not in out.stderr, out.stderr[-400:]
     r = json.loads((tmp_path / 'a.json').read_text(encoding='utf-8'))

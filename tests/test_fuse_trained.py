@@ -6,22 +6,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from silkworm_app import data
-from silkworm_app.callback import act_slope
-from silkworm_app.fuse import compare, fuse
-from silkworm_app.learner import lslu_learner
-from silkworm_app.lslu import LSLU
+from silkworm_app.data.loaders import image_dls, test_loader as labelled_test
+from silkworm_app.train.callback import act_slope
+from silkworm_app.act.fuse import compare, fuse
+from silkworm_app.train.learner import lslu_learner
+from silkworm_app.act.lslu import LSLU
 
 
 def trained(folder, **kw):
     "A learner after a short deep training, with alphas and biases that have moved, and its test pictures."
-    dls = data.image_dls(folder, 32, 32, fast=True, group=None, device='cpu', seed=0)
+    dls = image_dls(folder, 32, 32, fast=True, group=None, device='cpu', seed=0)
     learn = lslu_learner(dls, stem_stride=2, decay_epochs=1, seed=0, **kw)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(max(3, 80 // len(dls.train)), 8e-3)
     for m in learn.model.modules():
         if isinstance(m, LSLU): assert (m.alphas - 1).abs().max() > 1e-3 and m.biases.abs().max() > 1e-4
     assert act_slope(learn.model) == 1
-    xs = [b[0].as_subclass(torch.Tensor) for b in data.test_loader(dls) or dls.valid]
+    xs = [b[0].as_subclass(torch.Tensor) for b in labelled_test(dls) or dls.valid]
     assert sum(map(len, xs)) >= 20
     return learn.model.eval(), xs
 

@@ -17,3 +17,11 @@ def test_kernel_is_exact():
     out = subprocess.run([sys.executable, '-m', 'pytest', str(checks)], capture_output=True, text=True, env=env, cwd=checks.parent.parent)
     assert out.returncode == 0, out.stdout[-4000:] + out.stderr[-2000:]
     assert 'passed' in out.stdout and 'skipped' not in out.stdout, out.stdout[-2000:]
+
+
+@pytest.mark.skipif(not find_spec('triton'), reason='needs the package triton, which comes with the CUDA builds of PyTorch')
+def test_the_notebook_of_the_kernel_runs():
+    "In a process of its own, too; elsewhere its cells are left out (their flag is kernels)."
+    out = subprocess.run([Path(sys.executable).with_name('nbdev-test'), 'nbs/lab/00_kernels.ipynb', '--flags', 'kernels', '--n-workers', '0'],
+                         capture_output=True, text=True, cwd=checks.parent.parent)
+    assert out.returncode == 0, out.stdout[-4000:] + out.stderr[-2000:]

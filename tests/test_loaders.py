@@ -4,8 +4,10 @@ import pytest
 import torch
 from fastai.vision.all import ClassificationInterpretation, Interpretation, Learner, accuracy, nn
 
-from silkworm_app.data import draw_sample, find_splits, image_dls, test_loader as labelled_test
-from silkworm_app.imaging import Preprocess
+from silkworm_app.data.sample import draw_sample
+from silkworm_app.data.splits import find_splits
+from silkworm_app.data.loaders import image_dls, test_loader as labelled_test
+from silkworm_app.data.imaging import Preprocess
 
 KINDS = {'items': {}, 'two workers': dict(num_workers=2), 'fast': dict(fast=True), 'cache': dict(cache=True), 'fast cache': dict(cache=True, fast=True),
          'timm': dict(aug='timm:rand-m9-mstd0.5-inc1', re_prob=.5)}
@@ -101,5 +103,5 @@ def test_normalised_later_is_normalised_from_the_start(drawn, tmp_path, kind, re
 
 
 def _open(p):
-    from silkworm_app.imaging import open_image
+    from silkworm_app.data.imaging import open_image
     return open_image(p)

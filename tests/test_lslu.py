@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from silkworm_app.lslu import LSLU
+from silkworm_app.act.lslu import LSLU
 
 FORMS = [('chain', False, 3), ('chain', True, 2), ('sum', True, 3), ('sum', False, 2), ('series', False, 3)]
 

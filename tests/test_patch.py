@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from silkworm_app import vanillanet
-from silkworm_app.coverage import check_family, coverage, randomise
-from silkworm_app.fuse import fuse
-from silkworm_app.lslu import LSLU
-from silkworm_app.patch import (LSLUPlan, apply_plan, load_reference, lslu_model, lslus, patch_lslu, plan_lslu, rebuild_model)
+from silkworm_app.act import vanillanet
+from silkworm_app.lab.coverage import check_family, coverage, randomise
+from silkworm_app.act.fuse import fuse
+from silkworm_app.act.lslu import LSLU
+from silkworm_app.act.plan import LSLUPlan, plan_lslu
+from silkworm_app.act.patch import apply_plan, lslu_model, lslus, patch_lslu, rebuild_model
+from silkworm_app.act.start import load_reference
 
 
 @pytest.mark.parametrize('arch,size', [('test_resnet', 64), ('test_efficientnet', 64), ('test_byobnet', 64), ('test_nfnet', 96), ('test_mambaout', 96), ('mobilenetv3_small_050', 64),
@@ -221,7 +223,7 @@ def test_coverage_command(tmp_path):
     assert '| starnet | starnet_s050 |' in out.with_suffix('.md').read_text()
     rows = coverage(out, ['starnet'])  # has it already
     assert [r['outcome'][:6] for r in rows] == ['cannot', 'ok'] and not list(tmp_path.glob('.*'))
-    bad = subprocess.run([sys.executable, '-m', 'silkworm_app.coverage', '--families', 'resnot', '--out', str(out)], capture_output=True, text=True)
+    bad = subprocess.run([sys.executable, '-m', 'silkworm_app.lab.coverage', '--families', 'resnot', '--out', str(out)], capture_output=True, text=True)
     assert bad.returncode == 2 and "'resnot' is no family" in bad.stderr and 'Traceback' not in bad.stderr
 
 

@@ -20,12 +20,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from silkworm_app.data import DataError, draw_larva, find_splits
+from silkworm_app.data.folder import DataError
+from silkworm_app.data.sample import draw_larva
+from silkworm_app.data.splits import find_splits
 from silkworm_app.data.imaging import ImageError, open_image
 from silkworm_app.data.cifar import cifar
 from silkworm_app.data.folder import Scan, unpack
-from silkworm_app.data.prepare import main, prepare, read_mapping
-from silkworm_app.prepare import audit, audit_text, headlines
+from silkworm_app.data.cli import main
+from silkworm_app.data.prepare import prepare, read_mapping
+from silkworm_app.data.audit import audit, audit_text, headlines
 
 
 def everything(root): return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(Path(root).rglob('*')) if p.is_file()}
@@ -213,7 +216,7 @@ def test_nothing_of_others_is_replaced(tmp_path, capsys):
 
 def test_killed_and_run_again(tmp_path):
     d = tree(tmp_path / 'set', n=30, size=200)
-    cmd = [sys.executable, '-c', 'import sys; from silkworm_app.data.prepare import main; sys.exit(main(sys.argv[1:]))', 'prepare', str(d), str(tmp_path / 'out'), '--size', '150', '--level', 'hash']
+    cmd = [sys.executable, '-c', 'import sys; from silkworm_app.data.cli import main; sys.exit(main(sys.argv[1:]))', 'prepare', str(d), str(tmp_path / 'out'), '--size', '150', '--level', 'hash']
     before, p = everything(d), subprocess.Popen(cmd)
     t = time.monotonic()
     while not (list(tmp_path.glob('.out.partial/*/*/*')) or p.poll() is not None) and time.monotonic() - t < 120: time.sleep(.002)

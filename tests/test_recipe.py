@@ -9,9 +9,12 @@ from fastai.data.transforms import GrandparentSplitter, get_image_files, parent_
 from fastai.vision.augment import Resize
 from fastai.vision.data import ImageBlock, ImageDataLoaders
 
-from silkworm_app.data import Splits, draw_sample, find_splits, image_dls
+from silkworm_app.data.splits import Splits, find_splits
+from silkworm_app.data.sample import draw_sample
+from silkworm_app.data.loaders import image_dls
 from silkworm_app.train.learner import lslu_learner
-from silkworm_app.train.recipe import Features, answers, fit_head, fit_recipe, one_file_each, photograph_loss, photograph_weights, photographs
+from silkworm_app.train.head import Features, fit_head, photograph_loss, photograph_weights, photographs
+from silkworm_app.train.recipe import answers, fit_recipe, one_file_each
 
 
 @pytest.fixture(scope='module')

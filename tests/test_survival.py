@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from silkworm_app.data import draw_sample
+from silkworm_app.data.sample import draw_sample
 
 EPOCHS = 6
 OPTIONS = ['--epochs', EPOCHS, '--batch_size', 8, '--decay_epochs', 2, '--model_ema', 'true', '--model_ema_decay', .9, .99, '--model_ema_eval', 'true', '--mixup', .2, '--cutmix', .5, '--smoothing', .1,

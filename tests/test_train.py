@@ -9,8 +9,8 @@ import yaml
 import torch
 from PIL import Image
 
-from silkworm_app.data import draw_sample
-from silkworm_app.commands import train_main as main
+from silkworm_app.data.sample import draw_sample
+from silkworm_app.cli import train_main as main
 from silkworm_app.train.config import OPTIONS, options_table, read_settings
 from silkworm_app.train.setup import load_splits
 
@@ -36,7 +36,7 @@ def train(data, tmp_path, capsys):
 
 
 GROUPS = { # options that go together; between them they name every option of training
-    'policy': '--aa rand-m7-mstd0.5-inc1 --color_jitter 0.3 --train_interpolation bilinear --reprob 0.5 --remode rand --recount 2 --crop_pct 0.875 --interpolation bilinear --resize squish',
+    'policy': '--risk 0.2 --aa rand-m7-mstd0.5-inc1 --color_jitter 0.3 --train_interpolation bilinear --reprob 0.5 --remode rand --recount 2 --crop_pct 0.875 --interpolation bilinear --resize squish',
     'mixing': '--aug light --mixup 0.8 --cutmix 1 --mixup_prob 0.9 --mixup_switch_prob 0.4 --mixup_mode pair --smoothing 0.1 --bce_loss --bce_target_thresh 0.2 --fast true',
     'minmax': '--aug none --cutmix_minmax 0.2 0.6 --mixup_mode elem --smoothing 0.1',
     'optimiser': '--opt sgd --momentum 0.8 --lr 0.05 --sched cosine --warmup_epochs 1 --min_lr 1e-5 --weight_decay 0.1 --weight_decay_end 0.01 --layer_decay 0.7 --clip_grad 1 --update_freq 2 --epochs 2',
@@ -231,7 +231,7 @@ def test_bad_data(train, data, tmp_path):
 
 def test_docs_list_the_options():
     from pathlib import Path
-    assert options_table() in Path(__file__).parent.with_name('docs').joinpath('training.md').read_text(encoding='utf-8'), 'write the table anew with silkworm_app.train.options_table()'
+    assert options_table() in Path(__file__).parent.with_name('docs').joinpath('training.md').read_text(encoding='utf-8'), 'write the table anew with silkworm_app.train.config.options_table()'
 
 
 @pytest.mark.slow
@@ -274,7 +274,7 @@ def test_finished_run_is_answered_before_torch_is_loaded(train, data, tmp_path):
     import sys
     code, out, m = train()
     line = ['--data_path', str(data), '--output_dir', str(tmp_path/'run'), *map(str, BASE)]
-    ask = f'import sys; from silkworm_app.commands import train_main; code = train_main({line!r}); print("torch" in sys.modules, code)'
+    ask = f'import sys; from silkworm_app.cli import train_main; code = train_main({line!r}); print("torch" in sys.modules, code)'
     said = subprocess.run([sys.executable, '-c', ask], capture_output=True, text=True, check=True).stdout
     assert 'it is finished' in said and said.endswith('False 0\n'), said
     code, out, _ = train('--lr', .01)

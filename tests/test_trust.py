@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from silkworm_app.imaging import Preprocess
+from silkworm_app.data.imaging import Preprocess
 from silkworm_app.serve.calibrate import fit_trust, measure
 from silkworm_app.serve.trust import Trust, class_sets, p_values, photographs_needed, softmax
 from silkworm_app.serve.unlike import picture_stats
@@ -19,7 +19,7 @@ def features_of(files, pre):
 def linear(sample_dir):
     "A linear classifier (colour and layout of the picture) on the sample's small pictures, with its trust."
     from sklearn.linear_model import LogisticRegression
-    from silkworm_app.data import find_splits
+    from silkworm_app.data.splits import find_splits
     s, pre = find_splits(sample_dir), Preprocess(32)
     number = {c: i for i, c in enumerate(s.classes)}
     get = lambda part: (*features_of([p for p, _ in part], pre), np.array([number[c] for _, c in part]))

@@ -206,7 +206,7 @@ def test_main_says_what_is_wrong(args, say, capsys):
 
 
 def test_app_serves_a_bundle_and_stops_clean(bundle, tmp_path):
-    from silkworm_app.bundle import load_bundle
+    from silkworm_app.serve.load import load_bundle
     env = dict(os.environ, TMPDIR=str(tmp_path), OMP_NUM_THREADS='1')
     app = subprocess.Popen([sys.executable, '-u', root / 'app.py', '--bundle', bundle, '--port', '0'], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env, cwd=root)
     try:

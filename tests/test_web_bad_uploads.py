@@ -16,7 +16,7 @@ from web_tools import Colours, as_file, bad_uploads, call, encode, files_in, ran
 def test_bad_uploads(count, monkeypatch, tmp_path, tmp_path_factory, capfd):
     predictor = Colours()
     if count >= 1000:
-        from silkworm_app.bundle import load_bundle
+        from silkworm_app.serve.load import load_bundle
         predictor = load_bundle(random_bundle(tmp_path_factory.mktemp('bundle') / 'bundle'))
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))      # what the server forgets would lie here
     good, seen, slowest = encode(Image.new('RGB', (40, 30), 'red'), 'JPEG'), {}, 0.

@@ -32,7 +32,8 @@ def shots(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory):
-    from silkworm_app.data import CLASS_INFO, draw_larva
+    from silkworm_app.data.diseases import CLASS_INFO
+    from silkworm_app.data.sample import draw_larva
     folder = tmp_path_factory.mktemp('pictures')
     for i, k in enumerate(CLASS_INFO): draw_larva(k, 256, 7 * i + 3).save(folder / f'{k}.jpg', quality=92)
     (folder / 'broken.jpg').write_bytes((folder / 'healthy.jpg').read_bytes()[:900])
@@ -42,7 +43,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def predictor(tmp_path_factory):
-    from silkworm_app.bundle import load_bundle
+    from silkworm_app.serve.load import load_bundle
     bundle = os.environ.get('SILKWORM_BUNDLE')
     if not bundle:
         metrics = dict(test=dict(accuracy=.9, n=50, classes=['flacherie', 'grasserie', 'healthy', 'muscardine', 'pebrine'], confusion_matrix=[[10 if i == j else 0 for j in range(5)] for i in range(5)], leak=dict(test_seen_in_train=.97)))

@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 import pytest
 
-from silkworm_app.prepare import unpack
+from silkworm_app.data.folder import unpack
 from web_tools import as_file, call, random_bundle, upload
 
 root = Path(__file__).resolve().parent.parent
@@ -71,7 +71,7 @@ def photographs(dest, n):
 
 def measure(bundle, folder, n=1000, clients=32):
     "The numbers of a load test of `app.py` with a bundle."
-    from silkworm_app.bundle import load_bundle
+    from silkworm_app.serve.load import load_bundle
     files = photographs(folder, n)
     with App(bundle) as app:
         with httpx.Client(base_url=app.url, timeout=60) as http:

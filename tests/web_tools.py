@@ -65,8 +65,8 @@ class Keeper:
 def random_bundle(dest, seed=0, **kwargs):
     "A bundle of the small net with random weights: what it answers is noise, but always the same noise; it can't tell on blank pictures."
     import torch
-    from silkworm_app.bundle import save_bundle
-    from silkworm_app.patch import lslu_model
+    from silkworm_app.serve.bundle import save_bundle
+    from silkworm_app.act.patch import lslu_model
     torch.manual_seed(seed)
     classes = ['flacherie', 'grasserie', 'healthy', 'muscardine', 'pebrine']
     model = lslu_model('vanillanet_5_x0_125', num_classes=len(classes))

@@ -26,7 +26,7 @@ def lslu_layers(
     "The unfused LSLUs of a net, by name."
     return {n: m for n, m in model.named_modules() if isinstance(m, LSLU) and getattr(m, 'alphas', None) is not None}
 
-
+# %% ../../nbs/act/12_curves.ipynb #ea85eb3b
 @torch.no_grad()
 def layer_curves(
     model:nn.Module, # net with unfused LSLUs

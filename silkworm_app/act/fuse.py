@@ -34,6 +34,7 @@ def _plain(tr, model, name):
         if tr.params[id(p)] > 1 or not tr.only_reader(p, name): return f'the weights of {name} are used elsewhere, too'
     return ''
 
+# %% ../../nbs/act/11_fuse.ipynb #a5b281ef
 def _why_not_fold(tr, model, name):
     "`(conv, '')` if batch norm `name` folds into `conv`, else `(None, reason)`"
     bn = model.get_submodule(name)
@@ -65,6 +66,7 @@ def _scale_into(conv, scale, offset):
     conv.weight = nn.Parameter((w.detach().double()*scale.view(-1, *[1]*(w.ndim-1))).to(w), requires_grad=False)
     conv.bias = nn.Parameter((b + offset).to(w), requires_grad=False)
 
+# %% ../../nbs/act/11_fuse.ipynb #026d6cc2
 def _own(model, name, step):
     m = model.get_submodule(name)
     p,was = next(m.parameters(), torch.zeros(())),torch.get_default_dtype()
@@ -74,6 +76,7 @@ def _own(model, name, step):
     finally: torch.set_default_dtype(was)
     if step['op'] == 'fuse': _set(model, name, new.eval())
 
+# %% ../../nbs/act/11_fuse.ipynb #d4a35aaf
 def _fold_bn(model, name, step):
     conv,bn = model.get_submodule(step['conv']),model.get_submodule(name)
     scale = torch.rsqrt(bn.running_var.double() + bn.eps)
@@ -83,6 +86,7 @@ def _fold_bn(model, name, step):
     rest = [o for o in (getattr(bn, 'drop', None), getattr(bn, 'act', None)) if o is not None and not isinstance(o, nn.Identity)]
     _set(model, name, nn.Identity() if not rest else rest[0] if len(rest) == 1 else nn.Sequential(*rest))
 
+# %% ../../nbs/act/11_fuse.ipynb #e6ca1d55
 def _absorb(model, name, step):
     f = model.get_submodule(name)
     if step.get('conv'): _scale_into(model.get_submodule(step['conv']), f.pre.c, f.pre.d)
@@ -94,6 +98,7 @@ def _absorb(model, name, step):
 
 _STEPS = {**{o: _own for o in _OWN}, 'fold_bn': _fold_bn, 'absorb': _absorb}
 
+# %% ../../nbs/act/11_fuse.ipynb #921b7a1d
 def _check_step(model, step):
     "Refuse a step that does not fit the net: plans come from files"
     if not isinstance(step, dict) or step.get('op') not in _STEPS: raise FuseError(f'the fuse plan has an unknown step: {str(step)[:80]}')
@@ -107,6 +112,7 @@ def _check_step(model, step):
     except (AttributeError, KeyError, TypeError): ok = False
     if not ok: raise FuseError(f'the fuse plan does not fit this net: {str(step)[:120]}')
 
+# %% ../../nbs/act/11_fuse.ipynb #ceb9bf49
 @torch.no_grad()
 def _apply(model, steps):
     for s in steps:
@@ -133,6 +139,7 @@ def _own_steps(model):
     walk('')
     return steps
 
+# %% ../../nbs/act/11_fuse.ipynb #b1f64811
 def _bn_steps(model, x):
     "`(steps, kept)`: the batch norms that fold, and for the others the reason"
     tr,steps,kept = Trace(model, x),[],{}
@@ -144,6 +151,7 @@ def _bn_steps(model, x):
         else: kept[name] = why
     return steps,kept
 
+# %% ../../nbs/act/11_fuse.ipynb #d555baa7
 def _pool_ok(m, c):
     if isinstance(m, (nn.MaxPool2d, nn.AdaptiveMaxPool2d)): return bool((c > 0).all())
     if isinstance(m, nn.AvgPool2d):
@@ -153,6 +161,7 @@ def _pool_ok(m, c):
 
 _POOLS = (nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
+# %% ../../nbs/act/11_fuse.ipynb #330e9970
 def _producer(tr, model, name, c):
     "`(conv, '')` that may take in the line of the fused LSLU `name`, or `(None, reason)`"
     if not tr.once(name): return None,f'it runs {len(tr.calls[name])} times'
@@ -168,6 +177,7 @@ def _producer(tr, model, name, c):
         if not _pool_ok(makers[pool], c): return None,f'the slope c is not positive, and {pool} does not commute with that'
         x,reader = tr.calls[pool][0][0],pool
 
+# %% ../../nbs/act/11_fuse.ipynb #bcf60d0a
 def _line_steps(model, x):
     "`(steps, kept)`: the lines that a convolution takes in, and for the others the reason"
     fs = {n: m for n,m in model.named_modules() if isinstance(m, FusedLSLU) and isinstance(m.pre, ClampedLine) and m.pre.line}
@@ -199,10 +209,12 @@ class FuseReport:
 
 _TOL = {torch.float64: 1e-9, torch.float32: 1e-3}
 
+# %% ../../nbs/act/11_fuse.ipynb #a2d9500e
 def _diff(a, b):
     a,b = (torch.cat([t.double().flatten() for t in tensors(o)]) for o in (a, b))
     return ((a - b).abs().max()/b.abs().max().clamp_min(1e-300)).item() if a.shape == b.shape else float('inf')
 
+# %% ../../nbs/act/11_fuse.ipynb #24c34a8a
 def _sizes(model, input_size):
     "Input shapes to try, the likeliest first"
     if input_size is not None:
@@ -217,6 +229,7 @@ def _sizes(model, input_size):
     own = [tuple(o) for o in own if isinstance(o, (list, tuple)) and len(o) == 3] + [(3,224,224)]
     return list(dict.fromkeys(s for o in own for s in ((_channels(model), *o[1:]), o)))  # the first convolution may not be the first layer
 
+# %% ../../nbs/act/11_fuse.ipynb #a371ba99
 def _channels(model):
     conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     return 3 if conv is None else conv.in_channels
@@ -232,11 +245,13 @@ def _noise(model, input_size):
     raise FuseError(f'{type(model).__name__} does not run on noise of {"x".join(map(str, s))} ({str(error).splitlines()[0][:120]}): '
                     'give input_size=(channels, height, width)') from error
 
+# %% ../../nbs/act/11_fuse.ipynb #d3f5f00c
 def _rounding(model, x, y):
     "How far the output of `model` moves when the last bit of its input does: no change of order of its sums can be told from that"
     up = torch.rand(x.shape, generator=torch.Generator().manual_seed(1)).to(x) < .5
     with torch.no_grad(): return _diff(model(torch.where(up, x*(1 + torch.finfo(x.dtype).eps), x)), y)
 
+# %% ../../nbs/act/11_fuse.ipynb #0862f774
 def _exactly(model, find, x, y):
     "Take the steps of `find(model) -> (steps, kept)` as long as the net computes the same: `(model, steps, kept)`"
     before = copy.deepcopy(model)
@@ -258,6 +273,7 @@ def _exactly(model, find, x, y):
         else: kept[s['module']] = f'its {s["op"]} step changes the output'
     return model,good,kept
 
+# %% ../../nbs/act/11_fuse.ipynb #2376cde0
 def _check_slope(model):
     for name,m in model.named_modules():
         s = getattr(m, 'act_slope', 1)
@@ -271,6 +287,7 @@ def _layout(model, channels_last=None):
     if p is not None and (p.device.type == 'cpu' if channels_last is None else channels_last): model.to(memory_format=torch.channels_last)
     return model
 
+# %% ../../nbs/act/11_fuse.ipynb #2b070ae0
 def fuse(
     model:nn.Module, # a VanillaNet, or any timm net, with LSLUs or without
     input_size=None, # of the trial run: number, (h, w) or (c, h, w); default: what the net says of itself
@@ -299,6 +316,7 @@ def fuse(
     model.fuse_plan,model.fuse_report = dict(version=1, steps=plan),report
     return model
 
+# %% ../../nbs/act/11_fuse.ipynb #44e0bd56
 def fuse_like(
     model:nn.Module, # a fresh net, built like the one that was fused
     fuse_plan:dict, # `fuse_plan` of the fused one
@@ -329,6 +347,7 @@ class Comparison:
                 f'parameters {self.params[0]:,} -> {self.params[1]:,}, multiply-adds {self.ops[0]:,} -> {self.ops[1]:,}, '
                 f'{self.latency_ratio:.2f} times as fast')
 
+# %% ../../nbs/act/11_fuse.ipynb #57de2237
 def _seconds(models, x, budget=1.):
     "Median time of each, taken in turns"
     times,end = [[] for _ in models],time.perf_counter()+budget
@@ -340,6 +359,7 @@ def _seconds(models, x, budget=1.):
             sync(); ts.append(time.perf_counter()-start)
     return [statistics.median(ts) for ts in times]
 
+# %% ../../nbs/act/11_fuse.ipynb #e10d3a0f
 @torch.no_grad()
 def compare(
     model:nn.Module, # the original

@@ -264,7 +264,8 @@ def is_vanillanet(
     arch:str, # a net of timm
 )->bool:
     "Is it a VanillaNet, which has its own LSLUs?"
-    return arch.split('.')[0] in list_models(module='vanillanet')
+    name = arch.split('.')[0]
+    return name.startswith('vanillanet_') and hasattr(vanillanet, name)
 
 def _overlay(arch, w):
     "What timm's `create_model` has to know about weights that were found"

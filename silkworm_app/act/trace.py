@@ -21,6 +21,7 @@ def tensors(
     "The tensors in any nest of tuples, lists and dicts"
     return [t for t in tree_leaves(o) if isinstance(t, torch.Tensor)]
 
+# %% ../../nbs/act/10_trace.ipynb #559d7e0d
 class Trace(TorchDispatchMode):
     "One run of a net: `calls[name]` = its (input, output) pairs, `readers[storage]` = the modules inside which each reading ran"
     def __init__(self, model, x):

@@ -69,6 +69,7 @@ class _Pair(nn.Module):
         del self.conv1,self.conv2
         self.deploy = True
 
+# %% ../../nbs/act/02_vanillanet.ipynb #3cdbf568
 class VanillaStem(_Pair):
     "Patch convolution, 1x1 convolution, activation"
     def __init__(self, in_chans, dim, stride, padding, deploy, act):
@@ -84,6 +85,7 @@ class VanillaBlock(_Pair):
         self.act = act
     def forward(self, x): return self.act(self.pool(self.pair(x)))
 
+# %% ../../nbs/act/02_vanillanet.ipynb #7567c9a0
 class VanillaHead(_Pair):
     "Dropout, 1x1 convolution to the classes, 1x1 convolution between them"
     def __init__(self, dim, num_classes, drop_rate, deploy):
@@ -94,6 +96,7 @@ class VanillaHead(_Pair):
 # %% ../../nbs/act/02_vanillanet.ipynb #7deb3f93
 _STEPS = 2**62
 
+# %% ../../nbs/act/02_vanillanet.ipynb #4c7d3abf
 class VanillaNet(nn.Module):
     "VanillaNet (arXiv 2305.12972) with LSLU, series or relu activations"
     def __init__(self,
@@ -215,7 +218,7 @@ class VanillaNet(nn.Module):
     def forward(self, x): return self.forward_head(self.forward_features(x))
 
     def switch_to_deploy(self):
-        "Merge every pair and fuse every activation in place, under the reference's name; see `silkworm_app.fuse.fuse` for a copy"
+        "Merge every pair and fuse every activation in place, under the reference's name; see `silkworm_app.act.fuse.fuse` for a copy"
         if self.training: raise RuntimeError('VanillaNet.switch_to_deploy: the batch norms are still learning; call .eval() first')
         self._read_slope()
         for m in list(self.modules()):
@@ -243,6 +246,7 @@ def unwrap_state(
     state = {cut(k): v for k,v in state.items()}
     return {k[len(prefix):] if prefix and k.startswith(prefix) else k: v for k,v in state.items()}
 
+# %% ../../nbs/act/02_vanillanet.ipynb #84c94083
 def rename_reference(
     state:dict, # weights in the reference's key layout, or in this one
 )->dict:
@@ -253,6 +257,7 @@ def rename_reference(
         return k
     return {name(k): v for k,v in state.items()}
 
+# %% ../../nbs/act/02_vanillanet.ipynb #046357d0
 def checkpoint_filter_fn(state_dict, model):
     "Weights in the reference's key layout as a state dict of `model`; a head of other size is dropped with a warning"
     out = rename_reference(unwrap_state(state_dict))
@@ -277,6 +282,7 @@ def _wide13(**kw):
     d = _deep(6)
     return dict(dims=tuple(int(o*1.5) for o in d['dims']), strides=d['strides'], **kw)
 
+# %% ../../nbs/act/02_vanillanet.ipynb #58a932ee
 _nets = {
     'vanillanet_5':  dict(dims=(512,1024,2048,4096), strides=(2,2,2)),
     'vanillanet_6':  dict(dims=(512,1024,2048,4096,4096), strides=(2,2,2,1)),
@@ -289,6 +295,7 @@ _nets = {
 }
 default_cfgs = generate_default_cfgs({f'{k}.untrained': _cfg() for k in _nets})
 
+# %% ../../nbs/act/02_vanillanet.ipynb #81a5c02a
 def _create_vanillanet(variant, pretrained=False, **kwargs):
     if pretrained and not kwargs.get('pretrained_cfg_overlay'):
         raise ValueError(f'{variant}: no pretrained weights are published in a form that timm can fetch; '

@@ -66,6 +66,7 @@ def _described(d):
         try: v = json.loads(v) if isinstance(v, str) else v
         except ValueError: v = None
         return v if isinstance(v, dict) else None
+    d = {**d, **(get('about') or {})}  # one key: safetensors writes several in any order, and the same weights would be other bytes
     return dict(net_spec=get('net_spec', 'build_cfg'), fuse_plan=get('fuse_plan'), pictures=get('pictures'))
 
 def _averages(d):
@@ -119,7 +120,7 @@ def save_weights(
     state = {k: v.detach().cpu().contiguous().clone() for k,v in model.state_dict().items()}
     about = description(model, pictures)
     with replacing(file) as part:
-        if file.suffix == '.safetensors': save_file(state, part, metadata={'format': 'pt', **{k: json.dumps(v) for k,v in about.items()}})
+        if file.suffix == '.safetensors': save_file(state, part, metadata={'about': json.dumps(about)})
         else: torch.save({'model': state, **json.loads(json.dumps(about))}, part)
         part.chmod(0o644)  # safetensors lets only the owner read
     return file

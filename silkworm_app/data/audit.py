@@ -36,7 +36,7 @@ def _level(level, n):
     if level not in ('auto', 'hash', 'copies'): raise DataError(f"level must be 'auto', 'hash' or 'copies', not {level!r}")
     return ('copies' if n <= _copies_up_to else 'hash') if level == 'auto' else level
 
-
+# %% ../../nbs/data/10_audit.ipynb #17cbcccd
 def _split_report(where, splits, g, scenes):
     "What is seen on both sides of a split, at each level."
     levels = {n: v for n, v in (('exact', g.exact), ('near', g.near), ('copies', g.copies), ('scenes', g.scenes)) if v}
@@ -54,7 +54,7 @@ def _split_report(where, splits, g, scenes):
         test_seen_in_valid=leak['test_seen_in_valid'] if tested and splits['valid'] else None,
         distinct=photo['distinct'], label_conflicts=photo['label_conflicts'], by_level={n: level(n) for n in levels})
 
-
+# %% ../../nbs/data/10_audit.ipynb #226a2c2a
 def _file_report(scan, heads, g, name):
     "Formats, sizes and what can't be used."
     known, rel = [h for h in heads if h], [scan.rel(p) for p in g.files]
@@ -69,7 +69,7 @@ def _file_report(scan, heads, g, name):
         wrong_suffix=[f'{rel[k]} is {heads[k][0]}' for k in range(len(rel)) if odd(k)], other_files=len(scan.other),
         unreadable_folders=[u.replace(shown(scan.root), name, 1) for u in scan.unreadable], link_loops=len(scan.loops))
 
-
+# %% ../../nbs/data/10_audit.ipynb #c9431d2f
 def _scene_groups(g):
     "Files that show nearly the same scene, one of each photograph."
     if g.scenes is None: return []
@@ -110,7 +110,7 @@ def audit_scan(
         groups=named(largest(ms for ms in groups.values() if len(ms) > 1)),
         scene_groups=named(largest(_scene_groups(g))), renamed={a: b for a, b in names.items() if a != b}), g
 
-
+# %% ../../nbs/data/10_audit.ipynb #391a5eec
 def audit(
     src, # folder or archive of pictures: class folders, or split folders that hold class folders
     level:str='auto', # 'hash'; 'copies' also finds augmented copies; 'auto': copies up to 5,000 files
@@ -133,7 +133,7 @@ def _said_of_splits(r):
     if r['valid_seen_in_train']: yield f'{_pct(r["valid_seen_in_train"])} of the validation pictures were seen in training'
     if r['test_seen_in_valid']: yield f'{_pct(r["test_seen_in_valid"])} of the test pictures are in the validation split'
 
-
+# %% ../../nbs/data/10_audit.ipynb #f58f42e9
 def headlines(
     r:dict # from `audit`
 )->list: # plain sentences, the weightiest first
@@ -169,7 +169,7 @@ def _table(r):
     for s, n in r['counts'].items():
         yield s.ljust(10) + ''.join(str(n.get(c, 0)).rjust(w + 2) for c in classes) + str(sum(n.values())).rjust(8)
 
-
+# %% ../../nbs/data/10_audit.ipynb #e7ec6599
 def _lists(r):
     "The lists of the report: `(title, lines)`."
     shortly = lambda x, sep: sep.join(x[:3]) + (f' and {len(x) - 3} more' if len(x) > 3 else '')
@@ -179,7 +179,7 @@ def _lists(r):
             ('nearly the same scene', [shortly(x, ' ~ ') for x in r['scene_groups']]),
             ('largest groups', [f'{len(x)} files: {", ".join(x[:3])}{", ..." if len(x) > 3 else ""}' for x in r['groups']]))
 
-
+# %% ../../nbs/data/10_audit.ipynb #5814cd4e
 def audit_text(
     r:dict, # from `audit`
     most:int=8 # lines per list
@@ -212,7 +212,7 @@ def _thumb_uri(p, side=84):
 
 def _spread(x, n): return x if len(x) <= n else [x[round(i * (len(x) - 1) / (n - 1))] for i in range(n)]
 
-
+# %% ../../nbs/data/10_audit.ipynb #dec89d88
 def audit_html(
     r:dict, # from `audit`
     root, # folder of the pictures

@@ -43,6 +43,7 @@ A = _quiet_albumentations()
 # %% ../../nbs/data/05_augment.ipynb #706a8179
 _mirror = cv2.BORDER_REFLECT_101
 
+# %% ../../nbs/data/05_augment.ipynb #fa2f482e
 AUGMENTATIONS = {
     'none': [],
     'light': [
@@ -74,7 +75,7 @@ def _strictly(make, what):
             return make()
     except Exception as e: raise DataError(f'{what}: {" ".join(str(e).split())}') from None
 
-
+# %% ../../nbs/data/05_augment.ipynb #724731b9
 def _build(step, size):
     "One albumentations transform from itself, `'Name'` or `{'Name': {arguments}}`."
     if isinstance(step, (A.BasicTransform, A.BaseCompose)): return step
@@ -90,7 +91,7 @@ def _build(step, size):
     kw = {k: tuple(v) if isinstance(v, list) and k != 'transforms' else v for k, v in kw.items()}
     return _strictly(lambda: cls(**kw), f'augmentation {name}')
 
-
+# %% ../../nbs/data/05_augment.ipynb #d353084b
 def _from_file(path):
     try: return yaml.safe_load(Path(path).read_text(encoding='utf-8-sig'))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
@@ -101,7 +102,7 @@ def _takes_whole(pipe):
     first = (A.RandomResizedCrop, A.RandomSizedBBoxSafeCrop, A.Resize, A.SmallestMaxSize, A.LongestMaxSize)
     return bool(pipe.transforms) and isinstance(pipe.transforms[0], first)
 
-
+# %% ../../nbs/data/05_augment.ipynb #3bbd2628
 def _augmented(pipe, a, size):
     "The augmented array; raises `DataError` where it isn't `size` x `size` pixels of 8 bits."
     try: out = pipe(image=a)['image']
@@ -112,7 +113,7 @@ def _augmented(pipe, a, size):
     raise DataError(f'the augmentation returns {what} instead of [{size}, {size}, 3] uint8; it must keep the picture size and leave '
                     f'normalisation to the batch')
 
-
+# %% ../../nbs/data/05_augment.ipynb #32243527
 def aug_pipeline(
     aug, # name in `AUGMENTATIONS`, list of steps, dict, albumentations `Compose`, or a .yaml/.json file that holds a list or dict
     size:int=224 # side of the result
@@ -187,7 +188,7 @@ def seeded(*key):
         np.random.set_state(old[1])
         torch.set_rng_state(old[2])
 
-
+# %% ../../nbs/data/05_augment.ipynb #77bd65a1
 class TimmErasing(DisplayedTransform):
     "timm's random erasing on the normalised training batch; repeatable per (seed, epoch, batch)."
     split_idx, order = 0, 100
@@ -222,7 +223,7 @@ def _shift(x, rand, pad, flip):
     idx = (index(h, False)[:, :, None] * w + index(w, flip)[:, None]).view(b, 1, h * w)
     return x.view(b, c, h * w).gather(2, idx.expand(-1, c, -1)).view(b, c, h, w)
 
-
+# %% ../../nbs/data/05_augment.ipynb #a9c3f4a3
 def _affine(x, rand, rotate, shear, zoom, pad, flip, symmetry):
     "Turn, shear, zoom, shift and mirror as one bilinear resampling."
     def pm(): return 2 * rand() - 1
@@ -235,7 +236,7 @@ def _affine(x, rand, rotate, shear, zoom, pad, flip, symmetry):
     grid = torch.nn.functional.affine_grid(torch.stack([torch.stack(r, 1) for r in rows], 1), x.shape, align_corners=False)
     return torch.nn.functional.grid_sample(x.float(), grid, padding_mode='reflection', align_corners=False)
 
-
+# %% ../../nbs/data/05_augment.ipynb #d3cef49a
 def _colour(x, rand, brightness, contrast, saturation):
     def pm(): return 2 * rand(1, 1, 1) - 1
     if saturation:
@@ -288,7 +289,7 @@ class BatchAugment(DisplayedTransform):
             im = _colour(im.float(), rand, self.brightness, self.contrast, self.saturation)
         return TensorImage(_erase(im, rand, self.erase) if self.erase else im)
 
-
+# %% ../../nbs/data/05_augment.ipynb #9e7e9ba9
 def batch_augment(
     aug # name in `FAST_AUGMENTATIONS`, dict of arguments of `BatchAugment`, or None
 ): # `BatchAugment`, or None for 'none'

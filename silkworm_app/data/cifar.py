@@ -23,6 +23,8 @@ from PIL import Image
 from torchvision import datasets
 
 from .folder import DataError, is_litter, unpack
+
+# %% ../../nbs/data/09_cifar.ipynb #b9a4cb13
 from .imaging import FORMAT_SUFFIXES, ImageError, open_image
 from .loaders import PictureDataLoaders, image_dls
 from .progress import Progress
@@ -41,7 +43,7 @@ def _by_class(keys):
         if len(parts) >= 3 and parts[-3] in out and not any(map(is_litter, parts)): out[parts[-3]][parts[-2]].append(k)
     return out
 
-
+# %% ../../nbs/data/09_cifar.ipynb #974baf64
 def _pickles(folder, name):
     "The Python batches in `folder`, read by torchvision."
     kind = type('Batches', (_original[name],), dict(base_folder=folder.name))
@@ -54,7 +56,7 @@ def _pickles(folder, name):
         for i, y in enumerate(data.targets): out[s][data.classes[y]].append((s, i))
     return out, lambda k: sets[k[0]].data[k[1]]
 
-
+# %% ../../nbs/data/09_cifar.ipynb #d54886d0
 def _label_names(table, label, name):
     "Class names from the table's own description; for CIFAR-10 its published order."
     meta = json.loads((table.schema_arrow.metadata or {}).get(b'huggingface', b'{}'))
@@ -63,7 +65,7 @@ def _label_names(table, label, name):
     if not names: raise DataError(f'the parquet files of {name} do not name their classes')
     return names
 
-
+# %% ../../nbs/data/09_cifar.ipynb #2eff660a
 def _parquet(files, name):
     try: import pyarrow.parquet as pq                                # an optional package
     except ImportError: raise DataError('parquet files need the package pyarrow: pip install pyarrow') from None
@@ -83,7 +85,7 @@ def _parquet(files, name):
                 pictures.append(im['bytes'] if isinstance(im, dict) else im)
     return out, pictures.__getitem__
 
-
+# %% ../../nbs/data/09_cifar.ipynb #fe617069
 def _folder(root, name):
     "`(files, read, what it is)` of a folder."
     batches = {'cifar10': 'batches.meta', 'cifar100': 'meta'}[name]
@@ -116,7 +118,7 @@ def cifar_pictures(
             raise DataError(f'{shown(source)} holds no {name}/train and {name}/test folders of pictures')
         yield files, read, what
 
-
+# %% ../../nbs/data/09_cifar.ipynb #f2163cff
 def _md5(path):
     with open(path, 'rb') as f:
         return hashlib.file_digest(f, 'md5').hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.md5(f.read()).hexdigest()
@@ -134,7 +136,7 @@ def _pick(files, counts, classes, seed, where):
             at += k
     return out
 
-
+# %% ../../nbs/data/09_cifar.ipynb #7702f266
 def cifar_splits(
     name:str, # 'cifar10' or 'cifar100'
     source, # see `cifar_pictures`
@@ -154,7 +156,7 @@ def cifar_splits(
         parts = [[(np.asarray(open_image(read(k))), c) for k, c in sorted(part)] for part in (train, valid, test)]
     return Splits(*parts, classes, path=Path(source))
 
-
+# %% ../../nbs/data/09_cifar.ipynb #c3358cfa
 def cifar_dls(
     name:str='cifar10', # or 'cifar100'
     source='cifar10.zip', # see `cifar_pictures`
@@ -181,7 +183,7 @@ def _png(x):
 
 def _suffix(data): return FORMAT_SUFFIXES[Image.open(io.BytesIO(data)).format][0]
 
-
+# %% ../../nbs/data/09_cifar.ipynb #c8fdd14b
 def _check_counts(files, per_class, name, source):
     for split, want in zip(('train', 'test'), per_class):
         got = {c: len(k) for c, k in files[split].items()}
@@ -190,7 +192,7 @@ def _check_counts(files, per_class, name, source):
         raise DataError(f'{shown(source)} is not the whole {name}: {split} must have {name[5:]} classes of {want} pictures, this has '
                         f'{len(got)} classes ({odd})')
 
-
+# %% ../../nbs/data/09_cifar.ipynb #9971681b
 def cifar(
     name:str, # 'cifar10' or 'cifar100'
     dest, # folder to make: `{train,test}/<class>/NNNNN.png`
@@ -223,7 +225,7 @@ def cifar(
     except OSError as e: raise DataError(f'{shown(dest)} cannot be written: {e.strerror or e}') from None
     finally: shutil.rmtree(work, ignore_errors=True)
 
-
+# %% ../../nbs/data/09_cifar.ipynb #3fcfc510
 def _write(files, read, work, source, show, what):
     "Write every picture; `sha256  path` of each."
     lines, bar = [], Progress(what, sum(len(k) for by in files.values() for k in by.values()), show)

@@ -54,7 +54,7 @@ def _bound(scores):
     unlike = np.array([s for s in scores if s < .65])
     return .7 if len(unlike) < 20 else float(np.clip(unlike.mean() + 5 * unlike.std(), .65, _sure))
 
-
+# %% ../../nbs/data/02g_copies.ipynb #3b4abc4e
 class _Laid:
     "Pairs of sketches laid over each other, each once, and remembered by the content of the files."
     def __init__(self, sketches, sha, memory, workers):
@@ -79,7 +79,7 @@ class _Laid:
         bar.step(len(pairs))
         return out
 
-
+# %% ../../nbs/data/02g_copies.ipynb #1210b679
 def _is_copy(o, least): return o.score >= least and o.shared >= .2 and o.odd < .05 and not o.again
 
 
@@ -93,7 +93,7 @@ def _supported(i, j, least, laid, union, members):
             if _is_copy(laid.one((*sorted((x, y)), side)), least): return True
     return False
 
-
+# %% ../../nbs/data/02g_copies.ipynb #bdd4777c
 def _copy_links(sketches, sha, union, memory, each_=8, rounds=3, workers=None, show=True):
     "Join in `union` the sketches of one photograph; `(links, pairs that show nearly the same scene)`, as `(i, j, Overlay)`."
     if len(sketches) < 2: return [], []
@@ -114,7 +114,7 @@ def _copy_links(sketches, sha, union, memory, each_=8, rounds=3, workers=None, s
         if len(links) == before: break
     return links, _scene_links(laid, union)
 
-
+# %% ../../nbs/data/02g_copies.ipynb #9a543867
 def _weaker_links(laid, union, least):
     "Links below `_sure`, the surest first."
     links = []
@@ -170,7 +170,7 @@ _of_these = _rules()
 
 def _kind(what): return f'{what} {_of_these}'
 
-
+# %% ../../nbs/data/02g_copies.ipynb #5ba88e71
 class _Read:
     "What one file gives: its sha256 and, unless these bytes were seen before, thumbnail, hashes and packed look, or why it can't be used."
     def __init__(self, files, boxes, looks, memory):
@@ -214,7 +214,7 @@ class _Read:
         h = np.unpackbits(np.frombuffer(h, np.uint8).reshape(-1, 8), axis=1).astype(bool)
         return np.frombuffer(t, np.uint8).reshape(thumb_side, thumb_side), h, tuple(l) or None
 
-
+# %% ../../nbs/data/02g_copies.ipynb #7649efe0
 def _same(thumbs, looks):
     "Function of two numbers: whether small pictures agree, or the objects in them where the ground is plain."
     small = {}
@@ -243,7 +243,7 @@ def group_pictures(
         with threadpool_limits(1, 'blas'), Memory() as memory: return _group(list(files), level, workers, show, memory)
     finally: cv2.setNumThreads(threads)
 
-
+# %% ../../nbs/data/02g_copies.ipynb #133c7dd5
 def _key(g, level): return hashlib.sha256('\n'.join([level, *map(str, g.sha256)]).encode()).hexdigest()
 
 
@@ -257,7 +257,7 @@ def _recall(g, level, memory):
     for k, v in found.items(): setattr(g, k, v)
     return True
 
-
+# %% ../../nbs/data/02g_copies.ipynb #12017396
 def _remember(g, level, memory):
     bad = {k: v.replace(str(g.files[k]), '{file}') for k, v in g.bad.items() if g.sha256[k]}
     links = [(int(i), int(j), k, float(v)) for i, j, k, v in g.links]
@@ -265,7 +265,7 @@ def _remember(g, level, memory):
     memory.put(_kind('groups'), _key(g, level), json.dumps(what).encode())
     memory.save()
 
-
+# %% ../../nbs/data/02g_copies.ipynb #0edcb3a0
 def _group(files, level, workers, show, memory):
     n, g = len(files), Groups(files, [], [])
     boxes, most = (trims, 10) if n <= 20_000 else (trims[:1], 6)
@@ -293,7 +293,7 @@ def _group(files, level, workers, show, memory):
         _remember(g, level, memory)
     return g
 
-
+# %% ../../nbs/data/02g_copies.ipynb #33d8dfef
 def _join_near(seen, union, g, most, show):
     "Join the near ones of what was read in `union`, and note the links in `g`."
     good = list(seen)
@@ -304,7 +304,7 @@ def _join_near(seen, union, g, most, show):
         union.join(good[i], good[j])
         g.links.append((good[i], good[j], 'near', 1 - d / 64))
 
-
+# %% ../../nbs/data/02g_copies.ipynb #42fb4fa5
 def _sketched(sha, packed, memory):
     "The sketch of a packed look, remembered by content."
     l, known = Look.unpack(*packed), memory.get(_kind('features'), sha)
@@ -315,7 +315,7 @@ def _sketched(sha, packed, memory):
     memory.put(_kind('features'), sha, pack([s.points.tobytes(), s.desc.tobytes()]))
     return s
 
-
+# %% ../../nbs/data/02g_copies.ipynb #cbaf03d9
 def _join_copies(seen, union, g, memory, workers, show):
     "Join the copies among the first of each near group in `union`, and note copies and scenes in `g`."
     heads = list({union.find(k): k for k in reversed(list(seen))}.values())[::-1]

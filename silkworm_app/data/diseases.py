@@ -41,7 +41,7 @@ def silkworm_names(
     known = of_silkworms(classes)
     return {c: canonical_name(c) if known else c for c in classes}
 
-
+# %% ../../nbs/data/01_diseases.ipynb #dcfb0a63
 def silkworm_info(
     classes:list # all class names of a set
 )->dict: # name as found -> entry of `CLASS_INFO`, for the classes that have one; empty where the set is not one of silkworms

@@ -52,7 +52,7 @@ def _plausible(
         except UnicodeEncodeError: return False
     return max(map(len, runs)) > 1 and sum(map(everyday, odd)) > .8 * len(odd) and sum(map(_han, odd)) > .5 * len(odd)
 
-
+# %% ../../nbs/data/02_folder.ipynb #2aa01ec5
 def decoded(
     names:list, # bytes, of one archive or folder
     fallback=lambda b: b.decode('cp437') # for names that are in none of the encodings tried
@@ -66,7 +66,7 @@ def decoded(
     else: out = [fallback(n) for n in names]
     return [unicodedata.normalize('NFC', t) for t in out]
 
-
+# %% ../../nbs/data/02_folder.ipynb #9f518ee1
 def plain_name(
     name:str # of a file or folder as the system gives it
 )->str: # proper text in Unicode's composed form
@@ -91,7 +91,7 @@ def _is_dir(e):
     try: return e.is_dir()
     except OSError: return False                                     # a link to itself
 
-
+# %% ../../nbs/data/02_folder.ipynb #b3b7ed53
 class Scan:
     """What a folder holds: `items` and `strangers` (no pictures by name) are `(path, split or 'all', class)`;
     `unreadable` says which folders are closed."""
@@ -143,7 +143,7 @@ class Scan:
 # %% ../../nbs/data/02_folder.ipynb #6622ad4f
 def _has_folds(root): return (root/MANIFEST).is_file() and (root/'fold_1').is_dir() and (root/'pictures').is_dir()
 
-
+# %% ../../nbs/data/02_folder.ipynb #80a9a899
 def top_folder(
     root # folder
 )->Path: # `root`, or the folder in it that holds the class folders or the splits
@@ -163,7 +163,7 @@ def top_folder(
     except OSError: pass                                             # who reads the folder next says what is wrong
     return root
 
-
+# %% ../../nbs/data/02_folder.ipynb #df1b5b1a
 @contextmanager
 def opened(
     src # folder, or zip or tar archive
@@ -192,10 +192,10 @@ def _zip_names(infos):
     names = [unicodedata.normalize('NFC', read.get(id(i), i.filename)) for i in infos]
     return names if any('/' in n for n in names) else [n.replace('\\', '/') for n in names]
 
-
+# %% ../../nbs/data/02_folder.ipynb #d9fa6d04
 def _tar_names(members): return decoded([os.fsencode(m.name) for m in members], lambda b: os.fsdecode(b))
 
-
+# %% ../../nbs/data/02_folder.ipynb #fd3e9e62
 def unpack(
     archive, # zip or tar file
     dest # existing folder
@@ -244,7 +244,7 @@ def check_pictures(
         except ImageError as e: return str(e)
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as ex: return {f: m for f, m in zip(files, ex.map(bad, files)) if m}
 
-
+# %% ../../nbs/data/02_folder.ipynb #bc3f94c1
 def why_unusable(
     reasons:list, # a sentence for each file
     most:int=5 # sentences to give

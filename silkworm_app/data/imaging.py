@@ -49,7 +49,7 @@ def _kind_of(
 
 _heic = ('heic', 'heix', 'heim', 'heis', 'hevc', 'hevx', 'mif1', 'msf1')
 
-
+# %% ../../nbs/data/00_imaging.ipynb #b03519de
 def _why_not_image(
     head:bytes # the first bytes of the file
 )->str:
@@ -103,7 +103,7 @@ def _to_srgb(
     change = np.abs(np.asarray(ImageCms.applyTransform(tried, way).convert('RGB'), int) - np.asarray(tried.convert('RGB'), int)).max()
     return way if change > 2 else None
 
-
+# %% ../../nbs/data/00_imaging.ipynb #469250df
 def _eight_bits(
     im:Image.Image, # decoded picture in any mode
     name:str # for the message
@@ -121,7 +121,7 @@ def _eight_bits(
     except (ValueError, OSError):
         raise ImageError(f'{name} has the colour mode {im.mode}, which cannot be turned into RGB; save it as RGB') from None
 
-
+# %% ../../nbs/data/00_imaging.ipynb #1b862397
 def _to_rgb(
     im:Image.Image, # decoded picture in any mode
     name:str # for the message
@@ -164,7 +164,7 @@ def _bare_png(data, keep):
         at += 12 + n
     return b''.join(out)
 
-
+# %% ../../nbs/data/00_imaging.ipynb #9e2459b9
 def _bare_jpeg(data, keep):
     "A JPEG without what doesn't change pixels, but for the segments that start with one of `keep`."
     out, at = [data[:2]], 2
@@ -175,7 +175,7 @@ def _bare_jpeg(data, keep):
         at += 2 + n
     return b''.join([*out, data[at:]])
 
-
+# %% ../../nbs/data/00_imaging.ipynb #760d19a5
 def _bare(
     data:bytes # a picture file that could not be opened
 )->list: # the same without metadata, at first but for orientation and colour profile
@@ -190,7 +190,7 @@ def _image(data:bytes):
     if _kind_of(data[:16]) in _heic: return HeifImageFile(io.BytesIO(data))
     return Image.open(io.BytesIO(data), formats=_formats)
 
-
+# %% ../../nbs/data/00_imaging.ipynb #ad146f91
 def _start(
     src, # path, bytes, open binary file or PIL image
     max_pixels:int # limit
@@ -228,7 +228,7 @@ def _upright(im):
     if turn not in _upright_by: return im
     return im.transpose(_upright_by[turn])
 
-
+# %% ../../nbs/data/00_imaging.ipynb #7264aa19
 def _decoded(im, name, data, small=False):
     "The whole way from a header to upright RGB; `small`: at an eighth of the size where JPEG allows it."
     def load(im):
@@ -257,7 +257,7 @@ def open_image(
     out.info = {}                                                    # neither turned nor recoloured a second time
     return out
 
-
+# %% ../../nbs/data/00_imaging.ipynb #7f795639
 def check_image(
     src, # path, bytes or open binary file
     max_pixels:int=MAX_PIXELS # larger pictures are refused
@@ -268,7 +268,7 @@ def check_image(
     _decoded(im, name, data, small=True)
     return size
 
-
+# %% ../../nbs/data/00_imaging.ipynb #5a790268
 def picture_header(
     path # picture file
 )->tuple: # `(format, width, height, mode, bytes)`, or None where there is none
@@ -284,7 +284,7 @@ def picture_header(
 # %% ../../nbs/data/00_imaging.ipynb #1e036a54
 _resample = {k: Image.Resampling[k.upper()] for k in ('nearest', 'bilinear', 'bicubic', 'lanczos')}
 
-
+# %% ../../nbs/data/00_imaging.ipynb #fbf6202f
 @dataclass(frozen=True)
 class Preprocess:
     """How a picture becomes the network's input; `to_dict` and `from_dict` carry it into a bundle.

@@ -23,10 +23,12 @@ from PIL import Image
 
 from .augment import (FAST_AUGMENTATIONS, AlbumentationsTransform, BatchAugment, TimmErasing, TimmTransform, aug_pipeline,
                                        batch_augment, seeded)
+
+# %% ../../nbs/data/07_loaders.ipynb #4d46a357
 from .folder import DataError
 from .imaging import IMAGENET_MEAN, IMAGENET_STD, Preprocess, open_image
 from .pixels import load_pixels, shrunk_pixels
-from .splits import Splits, carve, find_groups, find_splits, leak_warnings, leaks
+from .splits import Splits, find_splits
 from ..files import shown
 
 # %% ../../nbs/data/07_loaders.ipynb #6f200617
@@ -42,7 +44,7 @@ class OpenPicture(Transform):
     input_types = (Item, str, os.PathLike, bytes, Image.Image, np.ndarray)
     def encodes(self, x): return PILImage.create(open_image(x.src if isinstance(x, Item) else x))
 
-
+# %% ../../nbs/data/07_loaders.ipynb #c95754b7
 class LabelOf(Transform):
     "The class name of an `Item`."
     def encodes(self, x:Item): return x.label
@@ -121,7 +123,7 @@ def _numbers(part, classes):
     number = {c: i for i, c in enumerate(classes)}
     return torch.tensor([number[c] for _, c in part])
 
-
+# %% ../../nbs/data/07_loaders.ipynb #87a74721
 class PictureDataLoaders(DataLoaders):
     "fastai `DataLoaders` that know their `preprocess` (as used on valid) and `splits`, and can be put at an epoch."
     preprocess, splits, in_memory = None, None, None
@@ -164,7 +166,7 @@ def _workers(num_workers, n, size):
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return 0 if cpus < 2 or n * size * size < 2e7 else min(cpus, 8)
 
-
+# %% ../../nbs/data/07_loaders.ipynb #eb7153b7
 def _augmentation(aug, pre, fast, timm_args):
     "`(item transform or None, batch transforms, fast)`; refuses two kinds of augmentation at once."
     if fast not in (True, False, 'auto'): raise DataError(f"fast must be True, False or 'auto', not {fast!r}")
@@ -212,7 +214,7 @@ def image_dls(
     elif item_aug: batch_aug = [t for t in batch_aug if not isinstance(t, BatchAugment)]
     return _loaders(splits, pre, bs, val_bs or bs, seed, item_aug, batch_aug, fast, cache, max_gb, num_workers, device)
 
-
+# %% ../../nbs/data/07_loaders.ipynb #0e386ea7
 def _loaders(splits, pre, bs, val_bs, seed, item_aug, batch_aug, fast, cache, max_gb, num_workers, device):
     n, items = len(splits.train), [Item(p, c) for s in (splits.train, splits.valid) for p, c in s]
     on_disk = cache is not None and all(isinstance(p, (str, os.PathLike)) for p, _ in splits.train)
@@ -233,7 +235,7 @@ def _loaders(splits, pre, bs, val_bs, seed, item_aug, batch_aug, fast, cache, ma
     dls.loaders = [train, valid]
     return dls
 
-
+# %% ../../nbs/data/07_loaders.ipynb #06fc041d
 def test_loader(
     dls # from `image_dls`
 ):
@@ -242,11 +244,3 @@ def test_loader(
     if not test: return None
     dl = dls.test_dl([Item(p, c) for p, c in test], with_labels=True)
     return dls.valid.new(dl.dataset, **dls.stored(test)) if dls.in_memory else dl
-
-# %% ../../nbs/data/07_loaders.ipynb #49c80c79
-_carve, _leak, _leak_warnings, _group = carve, leaks, leak_warnings, find_groups # as they were called before
-
-
-def _cifar_files(source, name):
-    from silkworm_app.data.cifar import cifar_pictures               # here, since that module imports this one
-    with cifar_pictures(source, name) as (files, read, _): return files, read

@@ -32,7 +32,7 @@ def ground(
     keep = [k for k in np.unique(rim) if k and stats[k, cv2.CC_STAT_AREA] > .01 * at.size]
     return np.isin(at, keep)
 
-
+# %% ../../nbs/data/02c_look.ipynb #2addcc37
 def relief(
     gray:np.ndarray, # uint8 [h, w]
     mask:np.ndarray # uint8 [h, w]
@@ -44,7 +44,7 @@ def relief(
     d = (blur(g, 1.) - blur(g, 6.)) * m
     return np.clip(128 + 40 * d / np.sqrt(blur(d * d, 6.) + 1), 0, 255).astype(np.uint8)
 
-
+# %% ../../nbs/data/02c_look.ipynb #30305276
 @dataclass
 class Look:
     "A picture as it is compared: at most 256 pixels wide, close to the object where there is one on a plain ground"
@@ -79,7 +79,7 @@ def _scaled(a, k):
     size = max(16, round(a.shape[1] * k)), max(16, round(a.shape[0] * k))
     return cv2.resize(a, size, interpolation=cv2.INTER_AREA if k < 1 else cv2.INTER_CUBIC)
 
-
+# %% ../../nbs/data/02c_look.ipynb #2bd13250
 def look(
     src # anything `open_image` takes
 )->Look:

@@ -27,7 +27,7 @@ def pack(
     "Several pieces as one"
     return struct.pack(f'<{len(parts) + 1}I', len(parts), *map(len, parts)) + b''.join(parts)
 
-
+# %% ../../nbs/data/02e_memory.ipynb #3eec8c0e
 def unpack(
     blob:bytes # from `pack`
 )->list: # of bytes
@@ -113,7 +113,7 @@ class Memory:
             except OSError: pass                                   # a file system without locks
             yield
 
-
+# %% ../../nbs/data/02e_memory.ipynb #facffead
 def stat_key(
     path # file
 )->str: # None where there is no such file

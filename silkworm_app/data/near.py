@@ -43,7 +43,7 @@ def _ncc(a, b):
 
 def _detail(a): return a - cv2.GaussianBlur(a, (0, 0), 3)
 
-
+# %% ../../nbs/data/02b_near.ipynb #a9d0c86b
 def _slid(x, y):
     "The place of `y`, a little shrunk, in `x`: `(correlation, matrix)`."
     best = 0, None
@@ -53,7 +53,7 @@ def _slid(x, y):
         if v > best[0]: best = v, np.array([[w / 64, 0, at[0]], [0, h / 64, at[1]]], np.float32)
     return best
 
-
+# %% ../../nbs/data/02b_near.ipynb #406330b8
 def same_thumbs(
     a:np.ndarray, # gray [64, 64]
     b:np.ndarray, # gray [64, 64]
@@ -79,7 +79,7 @@ def same_thumbs(
 # %% ../../nbs/data/02b_near.ipynb #21b74c18
 def _signs(a): return np.where(a, np.float32(1), np.float32(-1))
 
-
+# %% ../../nbs/data/02b_near.ipynb #b70ca3b3
 def _candidates(w, views, lo, most, step=4096):
     "`{(i, j): distance}` of the pictures whose whole hashes are the rows `w` from `lo` on, at most the 64 nearest of each."
     found = {}
@@ -97,7 +97,7 @@ def _candidates(w, views, lo, most, step=4096):
             found[p] = min(found.get(p, 64), int(64 - dots[i, j]) // 2)
     return found
 
-
+# %% ../../nbs/data/02b_near.ipynb #2f3f688f
 def near_links(
     whole:np.ndarray, # bool [n, 64], hashes of the whole pictures
     views:np.ndarray, # uint8 [n, views, 8], hashes of the trimmed ones, packed

@@ -30,7 +30,7 @@ def _threaded(one, items, done):
         for i in range(0, len(items), 256):
             for r in ex.map(one, items[i:i + 256]): done(r)
 
-
+# %% ../../nbs/data/06_pixels.ipynb #c79f0b59
 def _write_cache(work, srcs, one, limit, max_gb):
     "All of `one(src)` behind a head of their shapes; bytes written."
     shapes = []
@@ -45,7 +45,7 @@ def _write_cache(work, srcs, one, limit, max_gb):
         f.seek(0)
         f.write(_magic + np.asarray(shapes, np.int32).tobytes())
 
-
+# %% ../../nbs/data/06_pixels.ipynb #a6264e12
 def _read_cache(file, n):
     "What `_cached` gives, from a complete file, else None."
     head = len(_magic) + 8 * n
@@ -57,7 +57,7 @@ def _read_cache(file, n):
     os.utime(file)
     return a[head:], shapes
 
-
+# %% ../../nbs/data/06_pixels.ipynb #5e87ab3f
 def _make_room(cache, need, limit):
     "Delete the cache files used longest ago until `need` bytes fit under the limit."
     files = sorted(cache.glob('pixels-*.bin'), key=lambda f: f.stat().st_mtime)
@@ -67,7 +67,7 @@ def _make_room(cache, need, limit):
         used -= f.stat().st_size
         f.unlink(missing_ok=True)
 
-
+# %% ../../nbs/data/06_pixels.ipynb #2971958c
 def _cached(cache, kind, srcs, settings, one, max_gb):
     "`(flat bytes, [(height, width)])` of `one(src)` for all `srcs`, memory-mapped from a file in `cache`."
     cache = Path(cache)
@@ -92,7 +92,7 @@ def _fitted(src, pre):
     if square and (pre.crop_pct == 1 or pre.resize != 'crop'): return src
     return np.asarray(pre.image(open_image(src)))
 
-
+# %% ../../nbs/data/06_pixels.ipynb #21a49232
 def load_pixels(
     srcs:list, # paths, arrays, ...
     pre:Preprocess, # how they are fitted
@@ -113,7 +113,7 @@ def load_pixels(
     else: _threaded(lambda p: _fitted(p, pre), srcs, put)
     return torch.from_numpy(out)
 
-
+# %% ../../nbs/data/06_pixels.ipynb #d948e4e7
 def _shrunk(src, size):
     "The picture with a shorter side of at most 1.5 `size`, at most four times as long as wide."
     im, side = open_image(src), round(1.5 * size)
@@ -124,7 +124,7 @@ def _shrunk(src, size):
     box = ((w - cw) / 2, (h - ch) / 2, (w + cw) / 2, (h + ch) / 2)
     return np.asarray(im.resize((max(1, round(cw * k)), max(1, round(ch * k))), Image.Resampling.BICUBIC, box=box))
 
-
+# %% ../../nbs/data/06_pixels.ipynb #170b3384
 def shrunk_pixels(
     srcs:list, # paths
     size:int, # side of the square that the net sees

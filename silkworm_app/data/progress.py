@@ -41,7 +41,7 @@ def n_threads():
     "Threads to work in: the cores this process may use, at most 8"
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
 
-
+# %% ../../nbs/data/02a_progress.ipynb #4c86fe16
 def each(
     f, # function of one item
     items:list,

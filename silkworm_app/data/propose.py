@@ -20,7 +20,7 @@ def _words(sketches, n=2048):
     owner = np.searchsorted(have, pick, side='right')
     return unit(np.stack([sketches[o].desc[p - have[o] + len(sketches[o].desc)] for o, p in zip(owner, pick)]))
 
-
+# %% ../../nbs/data/02f_propose.ipynb #dd050dca
 def bags(
     sketches:list,
     show:bool=True # see `Progress`
@@ -41,7 +41,7 @@ def bags(
     out *= np.log((len(sketches) + 1) / (out[0].sum(0) + 1))
     return out / np.maximum(np.linalg.norm(out, axis=2, keepdims=True), 1e-6)
 
-
+# %% ../../nbs/data/02f_propose.ipynb #947dca9a
 def _nearest(s, lo, group, each_, found, side, least=0.):
     "Add to `found` the `each_` largest of the rows `s` (pictures from `lo` on) outside their groups."
     s[group[lo:lo + len(s), None] == group[None]] = -1
@@ -53,7 +53,7 @@ def _nearest(s, lo, group, each_, found, side, least=0.):
                 p = *sorted((lo + i, int(j))), side
                 found[p] = max(found.get(p, 0.), float(s[i, j]))
 
-
+# %% ../../nbs/data/02f_propose.ipynb #9111663c
 def by_words(
     bags:np.ndarray, # see `bags`
     group:np.ndarray, # number of the group of each
@@ -66,7 +66,7 @@ def by_words(
         for side in (0, 1): _nearest(bags[side][lo:lo + 512] @ bags[0].T, lo, group, each_, found, side)
     return found
 
-
+# %% ../../nbs/data/02f_propose.ipynb #d000a177
 def by_wheels(
     sketches:list,
     group:np.ndarray, each_:int, # see `by_words`

@@ -27,7 +27,7 @@ def _octave(x, m):
     blur = lambda s: cv2.GaussianBlur(x * m, (0, 0), s) / np.maximum(cv2.GaussianBlur(m, (0, 0), s), 1e-3)
     return (blur(1.2) - blur(2.4)) * m
 
-
+# %% ../../nbs/data/02d_same.ipynb #e322725d
 def _correlation(x, y, m):
     "`(correlation, where both have detail and differ)` of two octaves."
     box = lambda v: cv2.boxFilter(v, -1, (13, 13))
@@ -44,7 +44,7 @@ def _largest_inside(bad, area):
     inside = [s[4] for s in spots[1:] if s[0] > 2 and s[1] > 2 and s[0] + s[2] < w - 2 and s[1] + s[3] < h - 2]
     return float(max(inside, default=0) / max(1., area))
 
-
+# %% ../../nbs/data/02d_same.ipynb #e90b2f87
 def likeness(
     a:np.ndarray, # gray [h, w]
     b:np.ndarray, # gray [h, w], laid over `a`
@@ -87,7 +87,7 @@ _n_features = 400
 _perm = np.arange(128).reshape(4, 4, 8)
 mirror_bins = _perm[::-1, :, [-o % 8 for o in range(8)]].ravel()
 
-
+# %% ../../nbs/data/02d_same.ipynb #8f73224a
 @dataclass
 class Sketch:
     "What the comparison keeps of a picture"
@@ -103,7 +103,7 @@ class Sketch:
         pose = self.pose and (w - 1 - self.pose[0], *self.pose[1:])
         return Sketch(self.look.mirrored(), p, self.desc[:, mirror_bins], pose)
 
-
+# %% ../../nbs/data/02d_same.ipynb #56683c69
 def pose(
     l:Look
 )->tuple: # `(x, y, radius)`
@@ -119,7 +119,7 @@ def pose(
     m = cv2.moments(full, True)
     return m['m10'] / m['m00'], m['m01'] / m['m00'], float(np.sqrt(m['m00'] / np.pi))
 
-
+# %% ../../nbs/data/02d_same.ipynb #38b9ddc8
 def sketch(
     src # a `Look`, or anything `open_image` takes
 )->Sketch:
@@ -140,7 +140,7 @@ def unit(
     d = desc.astype(np.float32)
     return d / np.maximum(np.linalg.norm(d, axis=1, keepdims=True), 1e-6)
 
-
+# %% ../../nbs/data/02d_same.ipynb #9c10f660
 def _votes(a, b, sims):
     "Mutual nearest features that agree in rotation and scale: indices into `a` and `b`."
     j = sims.argmax(1)
@@ -162,7 +162,7 @@ def _votes(a, b, sims):
     ok = (np.minimum((turn - t) % 24, (t - turn) % 24) <= 2) & (abs(zoom - z) <= 2)
     return i[ok], j[ok]
 
-
+# %% ../../nbs/data/02d_same.ipynb #5fd1cf7d
 def _affine(a, b, i, j, tol):
     "Affine map of `b` onto `a` from matches `i`, `j`, and how many agree with it within `tol` pixels."
     if len(i) < 6: return None, 0
@@ -170,7 +170,7 @@ def _affine(a, b, i, j, tol):
                                      maxIters=500, confidence=.995)
     return (m, int(inside.sum())) if _fits(m) else (None, 0)
 
-
+# %% ../../nbs/data/02d_same.ipynb #b2c1d5d4
 def _by_features(a, b):
     "`(map of b onto a, features that agree)`, or `(None, 0)`."
     if min(len(a.desc), len(b.desc)) < 6: return None, 0
@@ -190,7 +190,7 @@ def _by_features(a, b):
 # %% ../../nbs/data/02d_same.ipynb #cb74fcf8
 _rings, _angles = 12, 64
 
-
+# %% ../../nbs/data/02d_same.ipynb #b2848261
 def wheel(
     s:Sketch
 )->np.ndarray: # complex64 [33, 12], of length 1; None without a pose
@@ -210,7 +210,7 @@ def wheel(
     f[1:-1] *= np.sqrt(2)                                          # so that products of the half spectrum are correlations
     return (f / max(float(np.linalg.norm(f)), 1e-6)).astype(np.complex64)
 
-
+# %% ../../nbs/data/02d_same.ipynb #7f6f3e91
 def turns(
     a:np.ndarray, # complex [33, n, 12]
     b:np.ndarray # complex [33, m, 12]
@@ -221,7 +221,7 @@ def turns(
     c[1:-1] /= 2
     return np.fft.irfft(c, _angles, axis=0) * _angles
 
-
+# %% ../../nbs/data/02d_same.ipynb #01ed67d2
 def _by_place(a, b):
     "Maps of `b` onto `a` that the objects' places and best turns give."
     if a.pose is None or b.pose is None: return []
@@ -247,7 +247,7 @@ def _judged(a, b, m, n):
     if o.score > .65 and a.plain and b.plain and _upright(m): o.again = _bends(a, b, m)
     return o
 
-
+# %% ../../nbs/data/02d_same.ipynb #2eb33a16
 def _fits(m):
     "Whether a map is one that a tool or a hand makes: no mirror, scale and shear within bounds."
     if m is None or not np.isfinite(m).all() or np.linalg.det(m[:, :2]) <= 0: return False
@@ -263,7 +263,7 @@ def _sharpened(a, b, m, steps=15):
     m = cv2.invertAffineTransform(back).astype(np.float64)
     return m if _fits(m) else None
 
-
+# %% ../../nbs/data/02d_same.ipynb #f0c83c59
 def _better(best, a, b, m, n):
     if m is None: return best
     return max(best, _judged(a.look, b.look, m, n), key=lambda o: o.score)
@@ -288,7 +288,7 @@ def _bends(a, b, m, least=.15):
     bend = bend - flat @ np.linalg.lstsq(flat, bend, rcond=None)[0]
     return float(np.sqrt((bend**2).sum(1).mean())) > max(least * max(1., a.zoom, b.zoom), .6 * float(np.median(off)))
 
-
+# %% ../../nbs/data/02d_same.ipynb #182b7c42
 def _upright(m): return m[0, 0] > 0 and abs(np.arctan2(m[1, 0], m[0, 0])) < np.deg2rad(5)
 
 # %% ../../nbs/data/02d_same.ipynb #58d490bd
@@ -303,7 +303,7 @@ def overlay(
     for m in _by_place(a, b): best = _better(best, a, b, _sharpened(a.look, b.look, m, 30), 0)
     return best
 
-
+# %% ../../nbs/data/02d_same.ipynb #1f0aee5e
 def tiny_relief(
     l:Look
 )->np.ndarray: # float32 [64, 64]
@@ -318,7 +318,7 @@ def tiny_shift(
     _, fit, _, at = cv2.minMaxLoc(cv2.matchTemplate(a, b[8:-8, 8:-8], cv2.TM_CCOEFF_NORMED))
     return fit, (at[0] - 8) / 64, (at[1] - 8) / 64
 
-
+# %% ../../nbs/data/02d_same.ipynb #0553f20a
 def same_look(
     a:Look, b:Look, # of two pictures that are framed alike
     shift:tuple=(0., 0.), # where to begin, in parts of the side
@@ -332,7 +332,7 @@ def same_look(
     best = max(found, key=lambda o: o.score)
     return best.score >= least and best.shared >= .8 and not best.again
 
-
+# %% ../../nbs/data/02d_same.ipynb #3a9355a0
 def same_photo(
     a, b, # pictures as `open_image` takes them, looks or sketches
     least:float=.7 # likeness, see `Overlay.score`

@@ -31,7 +31,7 @@ def _noise(rng, n, cells, lo, hi):
     g = rng.uniform(lo, hi, (cells, cells)).astype(np.float32)
     return cv2.resize(g, (n, n), interpolation=cv2.INTER_CUBIC)
 
-
+# %% ../../nbs/data/08_sample.ipynb #a2e52924
 def _background(rng, n):
     "Leaf, tray or paper with uneven light, veins and specks, as float RGB `[n, n, 3]`."
     base = np.array([(88, 128, 62), (126, 152, 84), (164, 150, 118), (196, 190, 176), (104, 92, 78)][rng.integers(5)], np.float32)
@@ -68,7 +68,7 @@ def _spine(rng, kind, n, s):
     normal = np.gradient(spine, axis=0)[:, ::-1] * (1, -1)
     return spine, normal / (np.linalg.norm(normal, axis=1, keepdims=True) + 1e-6), width
 
-
+# %% ../../nbs/data/08_sample.ipynb #c481ed44
 def _outline(rng, kind, width, s):
     "`(half width at each point, phase of the rings)`."
     rings = rng.uniform(0, 2 * np.pi)
@@ -99,7 +99,7 @@ def _drops(rng, im, spine, width):
         axes, turn = _at(rng.uniform(width * .25, width * .75, 2)), rng.uniform(0, 180)
         cv2.ellipse(im, _at(p), axes, turn, 0, 360, (226, 220, 176), -1, cv2.LINE_AA)
 
-
+# %% ../../nbs/data/08_sample.ipynb #789487e7
 def _tube(rng, im, n, kind, s, spine, prof, rings, body, width):
     "The body, with a darker rim and a lighter back; returns where it is."
     dark = np.interp(_t, np.linspace(-1, 1, 5), rng.uniform(0, 1, 5)) * s if kind == 'flacherie' else np.zeros_like(_t)
@@ -113,7 +113,7 @@ def _tube(rng, im, n, kind, s, spine, prof, rings, body, width):
     cv2.circle(im, _at(head), max(2, int(width * .52)), (body * .62).tolist(), -1, cv2.LINE_AA)
     return mask
 
-
+# %% ../../nbs/data/08_sample.ipynb #426c88f0
 def _marks(rng, im, n, kind, s, spine, normal, prof, width):
     "The crescent marks that many breeds carry, sick or not, and dark specks."
     for i in (58, 66):
@@ -126,7 +126,7 @@ def _marks(rng, im, n, kind, s, spine, normal, prof, width):
         p = spine[i] + normal[i] * prof[i] * rng.uniform(-.85, .85)
         cv2.circle(im, _at(p), int(rng.integers(1, max(2, n // 90) + 1)), (58, 44, 34), -1, cv2.LINE_AA)
 
-
+# %% ../../nbs/data/08_sample.ipynb #3babdc7e
 def _coat(rng, im, n, s, mask):
     "The chalk of muscardine, which covers the rings."
     coat = cv2.GaussianBlur((mask > 0).astype(np.float32), (0, 0), 1 + 1.6 * s) * (_noise(rng, n, 40, .1, 1) * (.35 + .6 * s)).clip(0, 1)
@@ -147,7 +147,7 @@ def _larva(rng, kind, n):
     _marks(rng, im, n, kind, s, spine, normal, prof, width)
     return _coat(rng, im, n, s, mask) if kind == 'muscardine' else im
 
-
+# %% ../../nbs/data/08_sample.ipynb #9098853b
 def draw_larva(
     kind:str='healthy', # one of `CLASS_INFO`
     size:int=96, # side in pixels
@@ -160,7 +160,7 @@ def draw_larva(
     im = cv2.resize(im, (size, size), interpolation=cv2.INTER_AREA) + rng.normal(0, rng.uniform(1, 5), (size, size, 3))
     return Image.fromarray(np.rint(im.clip(0, 255)).astype(np.uint8))
 
-
+# %% ../../nbs/data/08_sample.ipynb #536115e3
 def picture_grid(
     rows, # list of lists of PIL images or arrays
     names:list=None, # text at the left of each row
@@ -177,7 +177,7 @@ def picture_grid(
 # %% ../../nbs/data/08_sample.ipynb #1e7b57d3
 _readme = """# Synthetic silkworm sample
 
-These pictures are drawings made by a program (silkworm_app.data.draw_sample), not photographs. The shapes carry a cartoon \
+These pictures are drawings made by a program (silkworm_app.data.sample.draw_sample), not photographs. The shapes carry a cartoon \
 of the signs of five states of
 the silkworm. They are here to try the tools on. A model trained on them knows nothing about real silkworms, \
 and an accuracy on them says nothing about disease recognition.
@@ -185,7 +185,7 @@ and an accuracy on them says nothing about disease recognition.
 Drawn with: {settings}
 """
 
-
+# %% ../../nbs/data/08_sample.ipynb #7d2c4ca0
 def draw_sample(
     dest='data/synthetic_silkworm_sample', # folder to make, with train, valid and test inside
     n_per_class:int=200, # pictures per class, over all three splits

@@ -50,7 +50,7 @@ def _take(items, groups, share, seed):
     part = cut([c for _, c in items], groups, share.denominator, seed)
     return part < share.numerator
 
-
+# %% ../../nbs/data/04_splits.ipynb #44e4b524
 def _mend(items, groups, taken):
     "`(taken, classes without)`: every class of two groups or more on both sides, of one group in training."
     members, main = defaultdict(list), defaultdict(Counter)
@@ -64,7 +64,7 @@ def _mend(items, groups, taken):
         elif all(is_in): taken[members[gs[-1]]] = False
     return taken, sorted(c for c, gs in by_class.items() if len(gs) < 2)
 
-
+# %% ../../nbs/data/04_splits.ipynb #a1da99df
 def carve(
     items:list, # `(path, class)`
     groups:dict, # path -> photograph; None: each its own
@@ -106,7 +106,7 @@ def leaks(
                 test_seen_in_valid=frac('test', 'valid'), label_conflicts=sum(len(v) > 1 for v in labels.values()),
                 distinct={c: len(g) for c, g in sorted(distinct.items())}, files=sum(map(len, splits.values())))
 
-
+# %% ../../nbs/data/04_splits.ipynb #0b82f089
 def leak_warnings(
     leak:dict # of `leaks`
 )->list: # plain sentences
@@ -164,7 +164,7 @@ class Splits:
         rows = [f'{s:5}  {sum(n.values()):6}  ' + '  '.join(f'{c}: {k}' for c, k in n.items()) for s, n in self.counts().items()]
         return '\n'.join(rows + [f'Warning: {m}' for m in self.warnings])
 
-
+# %% ../../nbs/data/04_splits.ipynb #579fe05d
 def _told(splits, level, carved):
     "`splits` with its leak measured and said."
     if splits.groups is None: return splits
@@ -196,7 +196,7 @@ def read_manifest(
     except (OSError, UnicodeDecodeError, csv.Error): return None
     return rows if rows and tuple(rows[0]) == MANIFEST_COLUMNS and all(r['path'] and r['group'] for r in rows) else None
 
-
+# %% ../../nbs/data/04_splits.ipynb #8f06886c
 def _listed(path):
     "`(rows, {(class, name): photograph})` of the prepared set that `path` is, or is a fold or the `pictures` of."
     for top in (path, path.resolve().parent):
@@ -205,7 +205,7 @@ def _listed(path):
             return rows, {(r['class'], Path(r['path']).name): int(r['group']) for r in rows}
     return None, {}
 
-
+# %% ../../nbs/data/04_splits.ipynb #ada4d348
 def _folds(path, rows, fold, valid_pct, seed, on_bad):
     "`Splits` of a set prepared with folds."
     there = [(path/r['path'], r) for r in rows]
@@ -234,7 +234,7 @@ def _skipped(bad, on_bad):
     if on_bad == 'raise': raise DataError(f"{said}. Remove them, or skip them with on_bad='skip'")
     return [said.replace('cannot be used', 'were skipped', 1)]
 
-
+# %% ../../nbs/data/04_splits.ipynb #83182a8c
 def _layout(path, scan):
     "Refuse a folder that is neither split folders nor class folders; the scan's splits, or 'all'."
     name, all_ = shown(path), scan.folders.get('all', [])
@@ -249,7 +249,7 @@ def _layout(path, scan):
         raise DataError(f'{name} mixes the split folder {scan.splits["train"][0]} with other folders ({", ".join(all_[:5])}); move '
                         f'those out')
 
-
+# %% ../../nbs/data/04_splits.ipynb #8531a960
 def _check_classes(found, path):
     for split, classes in found.items():
         where = shown(path) if split == 'all' else f'the {split} folder of {shown(path)}'
@@ -267,7 +267,7 @@ def _check_classes(found, path):
                             f'train:' + (f' missing {", ".join(miss)}' if miss else '')
                             + (f' unknown {", ".join(extra)}' if extra else ''))
 
-
+# %% ../../nbs/data/04_splits.ipynb #da46c5ab
 def _found(path, on_bad):
     "`({split or 'all': {class: [files]}}, notes)` of an image folder, every file opened once."
     scan = Scan(path, empty=True)
@@ -283,7 +283,7 @@ def _found(path, on_bad):
         _check_classes(found, path)
     return found, notes
 
-
+# %% ../../nbs/data/04_splits.ipynb #8e0d9126
 def find_splits(
     path, # image folder, or one that `silkworm-data prepare` made
     valid_pct:float=.2, # part of all pictures for validation, where the folder does not say

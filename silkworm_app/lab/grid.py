@@ -24,10 +24,12 @@ from ..train.config import OPTIONS, TrainConfig, TrainError, convert
 from ..train.cross import part_splits, photographs_of, whole_split
 from ..train.learner import keep_memory
 from ..train.log import PrintEpoch
+
+# %% ../../nbs/lab/04_grid.ipynb #dffea787
 from ..train.one import build_model, flips, predict_logits, symmetries, train_net
 from ..train.run import RunFolder
 from ..train.setup import load_splits, resolve
-from ..vanillanet import count_ops
+from ..act.vanillanet import count_ops
 
 # %% ../../nbs/lab/04_grid.ipynb #ada3ef05
 class GridError(ValueError): "A grid or a results table that can't be used; the sentence says why and what to do"
@@ -47,6 +49,7 @@ def setting(
     "What a run has for a setting: its own value, or the default"
     return r.get(k, EXTRAS[k] if k in EXTRAS else OPTIONS[k].default)
 
+# %% ../../nbs/lab/04_grid.ipynb #43ee146e
 @dataclass
 class Grid:
     "All runs of an experiment"
@@ -62,6 +65,7 @@ def _values(o, where):
     if not isinstance(o, list) or not o: raise GridError(f'{where} must be a list of values, not {o!r}')
     return o
 
+# %% ../../nbs/lab/04_grid.ipynb #e1ca9d43
 def _value(k, v, where):
     "A value as the setting takes it"
     try: return v if k in EXTRAS else convert(k, v)
@@ -102,6 +106,7 @@ def make_grid(
     name, about = (str(d.get(k) or other) for k, other in (('name', where), ('about', '')))
     return Grid(name, about, runs, list(arms), baseline, vary, bool(d.get('latency')))
 
+# %% ../../nbs/lab/04_grid.ipynb #b4427a41
 def read_grid(
     path, # YAML file
 )->Grid:
@@ -138,6 +143,7 @@ def _pictures(text):
     cfg = settings_of(json.loads(text))
     return load_splits(cfg)
 
+# %% ../../nbs/lab/04_grid.ipynb #cd7b6130
 def pictures_of(
     s:dict, # settings of a run
 )->tuple: # (splits, photograph of each test picture or None)
@@ -153,6 +159,7 @@ def pictures_of(
     whole = whole_split(splits, cfg.valid_pct, cfg.seed)
     return part_splits(cfg, whole, photographs_of(whole), by, part)
 
+# %% ../../nbs/lab/04_grid.ipynb #4ca09478
 def stem(
     model, # net
     halved:bool, # the stride of its first convolution
@@ -161,6 +168,7 @@ def stem(
     if halved: next(m for m in model.modules() if isinstance(m, nn.Conv2d)).stride = (1, 1)
     return model
 
+# %% ../../nbs/lab/04_grid.ipynb #b7b660b1
 def make_model(
     s:dict, # settings
     n:int, # classes
@@ -171,6 +179,7 @@ def make_model(
         if getattr(cfg, k) == 'auto': setattr(cfg, k, v)
     return stem(build_model(cfg, n), setting(s, 'halve_stem'))
 
+# %% ../../nbs/lab/04_grid.ipynb #fa3c06e8
 def read_learned(
     file, # learnable_params.jsonl of a run
 )->list: # for each epoch: layer -> alphas, biases, each a mean over the channels
@@ -200,6 +209,7 @@ def _train(s, cfg, splits, folder):
     with contextlib.redirect_stdout(io.StringIO()):
         return train_net(cfg, splits, RunFolder(folder), printer=quiet, begun=lambda learn: stem(learn.model, halved))
 
+# %% ../../nbs/lab/04_grid.ipynb #3fc4ee04
 def run_one(
     s:dict, # settings
 )->tuple: # row of the results table, and more: what was learned, predictions
@@ -243,6 +253,7 @@ def read_results(
     read = lambda r: {k: v if k in ('id', 'arm') else json.loads(v) for k, v in zip(COLUMNS, r)}
     return [d.pop('settings') | d for d in map(read, (r for r in rows[1:] if len(r) == len(COLUMNS)))]
 
+# %% ../../nbs/lab/04_grid.ipynb #273ea98d
 def append_row(
     path, # results.csv
     row:dict, # by `COLUMNS`
@@ -259,12 +270,14 @@ def append_row(
         f.flush()
         os.fsync(f.fileno())
 
+# %% ../../nbs/lab/04_grid.ipynb #e736c23b
 def _job(s):
     "One run in a process of its own; an error is part of the answer"
     keep_memory()
     try: return s, *run_one(s), ''
     except (ValueError, OSError, RuntimeError) as e: return s, {}, {}, f'{type(e).__name__}: {" ".join(str(e).split())[:300]}'
 
+# %% ../../nbs/lab/04_grid.ipynb #bb911178
 def _each(todo, procs):
     if procs <= 1 or len(todo) < 2:
         yield from map(_job, todo)
@@ -291,6 +304,7 @@ def _locked(out):
 
 def _label(s): return ' '.join([s['arm'], *(f'{k} {s[k]}' for k in ('act_num', 'seed', 'part') if k in s)])
 
+# %% ../../nbs/lab/04_grid.ipynb #ab111422
 def run_grid(
     grid:Grid, # what to run
     out, # folder of results.csv and learned.jsonl
@@ -318,6 +332,7 @@ def run_grid(
         if failed: log(f'{failed} runs failed; the same command tries them again')
     return rows_of(grid, read_results(out/'results.csv'))
 
+# %% ../../nbs/lab/04_grid.ipynb #c3cc1ecc
 def _keep(out, s, row, more):
     "Write down what a run gave"
     settings = {k: v for k, v in s.items() if k != 'arm'} | dict(data_path=Path(s['data_path']).name)

@@ -93,6 +93,7 @@ def _tile_sizes(x, tiles, tw, BH, BW):
     t = torch.arange(tiles, device=x.device)
     return (x.shape[2] - t//tw*BH).clamp(max=BH)*(x.shape[3] - t%tw*BW).clamp(max=BW)
 
+# %% ../../nbs/lab/00_kernels.ipynb #ebcd9255
 class _LineConvNorm(torch.autograd.Function):
     "`bn(conv2d(clamp(c*x + d, lo, hi), weight))` with the statistics of the batch; saves the input and the output of the convolution"
     @staticmethod
@@ -131,7 +132,8 @@ class _LineConvNorm(torch.autograd.Function):
         gy = (col(a)*g + col(b)*y + col(-a*g_beta/N - b*mu)).contiguous()
         grid,kw,tw = _grid(x)
         K = weight.shape[-1]
-        gx,sums,part = torch.empty_like(x),torch.empty(B*C, grid[1], 4, device=x.device, dtype=wide),torch.empty(B*C, grid[1], K*K, device=x.device, dtype=wide)
+        gx = torch.empty_like(x)
+        sums,part = (torch.empty(B*C, grid[1], n, device=x.device, dtype=wide) for n in (4, K*K))
         _backward_x[grid](x, weight.contiguous(), gy, gx, sums, c, p, q, C, H, W, tw, K=K, **kw)
         _backward_w[grid](x, gy, part, c, d, lo, hi, C, H, W, tw, K=K, **kw)
         gc,gd,g_left,g_right = sums.view(B, C, -1, 4).sum((0,2)).unbind(1)
@@ -144,12 +146,14 @@ def interpreted()->bool: # Triton runs kernels on the CPU, slowly, for tests
     "Whether Triton's interpreter is on"
     return triton is not None and 'Interpret' in type(_forward).__name__
 
+# %% ../../nbs/lab/00_kernels.ipynb #b7c9e5a6
 class TritonLSLU(LSLU):
     "An LSLU that trains with the Triton kernel; made by `to_triton`"
     def forward(self, x):
         bn = self.__dict__.get('_modules', {}).get('bn')
-        ok = (self.training and not self.deploy and self.form != 'sum' and self.layout == 'NCHW' and x.ndim == 4 and x.shape[1] == self.dim and x.numel() > 0
-              and (x.is_cuda or interpreted()) and bn is not None and bn.track_running_stats and bn.affine and not torch.compiler.is_compiling())
+        ok = (self.training and not self.deploy and self.form != 'sum' and self.layout == 'NCHW'
+              and x.ndim == 4 and x.shape[1] == self.dim and x.numel() > 0 and (x.is_cuda or interpreted())
+              and bn is not None and bn.track_running_stats and bn.affine and not torch.compiler.is_compiling())
         if not ok: return super().forward(x)
         n = x.numel()//x.shape[1]
         if n == 1: return super().forward(x)                      # batch norm says what is wrong
@@ -168,6 +172,7 @@ class TritonLSLU(LSLU):
             bn.running_var += m*((var*n/(n-1)).to(bn.running_var.dtype) - bn.running_var)
         return y
 
+# %% ../../nbs/lab/00_kernels.ipynb #8b3e3050
 def to_triton(
     model:nn.Module, # with LSLUs; changed in place
     on:bool=True, # False: back to PyTorch's kernels

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from ..files import open_streams, replacing, write_text
-from ..fuse import fuse
-from .bench import latency, machine
+from ..act.fuse import fuse
 from .grid import Grid, GridError, make_model, read_grid, read_results, rows_of, run_grid, run_id, setting
+from .timing import latency, machine
 from ..train.cross import photo_interval
 
 # %% ../../nbs/lab/05_report.ipynb #c18593ce
@@ -33,6 +33,7 @@ def paired(
     p = 2*stats.t.sf(abs(m)/se, len(d)-1) if se > 0 else float(m == 0)
     return dict(diff=float(m), low=float(m-h), high=float(m+h), p=float(p), n=len(d))
 
+# %% ../../nbs/lab/05_report.ipynb #ac187189
 def by_seed(
     rows:list, # of one arm
     metric:str, # column
@@ -47,6 +48,7 @@ def by_seed(
         return float(right.sum()/n.sum() if metric == 'accuracy' else (right[n > 0]/n[n > 0]).mean())
     return {s: value(list(v.values())) for s, v in seeds.items() if len(v) == want}
 
+# %% ../../nbs/lab/05_report.ipynb #bd13736d
 def summary(
     grid:Grid,
     rows:list, # of `run_grid`
@@ -68,6 +70,7 @@ def summary(
             out.append(d)
     return out
 
+# %% ../../nbs/lab/05_report.ipynb #53e5ca81
 def rows_text(
     head:list, # titles
     rows:list, # of lists
@@ -75,6 +78,7 @@ def rows_text(
     "A table"
     return '\n'.join('| ' + ' | '.join(map(str, r)) + ' |' for r in [head, ['---']*len(head), *rows]).replace('| --- ', '|---', 1) + '\n'
 
+# %% ../../nbs/lab/05_report.ipynb #954fc71c
 def table(
     grid:Grid,
     rows:list, # of `run_grid`
@@ -98,6 +102,7 @@ def _save(fig, file):
 
 def _spread(d): return 0 if d['sd'] != d['sd'] else 100*d['sd']
 
+# %% ../../nbs/lab/05_report.ipynb #6f76b098
 def plot_results(
     grid:Grid,
     rows:list,
@@ -125,6 +130,7 @@ def plot_results(
     ax.grid(alpha=.3)
     _save(fig, file)
 
+# %% ../../nbs/lab/05_report.ipynb #37aab619
 def plot_learned(
     records:list, # of learned.jsonl
     file, # PNG
@@ -147,6 +153,7 @@ def plot_learned(
     fig.suptitle(title)
     _save(fig, file)
 
+# %% ../../nbs/lab/05_report.ipynb #15863b00
 def learned_records(
     out, # folder
     grid:Grid,
@@ -174,12 +181,13 @@ def read_latency(
     with open(file, newline='', encoding='utf-8') as f:
         return {r['arm']: {k: v if k in ('arm', 'net', 'cpu') else float(v) for k, v in r.items()} for r in csv.DictReader(f)}
 
+# %% ../../nbs/lab/05_report.ipynb #af236299
 def measure_latency(
     grid:Grid,
     rows:list, # of `run_grid`
     out, # folder of latency.csv
     log=print,
-    **kwargs # for `lab.bench.latency`
+    **kwargs # for `lab.timing.latency`
 )->dict: # as `read_latency`
     "Time the nets of all arms that have a finished run, unless that was done before"
     have, runs = read_latency(out), {r['arm']: (r, len(r['by_class'])) for r in reversed(rows)}
@@ -196,6 +204,7 @@ def measure_latency(
         w.writerows(dict(arm=a, net=ids[a], **v, cpu=cpu) for a, v in res.items())
     return read_latency(out)
 
+# %% ../../nbs/lab/05_report.ipynb #44ef5ed6
 def chosen(
     grid:Grid,
     rows:list, # of `run_grid`
@@ -206,6 +215,7 @@ def chosen(
         if d['arm'] not in best or d['mean'] > best[d['arm']]['mean']: best[d['arm']] = d
     return {d['arm']: d for d in summary(grid, rows) if key(d) == key(best[d['arm']])}
 
+# %% ../../nbs/lab/05_report.ipynb #dab2995b
 def latency_table(
     grid:Grid,
     best:dict, # of `chosen`
@@ -219,6 +229,7 @@ def latency_table(
                 f'{c["q1"]:.3f} - {c["q3"]:.3f}', f'{c["megabytes"]:.2f}', f'{d["params"]:,}']
     return rows_text(head, [row(best[a], cost[a]) for a in sorted((a for a in best if a in cost), key=lambda a: cost[a]['ms'])])
 
+# %% ../../nbs/lab/05_report.ipynb #4d0f8a52
 def plot_latency(
     grid:Grid,
     best:dict, # of `chosen`
@@ -260,6 +271,7 @@ def _plot_all_learned(grid, out):
         if len(shapes) == 1 and records[0]['learned'] and records[0]['learned'][0]:
             plot_learned(records, out/f'learned_{"".join(c if c.isalnum() else "_" for c in arm)}.png', f'{grid.name}: {arm}')
 
+# %% ../../nbs/lab/05_report.ipynb #ccab8c37
 def report(
     grid:Grid,
     out, # folder of the results
@@ -280,6 +292,7 @@ def report(
     _plot_all_learned(grid, out)
     return '\n'.join(text)
 
+# %% ../../nbs/lab/05_report.ipynb #93e5013a
 def _parser():
     about = ('Run a grid of trainings described by a YAML file, resumed where it was interrupted, and write a table (results.csv), means '
              'with spread and paired tests (results.md) and plots. Grids are in experiments/.')
@@ -293,6 +306,7 @@ def _parser():
     p.add_argument('--report', action='store_true', help='train nothing: tables and plots of the runs that are there')
     return p
 
+# %% ../../nbs/lab/05_report.ipynb #14c25f87
 def main(
     argv:list=None, # default: the command line
 )->int: # exit code

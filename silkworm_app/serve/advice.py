@@ -42,7 +42,7 @@ def collect_next(
         )
     return (out + confusions(trust, most)) or [Reason('enough')]
 
-
+# %% ../../nbs/serve/04_advice.ipynb #4821c4c2
 def confusions(
     trust:Trust, # of a model
     most:int=3 # pairs
@@ -56,7 +56,7 @@ def confusions(
     ]
     return [Reason('confused', true=a, said=b, n=n, of=of) for _, n, of, a, b in sorted(rows, reverse=True)[:most]]
 
-
+# %% ../../nbs/serve/04_advice.ipynb #c4338bdc
 def closing_words(
     trust:Trust, # of a model
     photographs:dict=None # as for `collect_next`

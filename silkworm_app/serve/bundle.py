@@ -17,12 +17,14 @@ import safetensors.numpy, safetensors.torch, torch
 from torch import nn
 
 from .. import __version__
-from ..data import CLASS_INFO, canonical_name
+from ..data.diseases import CLASS_INFO, canonical_name
 from ..data.imaging import Preprocess, open_image
 from ..data.copies import copy_groups
-from ..fuse import compare, fuse
+from ..act.fuse import compare, fuse
 from ..act.curves import layer_curves, lslu_layers
 from .advice import trust_warnings
+
+# %% ../../nbs/serve/11_bundle.ipynb #7eec2b84
 from .calibrate import fit_trust, sampled_leak
 from .card import bundle_card
 from .format import BUNDLE_FILES, BUNDLE_FORMAT, BundleError, check_kwargs, file_entry, one_line
@@ -35,7 +37,7 @@ from .unlike import picture_stats
 # %% ../../nbs/serve/11_bundle.ipynb #4922ef4e
 _folders = re.compile(r'(?<![\w:/.])/(?:[^\s/\'"<>|:;,]+/)+|(?<!\w)[A-Za-z]:\\(?:[^\\\s\'"<>|]+\\)+')
 
-
+# %% ../../nbs/serve/11_bundle.ipynb #2dafe0b2
 def plain(
     o, # anything
     roots:tuple=() # folders named in texts, which are left out there
@@ -53,7 +55,7 @@ def plain(
     if isinstance(o, (np.ndarray, torch.Tensor)): return again(o.tolist())
     return again(o.to_dict()) if hasattr(o, 'to_dict') else again(str(o))
 
-
+# %% ../../nbs/serve/11_bundle.ipynb #89d4f1de
 def _versions():
     def v(p):
         try: return version(p)
@@ -76,7 +78,7 @@ def class_titles(
 _ask = ('say how its pictures are prepared, with preprocess=Preprocess(size=..., resize=..., mean=..., std=...) '
         '(from silkworm_app.data.imaging import Preprocess)')
 
-
+# %% ../../nbs/serve/11_bundle.ipynb #cb809f37
 def loader_preprocess(
     dls, # fastai DataLoaders
     tolerance:float=.02 # mean difference of pixels allowed, of 0..1
@@ -104,7 +106,7 @@ def loader_preprocess(
     if min(off) > tolerance: raise BundleError(f'the loaders of this learner prepare pictures in a way of their own: {_ask}')
     return ways[int(np.argmin(off))]
 
-
+# %% ../../nbs/serve/11_bundle.ipynb #56c02601
 def _own_splits(dls):
     "The `Splits` of the loaders; of other loaders over files the same in short; None where there are no files."
     if hasattr(getattr(dls, 'splits', None), 'valid'): return dls.splits
@@ -128,7 +130,7 @@ def _batches(dl, limit=None):
         if i == limit: return
         yield b[0].detach().cpu().as_subclass(torch.Tensor).float().numpy(), b[-1].detach().cpu().numpy()
 
-
+# %% ../../nbs/serve/11_bundle.ipynb #ffa126f3
 def learner_trust(
     learn, # fastai Learner
     predictor:BasePredictor, # of its fused model
@@ -155,7 +157,7 @@ def learner_trust(
     kwargs.setdefault('groups', groups)
     return fit_trust(logits, features, labels, predictor.classes, *train, stats=stats, train_stats=train_stats, **kwargs)
 
-
+# %% ../../nbs/serve/11_bundle.ipynb #4d600ac8
 def _leak(splits):
     "What is known about copies between train and validation, or found in a sample."
     leak = getattr(splits, 'leak', None) or None
@@ -180,7 +182,7 @@ def _replace_folder(new, dest):
         raise
     if old: shutil.rmtree(old, ignore_errors=True)
 
-
+# %% ../../nbs/serve/11_bundle.ipynb #8e1ace3b
 def _save_examples(folder, pictures, side=512):
     "Small JPEGs of pictures, or of (picture, class); their names, and the class of each name."
     classes = {}
@@ -194,7 +196,7 @@ def _save_examples(folder, pictures, side=512):
         classes[name] = c
     return list(classes), {n: c for n, c in classes.items() if c is not None}
 
-
+# %% ../../nbs/serve/11_bundle.ipynb #492ba963
 def _try(folder, predictor, tolerance=1e-3):
     "Load the finished folder and compare its logits with the net's, with each backend that it has."
     x = np.random.default_rng(0).normal(size=(2, 3, predictor.preprocess.size, predictor.preprocess.size)).astype(np.float32)
@@ -205,7 +207,7 @@ def _try(folder, predictor, tolerance=1e-3):
         if not off <= tolerance:
             raise BundleError(f'the bundle gives other logits than the net on {backend} ({off:.1e} of the largest off), so it is not kept')
 
-
+# %% ../../nbs/serve/11_bundle.ipynb #d8af17be
 def _latency(predictor, n=20):
     "Milliseconds of one prepared picture, median of n after a warm-up."
     x, times = np.zeros((1, 3, predictor.preprocess.size, predictor.preprocess.size), np.float32), []
@@ -229,7 +231,7 @@ def _fused(model, preprocess, batches, comparison):
         for m, t in training.items(): m.training = t
     return fused, fused.fuse_plan, comparison, curves
 
-
+# %% ../../nbs/serve/11_bundle.ipynb #61e05a6e
 def _net_spec(model, classes):
     spec = getattr(model, 'build_cfg', None)
     if spec is None: return None
@@ -292,7 +294,7 @@ def save_bundle(
     roots = [str(splits.path)] if getattr(splits, 'path', None) else []
     return _write(Path(os.path.abspath(dest)), config, predictor, onnx, _different(examples, splits), roots)
 
-
+# %% ../../nbs/serve/11_bundle.ipynb #258c18d4
 def _foreign(model, preprocess, classes):
     "A net that can't be built again, checked: eval mode, one logit a class."
     if not classes: raise BundleError('save_bundle needs classes=[...], the names in the order of the net\'s outputs')
@@ -307,7 +309,7 @@ def _foreign(model, preprocess, classes):
                           f'gives {shape[1:]}')
     return net
 
-
+# %% ../../nbs/serve/11_bundle.ipynb #ec8a315c
 def _different(examples, splits):
     "Examples without a second picture of the same photograph."
     groups, seen, out = getattr(splits, 'groups', None) or {}, set(), []
@@ -328,7 +330,7 @@ def _write(dest, config, predictor, onnx, examples, roots):
         if config['net_spec'] is not None:
             state = {k: v.detach().cpu().contiguous().clone() for k, v in predictor.model.state_dict().items()}
             safetensors.torch.save_file(
-                state, new / 'model.safetensors', metadata={'format': 'pt', 'net_spec': json.dumps(config['net_spec'])}
+                state, new / 'model.safetensors', metadata={'net_spec': json.dumps(config['net_spec'])}
             )
         if trust.arrays(): safetensors.numpy.save_file(trust.arrays(), new / 'trust.safetensors')
         if onnx: save_onnx(new / 'model.onnx', predictor.model, predictor.classes, predictor.preprocess, trust)

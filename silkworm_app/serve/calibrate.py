@@ -46,7 +46,7 @@ def by_photograph(
     np.add.at(total, inverse.ravel(), probs)
     return total / count[:, None], labels[first]
 
-
+# %% ../../nbs/serve/03_calibrate.ipynb #c201d820
 def class_scores(
     probs:np.ndarray, # [P, K], one row a photograph
     labels:np.ndarray # [P]
@@ -64,7 +64,7 @@ def interval(
     low = float(beta.ppf(.025, right, n - right + 1)) if right > 0 else 0.
     return low, float(beta.ppf(.975, right + 1, n - right)) if right < n else 1.
 
-
+# %% ../../nbs/serve/03_calibrate.ipynb #b3563185
 def left_out_p_values(
     probs:np.ndarray, # [P, K], one row a photograph
     labels:np.ndarray, # [P]
@@ -80,7 +80,7 @@ def _answer(right, n):
     low, high = interval(right, n)
     return dict(n=int(n), right=int(right), low=round(low, 4), high=round(high, 4))
 
-
+# %% ../../nbs/serve/03_calibrate.ipynb #ceb13db0
 def _companions(left, single, labels, proven, enough=2/3):
     "For each class that alone was not right often enough: the true classes of its wrong answers; all others where it was never said alone."
     out, said, k = {}, left.argmax(1), left.shape[1]
@@ -144,7 +144,7 @@ def _leaky(leak):
             'the pictures hold many copies, and rotated or zoomed ones were not looked for, so nothing shows how it does on new photographs'
         )
 
-
+# %% ../../nbs/serve/03_calibrate.ipynb #3b4380ea
 def _checked(logits, labels, k, what):
     "The two as arrays; raises `ValueError` where they don't fit."
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels, int)
@@ -157,7 +157,7 @@ def _checked(logits, labels, k, what):
     if not np.isfinite(logits).all(): raise ValueError(f'fit_trust: {what} hold NaN or infinity; the training went wrong')
     return logits, labels
 
-
+# %% ../../nbs/serve/03_calibrate.ipynb #9409ced4
 def _note(n, photographs, source, checked, unproven, needed):
     "How it was calibrated, or that it can't say anything."
     if checked is None: unknown = '; whether these occur in train was not checked'

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..lslu import LSLU, FusedLSLU, series, series_sum
+from ..act.lslu import LSLU, FusedLSLU, series, series_sum
 from .reasons import Reason
 
 # %% ../../nbs/serve/12_explain.ipynb #36dd308f
@@ -78,7 +78,7 @@ def selectivity_index(
     rest = (means.sum(0) - top) / (len(means) - 1)
     return np.divide(top - rest, top + rest, out=np.zeros_like(top), where=top + rest > 0)
 
-
+# %% ../../nbs/serve/12_explain.ipynb #c551a2f8
 def selectivity(
     model:nn.Module, # net
     dl, # batches of (images, labels)
@@ -87,7 +87,7 @@ def selectivity(
     "Class selectivity of each unit, from activations on data (Morcos et al., 2018)."
     return {n: selectivity_index(m) for n, m in class_means(model, dl, layers).items()}
 
-
+# %% ../../nbs/serve/12_explain.ipynb #ac12dc4a
 def weight_selectivity(
     model:nn.Module # net
 )->dict: # convolution -> value per output channel (and kernel position)
@@ -110,7 +110,7 @@ class _Maps(TorchFunctionMode):
             self.last = out
         return out
 
-
+# %% ../../nbs/serve/12_explain.ipynb #5479f8f1
 def grad_cam(
     model:nn.Module, # timm-style net in eval mode, fused or not
     x:torch.Tensor, # one normalised picture [3, H, W] or [1, 3, H, W]
@@ -134,7 +134,7 @@ def grad_cam(
     cam = (g.mean((2, 3), keepdim=True) * feat.detach()).sum(1)[0].relu()
     return (cam / cam.max().clamp_min(1e-12)).float().cpu().numpy()
 
-
+# %% ../../nbs/serve/12_explain.ipynb #929e1028
 def cam_overlay(
     im:Image.Image, # what the net saw
     cam:np.ndarray, # from `grad_cam`
@@ -149,7 +149,7 @@ def cam_overlay(
     a = (alpha * 1.3 * h).clip(0, .8)[..., None]
     return Image.fromarray(np.uint8(np.asarray(im.convert('RGB'), np.float32) * (1 - a) + warm * a))
 
-
+# %% ../../nbs/serve/12_explain.ipynb #a81a2741
 def cam_note(
     cam:np.ndarray, # of `grad_cam`
     label:str # class that was explained

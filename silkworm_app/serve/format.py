@@ -29,7 +29,7 @@ def one_line(
     "What it says, in one line of at most 200 characters."
     return ' '.join(str(e).split())[:200] or type(e).__name__
 
-
+# %% ../../nbs/serve/06_format.ipynb #c8bcca44
 def is_pickle(
     data:bytes # the first nine bytes of a file, or more
 )->bool:
@@ -55,7 +55,7 @@ def hashed(
     check_hash(path, data, want['sha256'])
     return data
 
-
+# %% ../../nbs/serve/06_format.ipynb #28dc5297
 def check_hash(
     path:Path, # of the file
     data:bytes, # in it
@@ -65,7 +65,7 @@ def check_hash(
     if hashlib.sha256(data).hexdigest() != sha256:
         raise BundleError(f'{path} is not the file its bundle was saved with (its SHA-256 differs): it was changed or damaged')
 
-
+# %% ../../nbs/serve/06_format.ipynb #06d89b06
 def file_entry(
     path:Path # a file of a bundle
 )->dict: # sha256 and bytes
@@ -73,7 +73,7 @@ def file_entry(
     data = path.read_bytes()
     return dict(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
 
-
+# %% ../../nbs/serve/06_format.ipynb #0568808b
 def tensors(
     data:bytes, # of a safetensors file
     name, # of the file
@@ -104,9 +104,11 @@ _sources = {
     'pretrained',
 }
 _word = re.compile(r'[A-Za-z0-9_.+-]{0,64}')
+
+# %% ../../nbs/serve/06_format.ipynb #77a5bf3e
 _arch = re.compile(r'[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?')
 
-
+# %% ../../nbs/serve/06_format.ipynb #f702357f
 def check_kwargs(
     o, # options of a net
     where:str, # for the message
@@ -150,7 +152,7 @@ def read_config(
     _check_kinds(file, c)
     return c
 
-
+# %% ../../nbs/serve/06_format.ipynb #af73f2ec
 def _config_file(folder):
     if not folder.exists(): raise BundleError(f'{folder} does not exist')
     if folder.is_file():
@@ -187,7 +189,7 @@ def _check_net(file, c):
         raise BundleError(f'{file}: {len(c["classes"])} classes, but a net for {cfg["num_classes"]}')
     check_kwargs(cfg['kwargs'], f'{file}: {key}')
 
-
+# %% ../../nbs/serve/06_format.ipynb #4d317ee4
 def _check_kinds(file, c):
     for k in ('metrics', 'trust', 'preprocess', 'leak', 'fusion', 'extra', 'versions', 'class_titles', 'example_classes', 'latency'):
         if not isinstance(c.setdefault(k, {}), dict): raise BundleError(f'{file}: {k} must be a mapping')

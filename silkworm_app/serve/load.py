@@ -55,7 +55,7 @@ def load_bundle(
     p.trust = trust or p.trust
     return p.with_risk(risk).warm_up()
 
-
+# %% ../../nbs/serve/09_load.ipynb #ea7275d8
 def _trust(folder, c, data):
     try:
         arrays = {} if data is None else tensors(data, folder / 'trust.safetensors', safetensors.numpy.load)
@@ -72,7 +72,7 @@ def _on_torch(folder, c, pre, data, bs):
     if c['net_spec'] is None: raise BundleError(f"{folder} holds a net of another make, which runs as model.onnx only: use backend='onnx'")
     return Predictor(build_net(c, data['model.safetensors'], folder / 'model.safetensors'), c['classes'], pre, None, c, bs)
 
-
+# %% ../../nbs/serve/09_load.ipynb #a963b882
 def _on_onnx(folder, c, pre, threads, bs):
     if 'model.onnx' not in c['files']:
         raise BundleError(f"{folder} has no model.onnx; make it with silkworm-fuse {folder} --format onnx, or use backend='torch'")
@@ -81,7 +81,7 @@ def _on_onnx(folder, c, pre, threads, bs):
         raise BundleError(f'{folder}/model.onnx has other classes or another preprocessing than its config.json')
     return p
 
-
+# %% ../../nbs/serve/09_load.ipynb #b29d16ec
 def open_predictor(
     path, # bundle folder, run folder of silkworm-train, or ONNX file
     backend:str='auto', # of `load_bundle`

@@ -45,7 +45,7 @@ def evaluate_probs(
         confusion_matrix=cm.tolist(),
     )
 
-
+# %% ../../nbs/serve/05_metrics.ipynb #e296dba6
 def log_softmax(
     z:np.ndarray # [N, K] logits
 )->np.ndarray: # [N, K]
@@ -96,7 +96,7 @@ _rows = (
     ('calibration error', 'ece', '{:.4f}'.format),
 )
 
-
+# %% ../../nbs/serve/05_metrics.ipynb #a91ee597
 def metrics_report(
     metrics:dict, # name -> what `evaluate_probs` gave, for example {'unfused': ..., 'fused': ...}; or one of these alone
 )->str:

@@ -16,8 +16,8 @@ from torch import nn
 
 from ..data.imaging import Preprocess
 from ..files import replacing
-from ..fuse import fuse_like
-from ..patch import rebuild_model
+from ..act.fuse import fuse_like
+from ..act.patch import rebuild_model
 from .format import BundleError, one_line, tensors
 from .onnx import BasePredictor, onnx_metadata
 from .trust import Trust
@@ -43,7 +43,7 @@ class LogitsAndFeatures(nn.Module):
         elif f.ndim == 3: f = f.mean(1)
         return logits, f.flatten(1)
 
-
+# %% ../../nbs/serve/08_net.ipynb #97952f06
 class Predictor(BasePredictor):
     "A predictor on torch: `predict`, `logits`, `features`, `decide`."
     backend = 'torch'
@@ -76,7 +76,7 @@ def picture_norms(
         if from_picture & set(n.input): from_picture |= set(n.output)
     return out
 
-
+# %% ../../nbs/serve/08_net.ipynb #d8ba0ca7
 def save_onnx(
     file, # where to
     model:nn.Module, # fused net
@@ -105,7 +105,7 @@ def save_onnx(
     with replacing(file) as part: onnx.save(proto, part)
     return file
 
-
+# %% ../../nbs/serve/08_net.ipynb #c5ffc259
 def save_torch_export(
     file, # where to, usually .pt2
     model:nn.Module, # fused net
@@ -140,7 +140,7 @@ def _fits(model, state, where):
         f'{where} does not fit the net of its config: {k} is {have.get(k, "missing")} in the file and {want.get(k, "missing")} in the net'
     )
 
-
+# %% ../../nbs/serve/08_net.ipynb #41cf4416
 def build_net(
     config:dict, # of `read_config`
     data:bytes, # of model.safetensors

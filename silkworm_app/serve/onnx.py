@@ -28,7 +28,7 @@ def as_list(
         return [items]
     return list(items)
 
-
+# %% ../../nbs/serve/07_onnx.ipynb #6f2d68b0
 class BasePredictor:
     "Pictures in, probabilities and decisions out."
     backend = None
@@ -116,7 +116,7 @@ def pack_arrays(
         k: dict(shape=list(v.shape), data=base64.b64encode(np.ascontiguousarray(v, '<f4').tobytes()).decode()) for k, v in arrays.items()
     }
 
-
+# %% ../../nbs/serve/07_onnx.ipynb #c980277a
 def unpack_arrays(d):
     "The inverse of `pack_arrays`; `ValueError` if it isn't that."
     try:
@@ -127,7 +127,7 @@ def unpack_arrays(d):
     except (TypeError, KeyError, AttributeError, ValueError) as e:
         raise ValueError(f'arrays are damaged: {e}') from None
 
-
+# %% ../../nbs/serve/07_onnx.ipynb #ee34638f
 def onnx_metadata(
     classes:list, # names
     preprocess:Preprocess, # picture -> input
@@ -151,7 +151,7 @@ def _session(path, data, threads):
         try: return ort.InferenceSession(data, opts, providers=['CPUExecutionProvider'])
         except Exception as e: raise BundleError(f'{path} is not an ONNX model that onnxruntime can run: {one_line(e)}') from None
 
-
+# %% ../../nbs/serve/07_onnx.ipynb #c00ae085
 def _metadata(session):
     "Config, `Preprocess` and `Trust` in the metadata of a file; raises `KeyError` and `ValueError`."
     meta = session.get_modelmeta().custom_metadata_map

@@ -46,7 +46,7 @@ _columns = (
     'answers_before',
 )
 
-
+# %% ../../nbs/serve/13_predict.ipynb #d98cfbfc
 def answer_row(
     file, # path of the picture
     d, # its `Decision`, or why it can't be used
@@ -72,7 +72,7 @@ def answer_row(
         *(f'{d.probs[c]:.6f}' for c in classes),
     ]
 
-
+# %% ../../nbs/serve/13_predict.ipynb #579dad7a
 def answers_csv(
     rows:list, # of `answer_row`
     classes:list # names
@@ -104,7 +104,7 @@ def _parser():
     )
     return p
 
-
+# %% ../../nbs/serve/13_predict.ipynb #bd6d35b7
 def _report(predictor, files, topk):
     "Print an answer for each file; its rows."
     rows, count = [], dict(one=0, several=0, nothing=0, unlike=0, bad=0)

@@ -19,7 +19,7 @@ def _covariance(centred):
     from sklearn.covariance import ledoit_wolf # fitting only: serving does without scikit-learn
     return ledoit_wolf(centred, assume_centered=True)[0]
 
-
+# %% ../../nbs/serve/00_unlike.ipynb #9041d82a
 def fit_distance(
     features:np.ndarray, # [N, D]
     labels:np.ndarray, # [N] class numbers
@@ -40,7 +40,7 @@ def fit_distance(
     arrays = dict(mean=mean, axes=vt[:k], means=means, precision=np.linalg.inv(cov), rest_var=np.array([var]))
     return {n: np.ascontiguousarray(a, np.float32) for n, a in arrays.items()}
 
-
+# %% ../../nbs/serve/00_unlike.ipynb #fa05dc67
 def distance(
     features:np.ndarray, # [N, D]
     fitted:dict # from `fit_distance`
@@ -53,7 +53,7 @@ def distance(
     outside = np.maximum((f ** 2).sum(1) - (z ** 2).sum(1), 0) / float(fitted['rest_var'][0])
     return np.sqrt((np.maximum(inside, 0) + outside) / max(1, f.shape[1]))
 
-
+# %% ../../nbs/serve/00_unlike.ipynb #2b1cf394
 def distance_left_out(
     features:np.ndarray, # [N, D]
     labels:np.ndarray, # [N] class numbers
@@ -77,7 +77,7 @@ def picture_stats(
     lap = g[:, :-2, 1:-1] + g[:, 2:, 1:-1] + g[:, 1:-1, :-2] + g[:, 1:-1, 2:] - 4 * g[:, 1:-1, 1:-1]
     return np.concatenate([np.stack([g.std((1, 2)), lap.std((1, 2))], 1), picture_look(x)], 1)
 
-
+# %% ../../nbs/serve/00_unlike.ipynb #168a7d8b
 def picture_look(
     x:np.ndarray # float32 [N, 3, H, W]
 )->np.ndarray: # [N, D]
@@ -97,7 +97,7 @@ def picture_look(
         a = (a[..., ::2, ::2] + a[..., 1::2, ::2] + a[..., ::2, 1::2] + a[..., 1::2, 1::2]) / 4
     return np.concatenate(out, 1)
 
-
+# %% ../../nbs/serve/00_unlike.ipynb #50814acd
 def fit_look(
     looks:np.ndarray # [N, D] of `picture_look`
 )->dict: # arrays for `look_distance`
@@ -108,7 +108,7 @@ def fit_look(
     arrays = dict(look_mean=mean, look_scale=scale, look_precision=np.linalg.inv(cov + 1e-6 * np.eye(len(cov))))
     return {k: np.ascontiguousarray(a, np.float32) for k, a in arrays.items()}
 
-
+# %% ../../nbs/serve/00_unlike.ipynb #d73f4bce
 def look_distance(
     looks:np.ndarray, # [N, D] of `picture_look`
     fitted:dict # from `fit_look`
@@ -120,7 +120,7 @@ def look_distance(
 # %% ../../nbs/serve/00_unlike.ipynb #0713f396
 def _number(v): return None if v is None or not np.isfinite(v) else float(v)
 
-
+# %% ../../nbs/serve/00_unlike.ipynb #25eca3ac
 def fit_limits(
     features:np.ndarray, # [N, D] of validation pictures, or None
     labels:np.ndarray, # [N] class numbers
@@ -148,7 +148,7 @@ def fit_limits(
     limits = dict(min_contrast=.5 * low[0], min_sharpness=.5 * low[1], max_grain=1.5 * np.quantile(grain, .99))
     return out | {k: _number(v) for k, v in limits.items()}
 
-
+# %% ../../nbs/serve/00_unlike.ipynb #b66040f5
 def _look_limits(looks, train_looks):
     "Distances of looks, and what they are measured with."
     if train_looks is not None:

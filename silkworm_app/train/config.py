@@ -42,7 +42,8 @@ class TrainConfig:
     data_set:Literal['image_folder', 'IMNET', 'CIFAR', 'CIFAR10', 'CIFAR100'] = setting('image_folder', 'data.splits', basic=True)
     eval_data_path:str = setting(None, 'find_splits') # folder whose pictures are the validation split
     nb_classes:int = setting(0, 'checked') # number of classes that the data must have; 0: not checked
-    # side of the square the net sees; auto: 9/7 of that of the pretrained weights; else that of the pictures, at most 96 on CPU and 224 on GPU
+    # side of the square the net sees; auto: 9/7 of that of the pretrained weights; else that of the pictures, at most 96 on CPU and 224
+    # on GPU
     input_size:int = setting('auto', 'Preprocess', basic=True)
     # part of the shorter side that validation keeps; auto: that of the pretrained weights, else 1
     crop_pct:float = setting('auto', 'Preprocess')
@@ -224,6 +225,7 @@ def _floats(v):
     if isinstance(v, str): v = v.replace(',', ' ').split()
     return [float(i) for i in (v if isinstance(v, (list, tuple)) else [v])]
 
+# %% ../../nbs/train/00_config.ipynb #a3f82b1f
 def _dict(v):
     v = yaml.safe_load(v) if isinstance(v, str) else v
     if not isinstance(v, dict): raise ValueError
@@ -233,6 +235,7 @@ _readers = dict(dict=(_dict, "names and values, for example '{dims: [32, 64, 128
                 bool=(_bool, 'true or false'), int=(_int, 'a whole number'), float=(_float, 'a number'), floats=(_floats, 'numbers'),
                 str=(str, 'text'))
 
+# %% ../../nbs/train/00_config.ipynb #036d5054
 def convert(
     name:str, # of an option
     v, # text, or a value from a settings file
@@ -260,12 +263,14 @@ class _Help(argparse.HelpFormatter):
         if action.nargs == 0: return ', '.join(action.option_strings[:2])
         return f'{action.option_strings[0]} {self._format_args(action, None)}'
 
+# %% ../../nbs/train/00_config.ipynb #9e770abe
 class _HelpAll(argparse.Action):
     "Print the help with every option"
     def __call__(self, *args):
         make_parser(True).print_help()
         raise SystemExit(0)
 
+# %% ../../nbs/train/00_config.ipynb #cf7b437f
 def make_parser(
     all:bool=False, # its help shows every option
 )->argparse.ArgumentParser:
@@ -297,6 +302,7 @@ def read_settings(
     cfg.given = {k: v for k, v in (file | line).items() if k != 'config'}
     return cfg
 
+# %% ../../nbs/train/00_config.ipynb #57c989da
 def read_yaml(
     path, # settings file
 )->dict: # name -> value, without what belongs to one start only
@@ -312,6 +318,7 @@ def read_yaml(
         raise TrainError(f'the settings file {path} names the unknown option {k!r}' + (f'; did you mean {near[0]!r}?' if near else ''))
     return {k: convert(k, v) for k, v in d.items() if k not in ('config', 'overwrite', 'resume')}
 
+# %% ../../nbs/train/00_config.ipynb #19a47b0e
 def write_yaml(
     cfg:TrainConfig, # settings
     path, # file

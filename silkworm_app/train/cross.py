@@ -18,7 +18,7 @@ from ..files import write_text
 from .config import TrainConfig, TrainError
 from .log import PrintEpoch
 from .one import predict_logits, symmetries, train_net
-from .recipe import Features
+from .head import Features
 from .run import RunFolder
 
 # %% ../../nbs/train/07_cross.ipynb #b218791b
@@ -38,6 +38,7 @@ def distinct_pictures(
     return out, (f'{len(items)} files: {len(out)} distinct files of {len({g for *_, g in out})} photographs; '
                  f'{n} photographs under two classes are left out')
 
+# %% ../../nbs/train/07_cross.ipynb #b60f7fdc
 def whole_split(
     splits, # of `find_splits`, with groups
     valid_pct:float, # part of each class for validation
@@ -57,6 +58,7 @@ def whole_split(
     whole.folds = splits.folds
     return whole
 
+# %% ../../nbs/train/07_cross.ipynb #036f54f6
 def cut_folds(
     items:list, # (file, class, photograph)
     folds:int, # parts
@@ -80,6 +82,7 @@ def photo_interval(
     boot = np.mean([p[rng.integers(0, len(p), (draws, len(p)))].mean(1) for p in per], 0)
     return float(np.mean([p.mean() for p in per])), *(float(v) for v in np.quantile(boot, (.025, .975)))
 
+# %% ../../nbs/train/07_cross.ipynb #e5190abf
 def hardly_found(
     metrics:dict, # per_class_recall and per_class_n
     unit:str='pictures', # what was counted
@@ -116,6 +119,7 @@ class PartProgress(PrintEpoch):
         self.log(f'{self.title}epoch {self.epoch+1} of at most {self.n_epoch}; about {left/60:.0f} min of cross-validation left')
         self.last = time.time()
 
+# %% ../../nbs/train/07_cross.ipynb #decc327a
 def _cut(cfg, splits, items, by):
     "The part of each item: those of a prepared folder, or cut here"
     given = {str(p): i for i, part in enumerate(splits.folds.values()) for p, _ in part}
@@ -127,6 +131,7 @@ def photographs_of(
     "The pictures of a set and the photograph that each shows"
     return sorted((str(p), c, splits.groups[p]) for p, c in splits.train + splits.valid)
 
+# %% ../../nbs/train/07_cross.ipynb #b2971e40
 def part_splits(
     cfg:TrainConfig, # valid_pct, seed, cross_validate
     splits, # of `whole_split`
@@ -141,6 +146,7 @@ def part_splits(
     (valid, train), _ = carve(rest, groups, (cfg.valid_pct,), cfg.seed, ('validation',))
     return Splits(train, valid, test, splits.classes, groups, path=splits.path), [g for (*_, g), f in zip(items, of) if f == part]
 
+# %% ../../nbs/train/07_cross.ipynb #be6bd7a4
 def test_part(
     cfg:TrainConfig, # resolved
     splits, # of `whole_split`
@@ -178,6 +184,7 @@ def held_out_answers(
     probs, y, photo = (np.concatenate([r[k] for r in records]) for k in ('probs', 'target', 'photo'))
     return np.log(probs.clip(1e-7)), y, photo
 
+# %% ../../nbs/train/07_cross.ipynb #9718c728
 def _pooled(records, pick='pick'):
     "Balanced accuracy with its interval over photographs, and (true class, answer, weight) of each file"
     photo, y, p = (np.concatenate([r[k] for r in records]) for k in ('photo', 'target', pick))
@@ -185,6 +192,7 @@ def _pooled(records, pick='pick'):
     value, low, high = photo_interval([dict(photo=photo.tolist(), target=y.tolist(), right=(p == y).tolist())])
     return dict(balanced_accuracy=value, interval=[low, high]), (y, p, 1/n[inverse])
 
+# %% ../../nbs/train/07_cross.ipynb #4d6ae739
 def _result(photo, by_file, classes):
     "The figures of a cross-validation, from the records of its parts"
     res, (y, p, w) = _pooled(photo)
@@ -201,6 +209,7 @@ def _result(photo, by_file, classes):
         res['by_file'] = dict(accuracy=float((y == p).mean()), balanced_accuracy=float(np.mean(recalls)))
     return res
 
+# %% ../../nbs/train/07_cross.ipynb #fbaf3581
 def cross_validate(
     cfg:TrainConfig, # resolved; `cross_validate` is the number of parts
     splits, # of `whole_split`

@@ -52,6 +52,7 @@ class _Sum(torch.autograd.Function):
         torch.distributed.all_reduce(x)
         return x
 
+# %% ../../nbs/train/05_distributed.ipynb #e5af641f
 class SyncBatchNormCPU(_BatchNorm):
     "Goes before the class of a batch norm, which then sees the (equally large) batches of all processes; the rest of that class stays"
     def forward(self, x):
@@ -73,9 +74,11 @@ class SyncBatchNormCPU(_BatchNorm):
             return super().forward((z*wide(torch.rsqrt(var + self.eps))).to(x.dtype))
         finally: self.training, (self.running_mean, self.running_var) = True, stats
 
+# %% ../../nbs/train/05_distributed.ipynb #64e6f5cf
 @lru_cache(None)
 def _synced(cls): return type(f'Sync{cls.__name__}', (SyncBatchNormCPU, cls), {})
 
+# %% ../../nbs/train/05_distributed.ipynb #77157559
 def sync_batch_norms(
     model:nn.Module, # changed in place
     cpu:bool, # processes on CPUs
@@ -92,6 +95,7 @@ def sync_batch_norms(
         if cpu: m.__class__ = _synced(cls)
     return model
 
+# %% ../../nbs/train/05_distributed.ipynb #04659c1e
 def plain_batch_norms(model:nn.Module)->nn.Module:
     "Undo `sync_batch_norms`"
     for m in model.modules():
@@ -120,6 +124,7 @@ class Processes(DistributedTrainer):
         super().after_fit()
         plain_batch_norms(self.learn.model)
 
+# %% ../../nbs/train/05_distributed.ipynb #ca1a20aa
 class WholeLoss(AccumMetric):
     "A validation loss over all pictures of all processes, each counted once"
     def __init__(self,

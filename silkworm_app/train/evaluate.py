@@ -17,14 +17,16 @@ from ..data.folder import DataError
 from ..data.imaging import ImageError, Preprocess
 from ..data.splits import Splits, find_splits
 from ..files import write_text
-from ..fuse import fuse
+from ..act.fuse import fuse
 from ..serve.load import load_bundle
 from ..serve.metrics import evaluate_probs, metrics_report
 from ..serve.net import Predictor
 from ..serve.onnx import OnnxPredictor
 from .cross import hardly_found
+
+# %% ../../nbs/train/09_evaluate.ipynb #8dde64b2
 from .one import build_model
-from .run import RunFolder, find_run
+from .run import find_run
 from .setup import load_splits
 
 # %% ../../nbs/train/09_evaluate.ipynb #0fbc581a
@@ -41,6 +43,7 @@ def _run_classes(run, cfg):
         if f.is_file(): return list(json.loads(f.read_text(encoding='utf-8'))['classes'])
     return load_splits(cfg).classes
 
+# %% ../../nbs/train/09_evaluate.ipynb #73a24abc
 def _both(model, classes, pre):
     "Predictors of a trained net: as it is, and fused where that is possible"
     res = {'unfused': Predictor(model, classes, pre)}
@@ -49,6 +52,7 @@ def _both(model, classes, pre):
     else: print(f'silkworm-evaluate: the slope of deep training is {slope:g} in this checkpoint, so it cannot be fused', file=sys.stderr)
     return res
 
+# %% ../../nbs/train/09_evaluate.ipynb #711709f4
 def _of_run(run, file, key):
     "Predictors of a run folder, or of a file of weights in one, and the run's settings"
     cfg = run.read_settings()
@@ -63,12 +67,14 @@ def _of_run(run, file, key):
     if (run.bundle/'model.onnx').is_file(): res['ONNX'] = load_bundle(run.bundle, 'onnx')
     return res, cfg
 
+# %% ../../nbs/train/09_evaluate.ipynb #8ebbeb69
 def _of_bundle(src):
     "Predictors of a bundle folder, or of an ONNX file"
     if src.suffix == '.onnx': return {'ONNX': OnnxPredictor(src)}
     res = {'fused': load_bundle(src, 'torch')}
     return res | ({'ONNX': load_bundle(src, 'onnx')} if (src/'model.onnx').is_file() else {})
 
+# %% ../../nbs/train/09_evaluate.ipynb #1c1e095a
 def _of_weights(src, args):
     "Predictors of a file of weights that lies in no run folder"
     stored = open_weights(src, args.model_key or 'model|module')
@@ -149,6 +155,7 @@ def _parser():
     g.add_argument('--act', choices=('lslu', 'series', 'relu'))
     return p
 
+# %% ../../nbs/train/09_evaluate.ipynb #120f8253
 def _compare(zs):
     "Say how far the answers of each form lie from the first's"
     first, *rest = zs.items()
@@ -157,6 +164,7 @@ def _compare(zs):
         same = (z.argmax(1) == first[1].argmax(1)).mean()
         print(f'{name} against {first[0]}: largest relative difference {gap:.1e}, same top class {same:.2%}')
 
+# %% ../../nbs/train/09_evaluate.ipynb #3bca397b
 def _evaluate(args):
     models, cfg = open_models(args)
     classes = next(iter(models.values())).classes
@@ -174,6 +182,7 @@ def _evaluate(args):
     about = dict(model=str(args.model), data=str(getattr(data, 'path', data)), split=split)
     if args.json: write_text(args.json, json.dumps(about | res, indent=1))
 
+# %% ../../nbs/train/09_evaluate.ipynb #5ff19b2e
 def main(
     argv:list=None # default: the command line
 )->int: # exit code

@@ -19,10 +19,12 @@ from ..act.weights import save_weights
 from ..data.folder import DataError
 from ..data.imaging import ImageError
 from ..data.loaders import test_loader
-from ..fuse import compare, fuse
+from ..act.fuse import compare, fuse
 from ..act.curves import layer_curves, lslu_layers
 from ..serve.advice import closing_words
 from ..serve.bundle import save_bundle
+
+# %% ../../nbs/train/08_fit.ipynb #4618ff1f
 from ..serve.card import cross_text
 from ..serve.load import load_bundle
 from ..serve.metrics import evaluate_probs, metrics_report
@@ -49,6 +51,7 @@ def _misleading(leak):
     if any(leak.get(k, 0) > .01 for k in ('test_seen_in_train', 'valid_seen_in_train', 'test_seen_in_valid')): return True
     return bool(leak.get('label_conflicts')) or leak.get('files', 0) > 1.2*sum(leak.get('distinct', {}).values() or [leak.get('files', 0)])
 
+# %% ../../nbs/train/08_fit.ipynb #d644e7e0
 def _one_answer(metrics):
     "A sentence for a net that gives all pictures one answer, though they are of several classes"
     cm = np.array(metrics['confusion_matrix'])
@@ -74,6 +77,7 @@ def _report(res, last, which, splits, cross):
     if notes: print(warn_box(notes), flush=True)
     if cross: print(f'\n{cross_text(cross)}', flush=True)
 
+# %% ../../nbs/train/08_fit.ipynb #e42142a6
 def _results(cfg, done, seconds, cross):
     "What metrics.json says, without the metrics"
     learn = done.learn
@@ -84,6 +88,7 @@ def _results(cfg, done, seconds, cross):
     if done.recipe: res['recipe'] = str(done.recipe)
     return res | (dict(cross_validation=cross) if cross else {})
 
+# %% ../../nbs/train/08_fit.ipynb #973e456a
 def finish(
     cfg:TrainConfig, # options
     done:Trained, # of `train_net`
@@ -116,6 +121,7 @@ def save_deploy(
     save_weights(fused, path, dls.preprocess.to_dict() | dict(classes=list(map(str, dls.vocab))))
     say(f'Deployable weights: {path}')
 
+# %% ../../nbs/train/08_fit.ipynb #1e68f9c7
 def _deploy(cfg, learn, model, run, res, dl, last):
     "Fuse, compare, write what is asked for"
     curves = layer_curves(model) if lslu_layers(model) else []
@@ -138,6 +144,7 @@ def _deploy(cfg, learn, model, run, res, dl, last):
     trust, photographs = load_bundle(run.bundle).trust, (learn.dls.splits.leak or {}).get('distinct')
     print(f'Bundle: {run.bundle}   (page: python app.py --bundle {run.bundle})\n{closing_words(trust, photographs)}', flush=True)
 
+# %% ../../nbs/train/08_fit.ipynb #85bce686
 def _shown(splits):
     "A few pictures of each class, with its name, as examples for the page"
     each = max(1, 10//len(splits.classes))
@@ -171,6 +178,7 @@ def _nets(cfg, path, n, dl, dls, device):
         save_deploy(nets['fused'], cfg.switch_to_deploy, dls)
     return nets
 
+# %% ../../nbs/train/08_fit.ipynb #7d887b2a
 def evaluate(
     cfg:TrainConfig # of `read_settings`
 )->dict: # name -> metrics
@@ -207,12 +215,14 @@ def read_state(
         raise TrainError(f'{cfg.resume or run} is no checkpoint of a training')
     return state
 
+# %% ../../nbs/train/08_fit.ipynb #64f40a07
 def _forget_lost(state, run):
     "Where the weights of a best epoch are gone, the best is looked for anew"
     for name in [n for n in (state or {}).get('callbacks', {}) if n.startswith(('save_best', 'best_ema'))]:
         file = run.best if name == 'save_best' else run.path/f'{name}.safetensors'
         if not file.is_file(): del state['callbacks'][name]
 
+# %% ../../nbs/train/08_fit.ipynb #bf619d63
 def _introduce(cfg, learn, state):
     "Say what is trained, and how"
     n = sum(p.numel() for p in learn.model.parameters())
@@ -226,6 +236,7 @@ def _introduce(cfg, learn, state):
     say(f'Activations: {describe_acts(learn.model)["text"]}')
     if state is not None: say(f'Going on after epoch {state["epoch"]}')
 
+# %% ../../nbs/train/08_fit.ipynb #4af36af5
 def _check_processes(cfg):
     if {'ACCELERATE_MIXED_PRECISION', 'MASTER_ADDR'} <= set(os.environ) and 'WORLD_SIZE' not in os.environ:
         say('Warning: accelerate launch was asked for several processes, but started one, as it does on CPUs: add --multi_gpu (it works on '
@@ -233,6 +244,7 @@ def _check_processes(cfg):
     if cfg.cross_validate and num_distrib() > 1:
         raise TrainError('cross_validate runs in one process: start silkworm-train without torchrun')
 
+# %% ../../nbs/train/08_fit.ipynb #e1bbd388
 def train(
     cfg:TrainConfig, # of `read_settings`
     plots=None, # function of the run folder that draws its figures
@@ -266,6 +278,7 @@ def train(
     if cfg.enable_wandb: _tell_wandb(done.learn.wandb.wandb, res)
     return res
 
+# %% ../../nbs/train/08_fit.ipynb #dd45b34e
 def _draw(plots, run):
     try: plots(run.path)
     except (ValueError, KeyError) as e: print(f'No plots: {e}', file=sys.stderr)
@@ -288,12 +301,14 @@ def _full(e):
     "Whether an error says that the disk is full"
     return getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(s in str(e) for s in _full_texts)
 
+# %% ../../nbs/train/08_fit.ipynb #44c152d7
 def _kept(cfg):
     "What is left of a training that ended early"
     folder = RunFolder(cfg.output_dir).checkpoints if cfg and cfg.output_dir else None
     done = [int(re.search(r'\d+', f.stem)[0]) for f in folder.glob('epoch_*.pth')] if folder and folder.is_dir() else []
     return f'; the state after epoch {max(done)} is kept, the same command goes on from it' if done else ''
 
+# %% ../../nbs/train/08_fit.ipynb #7ba1e259
 def _run_command(cfg, plots):
     "`(exit code, sentence)`"
     try:
@@ -307,6 +322,7 @@ def _run_command(cfg, plots):
         if not isinstance(e, (TrainError, DataError, ImageError, OSError, ValueError)): raise
         return (1, _sentence(e) + _kept(cfg)) if cfg.started else (2, _sentence(e))
 
+# %% ../../nbs/train/08_fit.ipynb #a58bc999
 def main(
     argv:list=None, # default: the command line
     plots=None, # function of the run folder that draws its figures

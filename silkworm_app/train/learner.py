@@ -7,6 +7,7 @@ __all__ = ['FEW', 'lslu_splitter', 'default_arch', 'normalise', 'LSLULearner', '
 
 # %% ../../nbs/train/04_learner.ipynb #76a762dd
 import ctypes
+from pathlib import Path
 
 import torch
 from fastai.callback import schedule  # noqa: F401 adds fit_one_cycle, fine_tune and lr_find to Learner
@@ -22,9 +23,12 @@ from fastcore.meta import delegates
 from torch import nn
 
 from ..act.weights import pretrained_cfg
-from ..data import DataError
-from ..fuse import fuse as _fuse
-from ..patch import lslu_model
+
+# %% ../../nbs/train/04_learner.ipynb #1f3f6c42
+from ..data.folder import DataError
+from ..act.fuse import fuse as _fuse
+from ..act.patch import lslu_model
+from ..serve.bundle import save_bundle as _save_bundle
 from .callback import DeepTraining,LSLUCallback,OneAnswer
 from .recipe import Recipe,fit_recipe
 
@@ -45,7 +49,8 @@ def default_arch(
     size:int, # side of the pictures as the net sees them
     n:int, # training pictures
 )->tuple: # (name of the net, whether it starts pretrained)
-    "The net for pictures of this size and number: pretrained for photographs, a VanillaNet from nothing for small pictures and for thousands"
+    """The net for pictures of this size and number: pretrained for photographs, a VanillaNet from nothing for small pictures and for
+    thousands"""
     return ('tf_efficientnet_lite0', True) if size >= 96 and n < FEW else ('vanillanet_5_x0_125', False)
 
 # %% ../../nbs/train/04_learner.ipynb #0f2a2524
@@ -68,6 +73,7 @@ def _shape(dls):
     pre = getattr(dls, 'preprocess', None)
     return (3, pre.size, pre.size) if pre is not None else tuple(dls.valid.one_batch()[0].shape[1:])
 
+# %% ../../nbs/train/04_learner.ipynb #a1e5d479
 class LSLULearner(Learner):
     "fastai's `Learner`, whose `fine_tune` is the recipe where the net is pretrained"
     pretrained,recipe = False,None
@@ -85,6 +91,7 @@ class LSLULearner(Learner):
         print(self.recipe)
         return self.recipe
 
+# %% ../../nbs/train/04_learner.ipynb #efc7e249
 @delegates(lslu_model)
 def lslu_learner(
     dls, # fastai DataLoaders of pictures, see `image_dls` and `cifar_dls`; also `ImageDataLoaders` or those of a `DataBlock`
@@ -130,6 +137,7 @@ def lslu_learner(
     if pretrained: learn.freeze()
     return learn
 
+# %% ../../nbs/train/04_learner.ipynb #04aae4ed
 def _prepare(dls, arch, pretrained, kwargs):
     "Loaders and LSLUs as pretrained weights want them"
     if not {'pretrained_cfg', 'pretrained_cfg_overlay'} & set(kwargs):
@@ -143,6 +151,16 @@ def _prepare(dls, arch, pretrained, kwargs):
 def fuse(self:Learner)->nn.Module:
     "The net of the learner with its LSLUs and batch norms merged into fewer layers, ready for use; the learner's own stays"
     return _fuse(get_model(self.model))
+
+@patch
+def save_bundle(
+    self:Learner,
+    dest, # folder, made or replaced as a whole
+    **kwargs # for `serve.bundle.save_bundle`: onnx, metrics, examples, risk, ...
+)->Path:
+    """What the page, `silkworm-predict` and ONNX Runtime take: the fused net, how its pictures are prepared, what it may say. Raises
+    `BundleError`."""
+    return _save_bundle(dest, self, **kwargs)
 
 # %% ../../nbs/train/04_learner.ipynb #b31b6ade
 def keep_memory()->bool: # whether the C library listened

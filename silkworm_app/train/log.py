@@ -32,6 +32,7 @@ class SeedEpoch(Callback):
         if hasattr(self, 'gather_preds'): return
         set_seed(int(np.random.SeedSequence([self.seed, self.epoch, rank_distrib()]).generate_state(1)[0]))
 
+# %% ../../nbs/train/03c_log.ipynb #82d1cbe9
 class SkipValidation(Callback):
     "Validate in every `every`-th epoch and the last"
     order = 51
@@ -89,6 +90,7 @@ def epoch_scalars(
         res |= {f'{kind}/{layer}/{i}': v for i, v in enumerate(p.detach().float().reshape(len(p), -1).mean(1).tolist())}
     return res
 
+# %% ../../nbs/train/03c_log.ipynb #a26cd6ae
 class Scalars(Callback):
     "TensorBoard: what each epoch brought"
     order, run_valid = 70, False
@@ -105,6 +107,7 @@ class Scalars(Callback):
         if self.writer is not None: self.writer.close()
         self.writer = None
 
+# %% ../../nbs/train/03c_log.ipynb #283ecebc
 class Wandb(Callback):
     "Weights & Biases: the same. fastai's `WandbCallback` logs each batch and cannot describe these loaders"
     order, run_valid = 70, False
@@ -132,6 +135,7 @@ def open_wandb(
     except Exception as e:
         raise TrainError(f'enable_wandb: {" ".join(str(e).split())[:200]} (WANDB_MODE=offline logs without the network)') from None
 
+# %% ../../nbs/train/03c_log.ipynb #a5917c29
 def loggers(
     cfg:TrainConfig, # log_dir, enable_wandb
     run, # `RunFolder`

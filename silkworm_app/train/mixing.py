@@ -49,6 +49,7 @@ def mixes(
     "Whether batches are mixed"
     return cfg.mixup > 0 or cfg.cutmix > 0 or bool(cfg.cutmix_minmax)
 
+# %% ../../nbs/train/03b_mixing.ipynb #5026b454
 def loss_callbacks(
     cfg:TrainConfig, # options
     classes:int, # how many

@@ -25,6 +25,8 @@ from sklearn.metrics import recall_score
 
 from ..act.patch import lslu_model, lslus
 from ..act.start import start_from
+
+# %% ../../nbs/train/05_one.ipynb #926dc45d
 from ..act.weights import load_weights, save_weights
 from ..data.augment import TimmErasing
 from ..data.imaging import Preprocess
@@ -71,6 +73,7 @@ def build_model(
     "The net of the settings, untrained"
     return lslu_model(cfg.model, n, input_size=cfg.input_size, **net_args(cfg))
 
+# %% ../../nbs/train/05_one.ipynb #c1998343
 def load_checkpoint(
     model, # net
     cfg:TrainConfig, # finetune, model_key, model_prefix
@@ -83,6 +86,7 @@ def load_checkpoint(
     say(report)
     return report
 
+# %% ../../nbs/train/05_one.ipynb #17ca96fa
 def describe_acts(
     model, # of `build_model`
 )->dict: # lslus: names; act_num; form; text: the same in words
@@ -112,6 +116,7 @@ def balanced(pred, targ):
     "Mean recall of the classes that occur, without a word about those that don't"
     return recall_score(targ.cpu(), pred.argmax(-1).cpu(), labels=targ.unique().tolist(), average='macro', zero_division=0)
 
+# %% ../../nbs/train/05_one.ipynb #ed82b89f
 class StepCount(Callback):
     "Counts the steps of the optimiser"
     order = 60
@@ -129,6 +134,7 @@ def _check_steps(cfg, dls):
         raise TrainError(f'update_freq {cfg.update_freq} makes one step of {cfg.update_freq} batches, but a pass over the pictures has '
                          f'only {n}: take {n} or less, or a smaller batch_size')
 
+# %% ../../nbs/train/05_one.ipynb #f94b3dac
 def _own_callbacks(cfg, run, state, device, classes):
     "The callbacks that the settings ask for"
     cbs = [SeedEpoch(cfg.seed), StopOnNaN(), StepCount(int(state is not None)), *loss_callbacks(cfg, classes)]
@@ -146,6 +152,7 @@ def _own_callbacks(cfg, run, state, device, classes):
         cbs.append(Checkpoint(run.checkpoints, cfg.save_ckpt_freq if cfg.save_ckpt else 10**9, cfg.save_ckpt_num, resume=state))
     return cbs
 
+# %% ../../nbs/train/05_one.ipynb #a7ab2c1b
 def build_learner(
     cfg:TrainConfig, # resolved
     dls, # of `make_dls`
@@ -184,14 +191,15 @@ def fit_learner(
     features=None, # `Features` that several trainings share
 ): # what the recipe did, or None
     "All epochs, by the schedules of the options; or the head first, and the rest gently"
+    if cfg.recipe == 'full' and learn.opt is None: learn.create_opt()  # what the optimiser refuses is said before anything starts
     cfg.started = True
     if cfg.recipe != 'full':
         return fit_recipe(learn, cfg.epochs, cfg.recipe, cfg.lr, refit=bool(cfg.cross_validate), seed=cfg.seed, features=features)
-    if learn.opt is None: learn.create_opt()
     learn.fit(cfg.epochs, cbs=ParamScheduler(schedules(cfg, learn.opt, say)))
     if not learn.step_count.steps:
         raise TrainError('the training made no step, so the net is as it was at the start: take a smaller batch_size or update_freq')
 
+# %% ../../nbs/train/05_one.ipynb #34713117
 def best_model(
     cfg:TrainConfig, # options
     learn, # after its fit, with the best weights of its own
@@ -233,6 +241,7 @@ def predict_logits(
 
 def flips(x): return [x, x.flip(3)]
 
+# %% ../../nbs/train/05_one.ipynb #c84b6971
 def symmetries(x):
     "The eight turned and mirrored views of a batch"
     return [v for r in range(4) for o in [torch.rot90(x, r, (2, 3))] for v in flips(o)]
@@ -246,6 +255,7 @@ class Trained:
     which:str # name of these weights
     recipe:object=None # what the recipe did, where there was one
 
+# %% ../../nbs/train/05_one.ipynb #1df8b699
 def train_net(
     cfg:TrainConfig, # resolved
     splits, # of `load_splits`

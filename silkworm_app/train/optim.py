@@ -30,6 +30,7 @@ def param_groups(
     if layer_decay != 1: return param_groups_layer_decay(model, weight_decay, exempt, layer_decay=layer_decay)
     return param_groups_weight_decay(model, weight_decay, no_weight_decay_list=exempt)
 
+# %% ../../nbs/train/03a_optim.ipynb #87fe5427
 def make_opt_func(
     cfg:TrainConfig # opt, momentum, opt_eps, opt_betas
 ): # for a Learner whose splitter is `param_groups`
@@ -64,6 +65,7 @@ def warmup_cosine(
         return end + (lr - end)*.5*(1 + np.cos(np.pi*min(1., (e - warmup)/(epochs - warmup))))
     return f
 
+# %% ../../nbs/train/03a_optim.ipynb #3409292c
 def _warm_up(cfg, say):
     "Epochs of the warm-up: at most a quarter of all"
     warm = min(cfg.warmup_epochs, cfg.epochs//4)
@@ -71,6 +73,7 @@ def _warm_up(cfg, say):
         say(f'warmup_epochs {cfg.warmup_epochs} is more than a quarter of {cfg.epochs} epochs: {warm} taken')
     return warm
 
+# %% ../../nbs/train/03a_optim.ipynb #bfcc57c8
 def schedules(
     cfg:TrainConfig, # options
     opt, # the learner's

@@ -40,6 +40,7 @@ def _set_rng_state(s):
     torch.set_rng_state(s['torch'])
     if s['cuda'] and torch.cuda.device_count() == len(s['cuda']): torch.cuda.set_rng_state_all(s['cuda'])
 
+# %% ../../nbs/train/02_resume.ipynb #c01bed0c
 def _plain(o):
     "`o` with tensors and numbers only, as `weights_only` reads them"
     if isinstance(o, torch.Tensor): return o.detach().as_subclass(torch.Tensor)
@@ -66,6 +67,7 @@ def _csv_text(cb):
     p = Path(cb.path)/cb.fname
     return p.read_text(encoding='utf-8') if p.is_file() else ''
 
+# %% ../../nbs/train/02_resume.ipynb #72f85ece
 def _set_csv_text(cb, text):
     cb.file.seek(0)
     cb.file.truncate()
@@ -83,6 +85,7 @@ def _set_grads(learn, saved):
     for n,g in saved[1]: params[n].grad = g.clone()
     next(cb for cb in learn.cbs if isinstance(cb, GradientAccumulation)).count = saved[0]
 
+# %% ../../nbs/train/02_resume.ipynb #0d77e537
 def _scaler(learn): return next((getattr(cb, 'scaler', None) for cb in learn.cbs if isinstance(cb, MixedPrecision)), None)
 
 def training_state(
@@ -96,6 +99,7 @@ def training_state(
                        model=dict(get_model(learn.model).state_dict()), opt=learn.opt.state_dict(), rng=_rng_state(),
                        recorder=_recorder_state(learn.recorder), grads=_grads(learn), scaler=scaler.state_dict() if scaler else {}))
 
+# %% ../../nbs/train/02_resume.ipynb #4254f98b
 def load_training_state(
     learn:Learner, # in a fit, after `before_fit`
     state:dict, # of `training_state`
@@ -114,6 +118,7 @@ def load_training_state(
     if hasattr(learn.dls, 'set_epoch'): learn.dls.set_epoch(state['epoch'])
     _set_rng_state(state['rng'])
 
+# %% ../../nbs/train/02_resume.ipynb #0ea11cb3
 def _set_opt_state(opt, sd):
     "fastai's own optimiser keeps its state by parameter in a defaultdict, which its `load_state_dict` forgets"
     device = opt.all_params()[0][0].device if len(opt.all_params()) else 'cpu'
@@ -138,6 +143,7 @@ def find_checkpoint(
         except Exception as e:
             warnings.warn(f'the checkpoint {f} cannot be read ({" ".join(str(e).split())[:100]}); the one before it is taken')
 
+# %% ../../nbs/train/02_resume.ipynb #e63c3aa5
 class Checkpoint(Callback):
     "Write the state of the training to `folder/epoch_N.pth` after every `every` epochs; with `resume`, go on from a state"
     order = 100
@@ -176,6 +182,7 @@ class Checkpoint(Callback):
         for f in self.folder.glob('epoch_*.pth'):
             if _number(f) <= done - self.keep*self.every or _number(f) > done: f.unlink(missing_ok=True)
 
+# %% ../../nbs/train/02_resume.ipynb #9ecf8c63
 class _Resume(Callback):
     "Leave out the epochs that a state has behind it, then restore it"
     order = -100
@@ -186,7 +193,8 @@ class _Resume(Callback):
 
     def attach(self, learn):
         then,now = self.state['n_epoch'],learn.n_epoch
-        if then != now: warnings.warn(f'the checkpoint is of a training of {then} epochs, this one has {now}: the schedule differs from then on')
+        if then != now:
+            warnings.warn(f'the checkpoint is of a training of {then} epochs, this one has {now}: the schedule differs from then on')
         learn.add_cb(self)
 
     def before_epoch(self):

@@ -20,6 +20,7 @@ FILES = dict(settings='settings.yaml', history='history.csv', params='learnable_
 _folders = dict(checkpoints=r'epoch_\d+\.pth', plots=r'[\w.-]+\.(png|svg)', logs=r'events\.out\.tfevents\..*', bundle='.*')
 _best = 'best*.safetensors'
 
+# %% ../../nbs/train/06_run.ipynb #fb1ec306
 class RunFolder:
     "The files of a run"
     def __init__(self,
@@ -86,11 +87,13 @@ def _files(run):
         found += [p for p in inside if re.fullmatch(name, p.name)]
     return sorted({p.relative_to(run.path).as_posix() for p in found if p.is_file() or p.is_symlink()})
 
+# %% ../../nbs/train/06_run.ipynb #fcdac1be
 def _manifest(run):
     try: d = json.loads(run.manifest.read_text(encoding='utf-8'))
     except (OSError, ValueError): return {}
     return d if isinstance(d, dict) and isinstance(d.get('files'), dict) else {}
 
+# %% ../../nbs/train/06_run.ipynb #687c5d4b
 class OwnFiles:
     "Notes in the manifest of `run` what the training writes from now on"
     def __init__(self,
@@ -131,6 +134,7 @@ def clear_run(
     for d in (run.plots, run.logs, run.checkpoints): _remove_empty(d)
     return [str(aside/f) for f in left]
 
+# %% ../../nbs/train/06_run.ipynb #ed522d4c
 def _remove_empty(folder):
     "Remove folders that hold no file"
     if not folder.is_dir() or folder.is_symlink(): return
@@ -151,6 +155,7 @@ def _is_run(run):
     try: return bool(read_yaml(run.settings))
     except TrainError: return False
 
+# %% ../../nbs/train/06_run.ipynb #b243dab8
 def is_finished(
     cfg:TrainConfig, # as it was read, before any `auto` has a value
 )->bool:
@@ -168,6 +173,7 @@ def finished(
     "What is said of a run that is there already"
     return f'{run} holds this run, and it is finished; start it anew with --overwrite'
 
+# %% ../../nbs/train/06_run.ipynb #006a8fc2
 def start_run(
     cfg:TrainConfig, # resolved
 )->tuple: # (`RunFolder`, what is there: 'new', 'begun' or 'done', files moved aside)
@@ -190,6 +196,7 @@ def start_run(
                          '--output_dir')
     return run, 'done' if run.metrics.is_file() else 'begun', []
 
+# %% ../../nbs/train/06_run.ipynb #8f48aa77
 def write_start(
     run:RunFolder, # of `start_run`
     cfg:TrainConfig, # resolved

@@ -42,6 +42,7 @@ def load_splits(
     if not cfg.eval_data_path: return _prepared(cfg, find_splits(path, cfg.valid_pct, cfg.test_pct, **kw))
     return _with_valid(find_splits(path, 0, 0, **kw), find_splits(cfg.eval_data_path, 0, 0, **kw), kw['group'])
 
+# %% ../../nbs/train/04_setup.ipynb #2621f327
 def _prepared(cfg, splits):
     "A set that was prepared with folds is cross-validated over them, or tested on the one that is named"
     folds = splits.folds
@@ -53,6 +54,7 @@ def _prepared(cfg, splits):
     cfg.cross_validate = len(folds)
     return splits
 
+# %% ../../nbs/train/04_setup.ipynb #37dce3b4
 def _cifar(cfg, path):
     if cfg.cross_validate:
         raise TrainError(f'cross_validate cuts an image folder by itself: leave out data_set {cfg.data_set}, or cross_validate')
@@ -68,6 +70,7 @@ def _is_cifar10(path):
         with cifar_pictures(path, 'cifar10') as (files, *_): return len(files['train']) == 10
     except DataError: return False
 
+# %% ../../nbs/train/04_setup.ipynb #8a425f1b
 def _with_valid(splits, other, group):
     "`splits` with the pictures of `other` (its valid, test or only ones) as the validation split"
     if other.classes != splits.classes:
@@ -106,6 +109,7 @@ def short_side(
     some = [splits.train[i][0] for i in np.linspace(0, len(splits.train) - 1, min(64, len(splits.train))).astype(int)]
     return int(np.median([min(p.shape[:2] if isinstance(p, np.ndarray) else check_image(p)) for p in some]))
 
+# %% ../../nbs/train/04_setup.ipynb #f36620b9
 def _spec_of(path, key):
     "What the file to start from says about its net and pictures, as settings"
     try: stored = open_weights(path, key)
@@ -120,6 +124,7 @@ def _spec_of(path, key):
     if 'arch' in own: own['model'] = own.pop('arch')
     return res | own
 
+# %% ../../nbs/train/04_setup.ipynb #70f67140
 def _choose_net(cfg, n, side):
     "Fill in the net, whether it is pretrained, and what the weights to start from say"
     if cfg.finetune:
@@ -138,6 +143,7 @@ def _choose_net(cfg, n, side):
 # %% ../../nbs/train/04_setup.ipynb #87b86ef7
 def _small(cfg): return 1 if cfg.input_size <= 64 else 3 # most maps of small pictures are smaller than a kernel of 7 x 7
 
+# %% ../../nbs/train/04_setup.ipynb #f17cd677
 def _autos(cfg, n, side, cpu):
     "`[(name, value for auto)]`, in an order in which each may rest on those before it"
     vanilla, weights = cfg.model.startswith('vanillanet'), pretrained_cfg(cfg.model) if cfg.pretrained else {}
@@ -186,6 +192,7 @@ def resolve(
         raise TrainError("color_jitter goes with aa; aug pipelines have their own colours")
     return cfg
 
+# %% ../../nbs/train/04_setup.ipynb #081d06fe
 _least = dict(input_size=1, batch_size=2, epochs=1, update_freq=1, save_ckpt_freq=1, save_ckpt_num=1, test_freq=1, decay_epochs=0,
               early_stop_epochs=0, act_num=0, warmup_epochs=0)
 
@@ -196,6 +203,7 @@ def _check_ranges(cfg):
     for k in ('drop', 'smoothing', 'mixup_prob', 'mixup_switch_prob', 'reprob'):
         if getattr(cfg, k) is not None and not 0 <= getattr(cfg, k) <= 1: raise TrainError(f'{k} must lie in 0 to 1, not {getattr(cfg, k)}')
 
+# %% ../../nbs/train/04_setup.ipynb #339f287a
 def _check_deep_training(cfg):
     "Deep training needs a VanillaNet, and epochs after it for the net that is fused; what is left out is said"
     if not cfg.decay_epochs: return

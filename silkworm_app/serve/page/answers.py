@@ -54,7 +54,7 @@ def as_dict(
         reasons=[str(r) for r in d.reasons], codes=[reason_code(r) for r in d.reasons], advice=get('advice', None),
         measured=get('measured', None), rule=get('rule', 'threshold'))
 
-
+# %% ../../../nbs/serve/10_page_answers.ipynb #e1b67631
 def reason_code(
     r, # a `Reason`, or a plain text
 )->dict: # its text, code and values, the last two empty for a plain text
@@ -69,7 +69,7 @@ def named(
     "The classes that an answer names; those that were hardly seen where the evidence leaves no other; none where nothing can be told."
     return tuple(a['labels'] or a['unproven']) if a['kind'] in ('one', 'several') else ()
 
-
+# %% ../../../nbs/serve/10_page_answers.ipynb #60cdda05
 def answer(
     predictor, # what `load_bundle` gives
     items:list, # pictures from `load_picture`
@@ -80,7 +80,7 @@ def answer(
 # %% ../../../nbs/serve/10_page_answers.ipynb #75395624
 _in_name = re.compile(r'(?<!\d)(20\d\d)[-_.]?(0[1-9]|1[0-2])[-_.]?(0[1-9]|[12]\d|3[01])(?!\d)')
 
-
+# %% ../../../nbs/serve/10_page_answers.ipynb #962f9ee3
 def photo_day(
     path, # file
 )->str: # 2026-07-14, or '' where nothing says it
@@ -95,7 +95,7 @@ def photo_day(
     m = _in_name.search(Path(path).name)
     return '-'.join(m.groups()) if m else ''
 
-
+# %% ../../../nbs/serve/10_page_answers.ipynb #3baf0f20
 def table_rows(
     predictor, # what `load_bundle` gives
     paths:list, # uploads
@@ -121,7 +121,7 @@ def table_rows(
         if full or i % batch == batch - 1 or i == len(paths) - 1: decide()
     return rows
 
-
+# %% ../../../nbs/serve/10_page_answers.ipynb #79a0a4f3
 def thumbnail(
     im:Image.Image, # is changed
     side:int=112, # pixels
@@ -142,7 +142,7 @@ def count_rows(
     for r in rows: days.setdefault(r['day'], Counter())[key(r)] += 1
     return dict(Counter(map(key, rows)).most_common()), {d: dict(days[d]) for d in sorted(days, key=lambda d: (d == '', d))}
 
-
+# %% ../../../nbs/serve/10_page_answers.ipynb #e1ff3e14
 def to_csv(
     rows:list, # from `table_rows`
     classes:list, # class names
@@ -190,7 +190,7 @@ def facts(
         measured=trust.get('measured') or {}, curves=first('curves') or [], versions=c.get('versions') or {}, created=first('created'),
         backend=getattr(predictor, 'backend', None))
 
-
+# %% ../../../nbs/serve/10_page_answers.ipynb #f6ad7051
 def _warnings(first, data, leak):
     warn = [str(w) for w in (first('warnings') or data.get('warnings') or [])]
     seen = leak.get('test_seen_in_train') or 0

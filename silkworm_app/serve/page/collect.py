@@ -37,7 +37,7 @@ class Kept:
     said:str = '' # what it is kept as; for 'twice', what it was kept as before
     why:str = '' # of 'failed'
 
-
+# %% ../../../nbs/serve/13_page_collect.ipynb #2c9f5b71
 def folder_of(
     said:str, # class name, ELSE or UNSURE
 )->str:
@@ -48,7 +48,7 @@ def folder_of(
 
 def gray(im): return im.convert('L').resize((64, 64), Image.Resampling.BOX)
 
-
+# %% ../../../nbs/serve/13_page_collect.ipynb #f5963142
 class Store:
     "A folder of photographs that grows one by one, by several threads and several pages at once."
     def __init__(self,

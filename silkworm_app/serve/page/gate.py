@@ -35,7 +35,7 @@ def routed(
     path, root = scope['path'], (scope.get('root_path') or '').rstrip('/')
     return path[len(root):] or '/' if root and (path + '/').startswith(root + '/') else path
 
-
+# %% ../../../nbs/serve/12_page_gate.ipynb #8ac797d3
 class Gate:
     "ASGI middleware: only the routes in `OPEN` exist, no address is fetched, a bad upload gets a sentence."
     def __init__(self, app, folder): self.app, self.folder = app, folder
@@ -68,7 +68,7 @@ class Gate:
         else: return
         if not begun: await PlainTextResponse(text, status)(scope, receive, send)
 
-
+# %% ../../../nbs/serve/12_page_gate.ipynb #954f07c0
 def private_folder(
     folder, # made if it is not there
 ):
@@ -78,7 +78,7 @@ def private_folder(
     folder.mkdir(mode=0o700, exist_ok=True)
     os.chmod(folder, 0o700)
 
-
+# %% ../../../nbs/serve/12_page_gate.ipynb #29e2cc18
 async def read_body(receive, most):
     "The body of a request, or None where it is longer than `most` bytes."
     parts, size = [], 0
@@ -90,7 +90,7 @@ async def read_body(receive, most):
         if size > most: return None
         if not message.get('more_body'): return b''.join(parts)
 
-
+# %% ../../../nbs/serve/12_page_gate.ipynb #1c9ab29d
 def replay(body, receive):
     "A `receive` that gives the body once more, and then what comes."
     given = False
@@ -101,7 +101,7 @@ def replay(body, receive):
         return dict(type='http.request', body=body, more_body=False)
     return again
 
-
+# %% ../../../nbs/serve/12_page_gate.ipynb #16624c9f
 def fetches(
     body:bytes, # of a call
 )->bool:
@@ -135,7 +135,7 @@ def take_uploads(
     component.preprocess = preprocess
     return component
 
-
+# %% ../../../nbs/serve/12_page_gate.ipynb #ede295dc
 def inside(url, refuse):
     "The bytes of a `data:` address."
     head, _, body = url.partition(',')
@@ -143,7 +143,7 @@ def inside(url, refuse):
     try: return base64.b64decode(body, validate=True) if head.endswith(';base64') else body.encode()
     except (binascii.Error, ValueError): raise refuse('The picture in the request is not base64.') from None
 
-
+# %% ../../../nbs/serve/12_page_gate.ipynb #2cfea676
 def sweep(
     folder, # of the uploads
     age:float, # seconds

@@ -31,7 +31,7 @@ def texts(
     "All texts of a language."
     return yaml.safe_load(asset(f'texts/{lang}.yaml'))
 
-
+# %% ../../../nbs/serve/11_page_html.ipynb #27c7e6fe
 @lru_cache
 def asset(
     name:str, # page.css, page.js or one in texts
@@ -39,7 +39,7 @@ def asset(
     "A file of the page."
     return (_here / name).read_text(encoding='utf-8')
 
-
+# %% ../../../nbs/serve/11_page_html.ipynb #333d1144
 def choose_lang(
     accept:str, # a browser's Accept-Language, for example 'zh-CN,zh;q=0.9,en;q=0.8'
 )->str: # the first of the wanted languages that the page has
@@ -64,7 +64,7 @@ def disease(
     if name not in CLASS_INFO: return None
     return CLASS_INFO[name] | (texts(f'diseases.{lang}')[name] if lang != 'en' else {})
 
-
+# %% ../../../nbs/serve/11_page_html.ipynb #87db7726
 class Say:
     "The words of one page in one language: `say('key', name=value)`, titles of classes, numbers, lists."
     def __init__(self,
@@ -125,7 +125,7 @@ def linked(
     parts = re.split(r'(https?://[^\s)&;,<>"]+)', str(text))
     return Markup('').join(Markup(link).format(p, p.split('/')[2]) if i % 2 else escape(p) for i, p in enumerate(parts))
 
-
+# %% ../../../nbs/serve/11_page_html.ipynb #3241c149
 @lru_cache
 def environment()->Environment:
     "Where templates come from; everything in them is escaped, and a misspelt name is an error."
@@ -134,7 +134,7 @@ def environment()->Environment:
     env.filters.update(pct=lambda v, d=0: '' if v is None else f'{v:.{d}%}', linked=linked)
     return env
 
-
+# %% ../../../nbs/serve/11_page_html.ipynb #571bf40d
 def render(
     template:str, # its name, without .html
     say:Say, # the words
@@ -143,7 +143,7 @@ def render(
     "A fragment of the page."
     return environment().get_template(f'{template}.html').render(say=say, named=named, **values)
 
-
+# %% ../../../nbs/serve/11_page_html.ipynb #9874ddfe
 def verdict_html(
     say:Say, # the words
     a:dict=None, # from `answer`; None: nothing uploaded yet
@@ -152,7 +152,7 @@ def verdict_html(
     "The answer in large type, what is not known, and what helps."
     return render('verdict', say, a=a, error=error)
 
-
+# %% ../../../nbs/serve/11_page_html.ipynb #f5ff503e
 def care_html(
     say:Say, # the words
     a:dict=None, # from `answer`
@@ -161,7 +161,7 @@ def care_html(
     found = [d for c in named(a) if (d := disease(c, say.lang))] if a and say.silk else []
     return render('care', say, found=found, several=len(found) > 1) if found else ''
 
-
+# %% ../../../nbs/serve/11_page_html.ipynb #f2947c02
 def why_html(
     say:Say, # the words
     a:dict, # from `answer`
@@ -172,7 +172,7 @@ def why_html(
     top = max(a['probabilities'], key=a['probabilities'].get)
     return render('why', say, a=a, f=f, looked=looked, top=top)
 
-
+# %% ../../../nbs/serve/11_page_html.ipynb #2dd31589
 def many_html(
     say:Say, # the words
     rows:list, # from `table_rows`
@@ -186,7 +186,7 @@ def many_html(
     return render('many', say, rows=rows, total=total, days=days if set(days) != {''} else {}, told=told, sick=sick, model=model,
         date=date, answer_name=answer_name)
 
-
+# %% ../../../nbs/serve/11_page_html.ipynb #9ce739cd
 def answer_name(
     say:Say, # the words
     key, # tuple of classes, or a kind
@@ -209,7 +209,7 @@ def model_html(
 
 def _split(say, f): return say(f'split_{f["split"]}') if f'split_{f["split"]}' in say.texts else f['split'] or say('split_test')
 
-
+# %% ../../../nbs/serve/11_page_html.ipynb #a86fe56c
 def _per_class(f, key):
     "A measure by class as a dictionary, whichever way it was stored."
     v = f['metrics'].get(key)
@@ -222,7 +222,7 @@ def _per_class_n(f):
     matrix, names = f['confusion_matrix'], f['metrics'].get('classes') or f['classes']
     return _per_class(f, 'per_class_n') or (dict(zip(names, map(sum, matrix))) if matrix else {})
 
-
+# %% ../../../nbs/serve/11_page_html.ipynb #ea463a64
 def by_class(
     f:dict, # from `facts`
 )->list: # for each class: name, seen, needed, found, n
@@ -236,7 +236,7 @@ def by_class(
     seen = lambda c: f['seen'].get(c, distinct.get(c))
     return [dict(name=c, seen=seen(c), needed=f['needed'], found=found.get(c), n=round(n[c]) if n.get(c) else None) for c in f['classes']]
 
-
+# %% ../../../nbs/serve/11_page_html.ipynb #56da9e2e
 def engineers_html(
     say:Say, # the words
     f:dict, # from `facts`
@@ -251,7 +251,7 @@ def engineers_html(
     return render('engineers', say, f=f, seconds=seconds, times=times, names=names, split=_split(say, f), fusion=fusion,
         curves=_polylines(f['curves'][:most]))
 
-
+# %% ../../../nbs/serve/11_page_html.ipynb #fba38452
 def _polylines(curves, w=120, h=80):
     "Learned curves as points of a small SVG drawing, w x h."
     out = []

@@ -44,7 +44,7 @@ def labels(
     ui = lambda l: {k: v for k, v in html.texts(l).items() if k.startswith('ui_')}
     return gr.I18n(**{l: ui(l if lang == 'auto' else lang) for l in LANGUAGES})
 
-
+# %% ../../../nbs/serve/14_page.ipynb #b6bceadc
 class Page:
     "What the page answers: each method is one event."
     def __init__(self,

@@ -24,6 +24,7 @@ import gradio as gr
 import numpy as np
 from starlette.middleware import Middleware
 
+# %% ../../../nbs/serve/15_page_server.ipynb #298d6f01
 from ..format import read_config
 from ..load import load_bundle
 from . import html
@@ -36,7 +37,7 @@ from .page import Page, build
 # %% ../../../nbs/serve/15_page_server.ipynb #fa961527
 SUFFIXES = '.jpg', '.jpeg', '.png', '.webp'
 
-
+# %% ../../../nbs/serve/15_page_server.ipynb #9c1df472
 def find_examples(
     folder, # pictures, or folders of pictures named by class
     known:dict=None, # file name -> class
@@ -48,7 +49,7 @@ def find_examples(
     files = sorted(p for p in folder.rglob('*') if p.suffix.lower() in SUFFIXES and not p.name.startswith('.'))[:200]
     found = [(p, known.get(p.name) or (p.parent.name if p.parent != folder else '')) for p in files]
     if len(found) > 1:
-        from silkworm_app.duplicates import copy_groups             # OpenCV: not needed without examples
+        from silkworm_app.data.copies import copy_groups             # OpenCV: not needed without examples
         first = {}
         for g, e in zip(copy_groups([p for p, _ in found]), found): first.setdefault(g, e)
         found = list(first.values())
@@ -75,7 +76,7 @@ def theme():
         block_label_background_fill='*primary_50', block_label_background_fill_dark='*neutral_800', block_title_text_color='*primary_800',
         color_accent='*primary_700', link_text_color='*primary_700', link_text_color_dark='*primary_300')
 
-
+# %% ../../../nbs/serve/15_page_server.ipynb #83370c98
 def read_login(
     env=os.environ, # where SILKWORM_APP_AUTH is looked up
 )->tuple: # (user, password) or None
@@ -86,7 +87,7 @@ def read_login(
     if not (user and colon and password): raise ValueError('SILKWORM_APP_AUTH must be user:password, with neither part empty')
     return user, password
 
-
+# %% ../../../nbs/serve/15_page_server.ipynb #5bb2e551
 def check_port(
     host:str, # address to listen on
     port:int, # 0: any free one
@@ -104,7 +105,7 @@ def check_port(
             if e.errno == errno.EADDRNOTAVAIL: raise nowhere from None
             raise ValueError(f'--port {port} is in use by another program; name another one, or 0 for any that is free') from None
 
-
+# %% ../../../nbs/serve/15_page_server.ipynb #ad651bf5
 def own_address()->str: # '' where it isn't in a network
     "The address by which other machines in the network reach this one; nothing is sent to find it."
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
@@ -112,7 +113,7 @@ def own_address()->str: # '' where it isn't in a network
         except OSError: return ''
         return s.getsockname()[0]
 
-
+# %% ../../../nbs/serve/15_page_server.ipynb #21e59dfd
 @dataclass
 class Server:
     "A page that is being served."
@@ -128,7 +129,7 @@ class Server:
         try: self.demo.close(verbose=False)
         finally: self.tidy()
 
-
+# %% ../../../nbs/serve/15_page_server.ipynb #a1c74779
 def serve(
     predictor, # what `load_bundle` gives
     host:str='127.0.0.1', # address to listen on
@@ -182,7 +183,7 @@ def serve(
     if block: wait(server)
     return server
 
-
+# %% ../../../nbs/serve/15_page_server.ipynb #9cc06874
 def where(
     url:str, # on this machine
     host:str, # it listens on
@@ -199,7 +200,7 @@ def where(
     if root_path: lines.append(f'Behind the proxy it is at {root_path.rstrip("/")}/')
     return '\n'.join(lines)
 
-
+# %% ../../../nbs/serve/15_page_server.ipynb #c104bb06
 def wait(
     server:Server, # of `serve`
 ):
@@ -218,7 +219,7 @@ def bundle_folder(
     path = Path(path)
     return path / 'bundle' if not (path / 'config.json').exists() and (path / 'bundle' / 'config.json').is_file() else path
 
-
+# %% ../../../nbs/serve/15_page_server.ipynb #e6052190
 def fastest(
     path, # bundle folder
     threads:int=None, # of onnxruntime
@@ -245,7 +246,7 @@ def fastest(
             if i > 1: ts.append(time.perf_counter() - start)
     return found[int(statistics.median(times[1]) < statistics.median(times[0]))]
 
-
+# %% ../../../nbs/serve/15_page_server.ipynb #9c6c2145
 def parser()->argparse.ArgumentParser:
     "The options of app.py."
     p = argparse.ArgumentParser(prog='app.py', description='Serve a silkworm_app bundle as a web page and an API. '
@@ -268,7 +269,7 @@ def parser()->argparse.ArgumentParser:
     p.add_argument('--queue-size', type=int, default=64, help='requests that may wait')
     return p
 
-
+# %% ../../../nbs/serve/15_page_server.ipynb #57990e06
 def main(
     argv:list=None, # default: the command line
 ):
@@ -299,7 +300,7 @@ def main(
         print(f'app.py: {e}', file=sys.stderr)
         sys.exit(2)
 
-
+# %% ../../../nbs/serve/15_page_server.ipynb #0cbf0aec
 def open_bundle(
     folder, # bundle
     backend:str, # auto, torch or onnx

@@ -1,2 +1,0 @@
-"Moved to lab.bench"
-from .lab.bench import *

@@ -1,2 +1,0 @@
-"Moved to train.distributed"
-from .train.distributed import *

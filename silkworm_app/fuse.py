@@ -1,2 +1,0 @@
-"Moved to act.fuse"
-from .act.fuse import *

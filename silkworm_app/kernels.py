@@ -1,3 +1,0 @@
-"Moved to lab.kernels"
-from .lab.kernels import *
-from .lab.kernels import triton

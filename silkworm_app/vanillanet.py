@@ -1,2 +1,0 @@
-"Moved to act.vanillanet"
-from .act.vanillanet import *
