@@ -70,24 +70,11 @@ def activation_curves(
     fig, axs = _figure(*_grid(len(curves), cols))
     for ax, c in zip(axs, curves):
         for k, y in enumerate(c['after']):
-            ax.plot(
-                c['x'],
-                y,
-                lw=1.6 if len(c['after']) == 1 else 1,
-                color='#b45309',
-                alpha=1 if len(c['after']) == 1 else 0.5,
-                label='after training' if k == 0 else None,
-            )
+            ax.plot(c['x'], y, lw=1.6 if len(c['after']) == 1 else 1, color='#b45309', alpha=1 if len(c['after']) == 1 else 0.5,
+                    label='after training' if k == 0 else None)
         for k, y in enumerate(c['before']):
-            ax.plot(
-                c['x'],
-                y,
-                '--',
-                lw=1,
-                color='#64748b',
-                alpha=1 if len(c['before']) == 1 else 0.4,
-                label='before training' if k == 0 else None,
-            )
+            ax.plot(c['x'], y, '--', lw=1, color='#64748b', alpha=1 if len(c['before']) == 1 else 0.4,
+                    label='before training' if k == 0 else None)
         ax.set_title(c['name'], fontsize=8)
         ax.set_xlabel('x (input of the unit)', fontsize=8)
         ax.set_ylabel('f(x)', fontsize=8)
@@ -155,11 +142,8 @@ class ShowParamsCallback(Callback):
         if self.run: self.rows = [self._now()]
 
     def _now(self):
-        return {
-            n: p.detach().float().cpu().numpy().copy()
-            for n, p in self.model.named_parameters()
-            if n.rsplit('.', 1)[-1] in ('alphas', 'biases')
-        }
+        return {n: p.detach().float().cpu().numpy().copy() for n, p in self.model.named_parameters()
+                if n.rsplit('.', 1)[-1] in ('alphas', 'biases')}
 
     def figure(self)->Figure:
         "What has been seen so far, epoch 0 being the start."
@@ -245,14 +229,8 @@ def top_losses(
     xs = inps[0] if isinstance(inps, tuple) else inps
     shown, vocab = interp.dl.decode((xs, targs))[0], learn.dls.vocab
     ims = [np.asarray(im.float().cpu()).transpose(1, 2, 0).clip(0, 255) / (255 if im.max() > 1.5 else 1) for im in shown]
-    return loss_panels(
-        ims,
-        [vocab[int(d)] for d in decoded],
-        [vocab[int(t)] for t in targs],
-        losses.tolist(),
-        [float(p[int(t)]) for p, t in zip(probs, targs)],
-        cols,
-    )
+    return loss_panels(ims, [vocab[int(d)] for d in decoded], [vocab[int(t)] for t in targs], losses.tolist(),
+                       [float(p[int(t)]) for p, t in zip(probs, targs)], cols)
 
 # %% ../nbs/01_figures.ipynb #fb6d69a2
 def loss_panels(ims, said, true, losses, probs, cols=3):
@@ -330,14 +308,8 @@ def compare_runs(
     names = list(dict.fromkeys(n for m in ms for n in m['per_class_recall']))
     for i, (m, r) in enumerate(zip(ms, (run_a, run_b))):
         vals = [m['per_class_recall'].get(n) for n in names]
-        axs[2].bar(
-            np.arange(len(names)) + 0.4 * i - 0.2,
-            [np.nan if v is None else v for v in vals],
-            0.38,
-            color='C0',
-            alpha=1 - 0.6 * i,
-            label=f'{Path(r).name} ({m["split"]})',
-        )
+        axs[2].bar(np.arange(len(names)) + 0.4 * i - 0.2, [np.nan if v is None else v for v in vals], 0.38, color='C0', alpha=1 - 0.6 * i,
+                   label=f'{Path(r).name} ({m["split"]})')
     axs[2].set_xticks(range(len(names)), names, rotation=30, ha='right', fontsize=8)
     axs[2].set(ylim=(0, 1.02))
     axs[2].set_xlabel('class', fontsize=9)

@@ -44,7 +44,6 @@ def shown(
     try: return s.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
     except UnicodeEncodeError: return s.encode('utf-8', 'backslashreplace').decode()
 
-
 def open_streams():
     "Make standard output and errors take any text, with what they can't hold escaped; for the `main` of a command"
     for f in (sys.stdout, sys.stderr):

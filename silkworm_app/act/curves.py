@@ -19,7 +19,6 @@ def _curve(form, x, alphas, biases):
     grid = x.double()[None, None, :, None].expand(1, c, len(x), 1).contiguous()
     return (series_sum if form == 'sum' else series)(grid, alphas, biases)[0, :, :, 0]
 
-
 def lslu_layers(
     model:nn.Module # any net
 )->dict: # name -> LSLU

@@ -12,9 +12,7 @@ from torch import nn
 # %% ../../nbs/act/06_norms.ipynb #d1b00b38
 def _batch_norms(model): return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
-def has_stats(
-    model:nn.Module,
-)->bool:
+def has_stats(model:nn.Module)->bool:
     "Has the net batch norms with statistics, from which the scale of its features can be told?"
     return any(m.running_mean is not None for m in _batch_norms(model))
 

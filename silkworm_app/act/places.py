@@ -129,9 +129,7 @@ def net_cfg(
     "What timm says of the net: its architecture, picture size, classifier, ...; empty for other nets"
     return getattr(_timm_part(model)[1], 'pretrained_cfg', None) or {}
 
-def arch_of(
-    model:nn.Module,
-)->str:
+def arch_of(model:nn.Module)->str:
     "timm's name of the net, else its class"
     return net_cfg(model).get('architecture') or type(_timm_part(model)[1]).__name__
 

@@ -283,16 +283,13 @@ def _wide13(**kw):
     return dict(dims=tuple(int(o*1.5) for o in d['dims']), strides=d['strides'], **kw)
 
 # %% ../../nbs/act/02_vanillanet.ipynb #58a932ee
-_nets = {
-    'vanillanet_5':  dict(dims=(512,1024,2048,4096), strides=(2,2,2)),
-    'vanillanet_6':  dict(dims=(512,1024,2048,4096,4096), strides=(2,2,2,1)),
-    'vanillanet_7':  dict(dims=(512,512,1024,2048,4096,4096), strides=(1,2,2,2,1)),
-    **{f'vanillanet_{n+7}': _deep(n) for n in range(1, 7)},
-    'vanillanet_13_x1_5': _wide13(),
-    'vanillanet_13_x1_5_ada_pool': _wide13(ada_pool=(0,38,19,0,0,0,0,0,0,10,0)),
-    'vanillanet_5_x0_25':  dict(dims=(128,256,512,1024), strides=(2,2,2)),
-    'vanillanet_5_x0_125': dict(dims=(64,128,256,512), strides=(2,2,2)),
-}
+_nets = {'vanillanet_5':  dict(dims=(512,1024,2048,4096), strides=(2,2,2)),
+         'vanillanet_6':  dict(dims=(512,1024,2048,4096,4096), strides=(2,2,2,1)),
+         'vanillanet_7':  dict(dims=(512,512,1024,2048,4096,4096), strides=(1,2,2,2,1)),
+         **{f'vanillanet_{n+7}': _deep(n) for n in range(1, 7)}, 'vanillanet_13_x1_5': _wide13(),
+         'vanillanet_13_x1_5_ada_pool': _wide13(ada_pool=(0,38,19,0,0,0,0,0,0,10,0)),
+         'vanillanet_5_x0_25':  dict(dims=(128,256,512,1024), strides=(2,2,2)),
+         'vanillanet_5_x0_125': dict(dims=(64,128,256,512), strides=(2,2,2))}
 default_cfgs = generate_default_cfgs({f'{k}.untrained': _cfg() for k in _nets})
 
 # %% ../../nbs/act/02_vanillanet.ipynb #81a5c02a

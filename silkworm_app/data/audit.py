@@ -24,13 +24,11 @@ from ..files import shown
 # %% ../../nbs/data/10_audit.ipynb #852e03a8
 _copies_up_to = 5000
 
-
 def _members(numbers):
     "The positions of each number."
     out = defaultdict(list)
     for k, n in enumerate(numbers): out[n].append(k)
     return out
-
 
 def _level(level, n):
     if level not in ('auto', 'hash', 'copies'): raise DataError(f"level must be 'auto', 'hash' or 'copies', not {level!r}")
@@ -48,11 +46,10 @@ def _split_report(where, splits, g, scenes):
         groups = len({l for k, l in enumerate(levels[n]) if k not in g.bad})
         seen = found[n]['test_seen_in_train'] if tested else None
         return dict(groups=groups, test_seen_in_train=seen, label_conflicts=found[n]['label_conflicts'])
-    return dict(
-        test_seen_in_train=leak['test_seen_in_train'] if tested else None,
-        valid_seen_in_train=leak['valid_seen_in_train'] if splits['valid'] else None,
-        test_seen_in_valid=leak['test_seen_in_valid'] if tested and splits['valid'] else None,
-        distinct=photo['distinct'], label_conflicts=photo['label_conflicts'], by_level={n: level(n) for n in levels})
+    return dict(test_seen_in_train=leak['test_seen_in_train'] if tested else None,
+                valid_seen_in_train=leak['valid_seen_in_train'] if splits['valid'] else None,
+                test_seen_in_valid=leak['test_seen_in_valid'] if tested and splits['valid'] else None, distinct=photo['distinct'],
+                label_conflicts=photo['label_conflicts'], by_level={n: level(n) for n in levels})
 
 # %% ../../nbs/data/10_audit.ipynb #226a2c2a
 def _file_report(scan, heads, g, name):
@@ -62,12 +59,11 @@ def _file_report(scan, heads, g, name):
     def odd(k):
         own = g.files[k].suffix.lower()
         return heads[k] and k not in g.bad and own not in FORMAT_SUFFIXES.get(heads[k][0], (own,))
-    return dict(
-        formats=dict(Counter(h[0] for h in known).most_common()), modes=dict(Counter(h[3] for h in known).most_common()),
-        shorter_side=dict(least=side[0], median=side[len(side) // 2], most=side[-1]) if side else None, bytes=sum(h[4] for h in known),
-        unusable=[shown(g.bad[k]).replace(shown(scan.root), name, 1) for k in sorted(g.bad)],
-        wrong_suffix=[f'{rel[k]} is {heads[k][0]}' for k in range(len(rel)) if odd(k)], other_files=len(scan.other),
-        unreadable_folders=[u.replace(shown(scan.root), name, 1) for u in scan.unreadable], link_loops=len(scan.loops))
+    return dict(formats=dict(Counter(h[0] for h in known).most_common()), modes=dict(Counter(h[3] for h in known).most_common()),
+                shorter_side=dict(least=side[0], median=side[len(side) // 2], most=side[-1]) if side else None,
+                bytes=sum(h[4] for h in known), unusable=[shown(g.bad[k]).replace(shown(scan.root), name, 1) for k in sorted(g.bad)],
+                wrong_suffix=[f'{rel[k]} is {heads[k][0]}' for k in range(len(rel)) if odd(k)], other_files=len(scan.other),
+                unreadable_folders=[u.replace(shown(scan.root), name, 1) for u in scan.unreadable], link_loops=len(scan.loops))
 
 # %% ../../nbs/data/10_audit.ipynb #c9431d2f
 def _scene_groups(g):
@@ -101,14 +97,13 @@ def audit_scan(
     several = lambda of: [ms for ms in groups.values() if len({of(k) for k in ms if k not in g.bad}) > 1]
     named = lambda gs: [[rel[k] for k in ms] for ms in gs]
     largest = lambda gs: sorted(gs, key=len, reverse=True)
-    return dict(
-        source=name, level=level, files=len(files), usable=len(ok), given_splits=given,
-        counts={s: dict(sorted(c.items())) for s, c in sorted(counts.items())},
-        random_split_leak=float(np.mean([1 - .2 ** (sizes[g.photos[k]] - 1) for k in ok])) if ok else 0., distinct_total=len(sizes),
-        **_split_report(where, splits, g, scenes), **_file_report(scan, heads, g, name), conflicts=named(several(lambda k: canon[k])),
-        across_splits=named(largest(several(lambda k: scan.items[k][1]))),
-        groups=named(largest(ms for ms in groups.values() if len(ms) > 1)),
-        scene_groups=named(largest(_scene_groups(g))), renamed={a: b for a, b in names.items() if a != b}), g
+    return dict(source=name, level=level, files=len(files), usable=len(ok), given_splits=given,
+                counts={s: dict(sorted(c.items())) for s, c in sorted(counts.items())},
+                random_split_leak=float(np.mean([1 - .2 ** (sizes[g.photos[k]] - 1) for k in ok])) if ok else 0., distinct_total=len(sizes),
+                **_split_report(where, splits, g, scenes), **_file_report(scan, heads, g, name),
+                conflicts=named(several(lambda k: canon[k])), across_splits=named(largest(several(lambda k: scan.items[k][1]))),
+                groups=named(largest(ms for ms in groups.values() if len(ms) > 1)), scene_groups=named(largest(_scene_groups(g))),
+                renamed={a: b for a, b in names.items() if a != b}), g
 
 # %% ../../nbs/data/10_audit.ipynb #391a5eec
 def audit(
@@ -123,7 +118,6 @@ def audit(
 
 # %% ../../nbs/data/10_audit.ipynb #4661406d
 def _pct(x): return '-' if x is None else f'{100 * x:.3g} %'
-
 
 def _said_of_splits(r):
     seen = r['test_seen_in_train']
@@ -159,7 +153,6 @@ def headlines(
 
 # %% ../../nbs/data/10_audit.ipynb #44314b46
 def _kinds(counts): return ', '.join(f'{k} {v}' for k, v in counts.items())
-
 
 def _table(r):
     "The files of each split and class, as lines."
@@ -208,7 +201,6 @@ def _thumb_uri(p, side=84):
     b = io.BytesIO()
     im.save(b, 'JPEG', quality=72)
     return 'data:image/jpeg;base64,' + base64.b64encode(b.getvalue()).decode()
-
 
 def _spread(x, n): return x if len(x) <= n else [x[round(i * (len(x) - 1) / (n - 1))] for i in range(n)]
 

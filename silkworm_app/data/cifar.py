@@ -34,7 +34,6 @@ from ..files import shown
 # %% ../../nbs/data/09_cifar.ipynb #2f608ddb
 _original = {'cifar10': datasets.CIFAR10, 'cifar100': datasets.CIFAR100}
 
-
 def _by_class(keys):
     "`{split: {class: [key]}}` of paths `.../{train,test}/<class>/<picture>`."
     out = {'train': defaultdict(list), 'test': defaultdict(list)}
@@ -179,7 +178,6 @@ def _png(x):
     b = io.BytesIO()
     Image.fromarray(x).save(b, 'PNG')
     return b.getvalue()
-
 
 def _suffix(data): return FORMAT_SUFFIXES[Image.open(io.BytesIO(data)).format][0]
 

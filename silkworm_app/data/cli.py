@@ -79,7 +79,6 @@ def _save(path, text):
     try: write_text(path, text)
     except OSError as e: raise DataError(f'{shown(path)} cannot be written: {e.strerror}') from None
 
-
 def _run_audit(args):
     for o in (args.json, args.html):
         if o and not Path(o).absolute().parent.is_dir(): raise DataError(f'the folder of {shown(o)} does not exist')
@@ -98,7 +97,6 @@ def _run_prepare(args):
     for s, c in out['counts'].items(): print(f'{s:8} {sum(c.values()):6}  ' + '  '.join(f'{k}: {v}' for k, v in c.items()))
     print(f'{shown(out["path"])} is ready; README.md in it is the data card')
     return 0
-
 
 def _run_cifar(args):
     out = cifar(args.what, args.dest, args.source)

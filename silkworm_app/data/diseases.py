@@ -19,7 +19,6 @@ def _plain(name): return ''.join(c for c in str(name).lower() if c.isalnum())
 _sure = {_plain(a): c for c, i in CLASS_INFO.items() for a in (c, *i['aliases'])}
 _also = {_plain(a): c for c, i in CLASS_INFO.items() for a in i['also']}
 
-
 def canonical_name(
     name:str # class name as found in a set of silkworms
 )->str: # one of `CLASS_INFO`, or `name` unchanged
@@ -32,7 +31,6 @@ def of_silkworms(
 )->bool:
     "Whether the classes are states of a silkworm: one of them at least is a disease by a name that nothing else bears."
     return any(_sure.get(_plain(c), 'healthy') != 'healthy' for c in classes)
-
 
 def silkworm_names(
     classes:list # all class names of a set

@@ -28,7 +28,6 @@ class DataError(ValueError):
 _litter = {'thumbs.db', 'ehthumbs.db', 'desktop.ini', 'picasa.ini', '__macosx', '@eadir', '@recycle', '#recycle', '#snapshot',
            '$recycle.bin', 'recycler', 'system volume information', 'lost+found', 'icon\r', '__pycache__'}
 
-
 def is_litter(
     name:str # of a file or folder, without its path
 )->bool:
@@ -38,7 +37,6 @@ def is_litter(
 
 # %% ../../nbs/data/02_folder.ipynb #6a919f07
 def _han(c): return '\u3040' <= c <= '\u30ff' or '\u4e00' <= c <= '\u9fff'
-
 
 def _plausible(
     text:str, # decoded
@@ -81,11 +79,9 @@ MANIFEST = 'manifest.csv' # the list in a folder that `silkworm-data prepare` ma
 _other_suffixes = {'.txt', '.csv', '.json', '.xml', '.md', '.yaml', '.yml', '.html', '.zip',
                    '.py', '.ini', '.pdf', '.docx', '.xlsx', '.log', '.sha256'}
 
-
 def _entries(d):
     "What lies in a folder, litter left out, in order; raises `OSError`."
     return sorted((e for e in os.scandir(d) if not is_litter(e.name)), key=lambda e: e.name)
-
 
 def _is_dir(e):
     try: return e.is_dir()
@@ -179,11 +175,9 @@ def opened(
 # %% ../../nbs/data/02_folder.ipynb #35583506
 _max_unpacked = 64 * 2**30
 
-
 def _outside(name):
     up = '..' in PurePosixPath(name.replace('\\', '/')).parts
     return name.startswith(('/', '\\')) or up or (len(name) > 1 and name[1] == ':')
-
 
 def _zip_names(infos):
     "The names of a zip's members as text; backslashes of old Windows tools become slashes."
@@ -252,7 +246,6 @@ def why_unusable(
     "How many files cannot be used and why, as the beginning of a sentence."
     return f'{len(reasons)} file(s) cannot be used: ' + '; '.join(list(reasons)[:most]) + (
         f'; and {len(reasons) - most} more' if len(reasons) > most else '')
-
 
 def pictures_below(
     folder # folder at any depth

@@ -36,7 +36,6 @@ IMAGE_SUFFIXES = {s for ss in FORMAT_SUFFIXES.values() for s in ss}
 Image.init()
 _formats = tuple(f for f in FORMAT_SUFFIXES if f in Image.OPEN)
 
-
 class ImageError(ValueError):
     "A picture that cannot be used; the message is one sentence that names it."
 
@@ -45,7 +44,6 @@ def _kind_of(
     head:bytes # the first bytes of the file
 )->str: # the brand of an ISO media file (HEIC, AVIF, MP4...), '' for others
     return head[8:12].decode('latin-1') if head[4:8] == b'ftyp' else ''
-
 
 _heic = ('heic', 'heix', 'heim', 'heis', 'hevc', 'hevx', 'mif1', 'msf1')
 
@@ -219,7 +217,6 @@ def _start(
 _upright_by = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
                5: Image.Transpose.TRANSPOSE,
                6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
-
 
 def _upright(im):
     "The picture as the camera was held; as it is stored where EXIF can't be read."

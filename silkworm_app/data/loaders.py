@@ -38,7 +38,6 @@ class Item:
     def __init__(self, src, label): self.src, self.label = src, label
     def __repr__(self): return f'{shown(self.src) if isinstance(self.src, (str, Path)) else type(self.src).__name__}: {self.label}'
 
-
 class OpenPicture(Transform):
     "`Item`, path, bytes, PIL image or array to an upright RGB `PILImage`."
     input_types = (Item, str, os.PathLike, bytes, Image.Image, np.ndarray)
@@ -48,7 +47,6 @@ class OpenPicture(Transform):
 class LabelOf(Transform):
     "The class name of an `Item`."
     def encodes(self, x:Item): return x.label
-
 
 class Fit(DisplayedTransform):
     "`Preprocess.image` as a transform, on validation and test pictures (on all, with `split_idx=None`)."

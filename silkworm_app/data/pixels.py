@@ -23,7 +23,6 @@ from ..files import shown
 # %% ../../nbs/data/06_pixels.ipynb #0449a76c
 _magic = b'SILKCACHE2' # 2: colours in sRGB
 
-
 def _threaded(one, items, done):
     "`done(one(item))` in order, on a few threads, holding at most a few hundred results."
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as ex:

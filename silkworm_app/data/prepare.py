@@ -54,7 +54,6 @@ def _folder_name(c):
     if bad: raise DataError(f'{c!r} cannot be the name of a class folder; give another in the mapping file')
     return c
 
-
 def _renaming(classes, mapping, src):
     "`({found: wanted or None}, sentences)`."
     mapping = {unicodedata.normalize('NFC', k): v for k, v in (mapping or {}).items()}

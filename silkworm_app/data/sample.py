@@ -25,7 +25,6 @@ from ..files import shown
 # %% ../../nbs/data/08_sample.ipynb #00cfc49c
 def _at(p): return tuple(int(v) for v in p)
 
-
 def _noise(rng, n, cells, lo, hi):
     "Smooth random field `[n, n]`: a small random grid, blown up."
     g = rng.uniform(lo, hi, (cells, cells)).astype(np.float32)
@@ -54,7 +53,6 @@ def _background(rng, n):
 # %% ../../nbs/data/08_sample.ipynb #f72fa4ce
 _t = np.linspace(-1, 1, 84) # along the larva, tail to head
 
-
 def _spine(rng, kind, n, s):
     "`(points [84, 2], their normals, width)`."
     length = n * rng.uniform(.62, .92) * (1 - .24 * s * (kind == 'pebrine'))
@@ -77,7 +75,6 @@ def _outline(rng, kind, width, s):
     if kind == 'flacherie': prof = prof * (1 + .3 * s * np.interp(_t, np.linspace(-1, 1, 6), rng.normal(0, 1, 6)).clip(-1, 1))
     return prof, rings
 
-
 def _skin(rng, kind, s):
     "The colour of the body."
     body = np.array([222, 214, 196], np.float32) + rng.normal(0, 9, 3) + rng.normal(0, 12)
@@ -90,7 +87,6 @@ def _shadow(rng, im, n, spine, prof):
     shift, shadow = np.array([rng.normal(0, .05), rng.normal(.05, .03)]) * n, np.zeros((n, n), np.float32)
     for p, w in zip(spine + shift, prof): cv2.circle(shadow, _at(p), max(1, int(w)), 1., -1)
     im *= (1 - .34 * cv2.GaussianBlur(shadow, (0, 0), n / 50))[..., None]
-
 
 def _drops(rng, im, spine, width):
     "The milk that oozes out in grasserie."

@@ -172,7 +172,6 @@ def _told(splits, level, carved):
     splits.warnings = splits.warnings + leak_warnings(splits.leak)
     return splits
 
-
 def find_groups(
     files:list, # paths
     how:str # 'hash', 'copies', 'auto' or None
@@ -185,7 +184,6 @@ def find_groups(
 
 # %% ../../nbs/data/04_splits.ipynb #a1e1d028
 MANIFEST_COLUMNS = ('path', 'sha256', 'class', 'split', 'group', 'source')
-
 
 def read_manifest(
     folder # made by `silkworm-data prepare`

@@ -37,9 +37,8 @@ def collect_next(
     cross, out = trust.source == 'cross-validation', []
     for c, (n, needed) in trust.unproven.items():
         more = needed - n if cross else ceil((needed - n) / share)
-        out.append(
-            Reason('collect_class', label=c, seen=n, needed=needed, more=more, crossed=None if cross else max(0, needed - photographs[c]))
-        )
+        out.append(Reason('collect_class', label=c, seen=n, needed=needed, more=more,
+                          crossed=None if cross else max(0, needed - photographs[c])))
     return (out + confusions(trust, most)) or [Reason('enough')]
 
 # %% ../../nbs/serve/04_advice.ipynb #4821c4c2
@@ -48,12 +47,8 @@ def confusions(
     most:int=3 # pairs
 )->list: # of `Reason`
     "The classes that are most often taken for another, by part of their photographs; a single photograph is no confusion."
-    rows = [
-        (n / sum(r), n, sum(r), trust.classes[i], trust.classes[j])
-        for i, r in enumerate(trust.confusion or ())
-        for j, n in enumerate(r)
-        if i != j and n > 1
-    ]
+    rows = [(n / sum(r), n, sum(r), trust.classes[i], trust.classes[j]) for i, r in enumerate(trust.confusion or ())
+            for j, n in enumerate(r) if i != j and n > 1]
     return [Reason('confused', true=a, said=b, n=n, of=of) for _, n, of, a, b in sorted(rows, reverse=True)[:most]]
 
 # %% ../../nbs/serve/04_advice.ipynb #c4338bdc

@@ -60,12 +60,8 @@ def _versions():
     def v(p):
         try: return version(p)
         except PackageNotFoundError: return None
-    return dict(
-        python=platform.python_version(),
-        silkworm_app=__version__,
-        **{p: v(p) for p in ('torch', 'timm', 'fastai', 'numpy', 'pillow', 'safetensors', 'onnxruntime')},
-    )
-
+    return dict(python=platform.python_version(), silkworm_app=__version__,
+                **{p: v(p) for p in ('torch', 'timm', 'fastai', 'numpy', 'pillow', 'safetensors', 'onnxruntime')})
 
 def class_titles(
     classes:list # names
@@ -89,17 +85,11 @@ def loader_preprocess(
         x = next(iter(dls.valid))[0].detach().cpu().as_subclass(torch.Tensor).float().numpy()[:8]
         pictures = [dls.valid_ds[i][0] for i in range(len(x))]
         norm = next((f for f in dls.valid.after_batch.fs if type(f).__name__ == 'Normalize'), None)
-        mean, std = (
-            ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-            if norm is None
-            else (tuple(round(float(v), 6) for v in o.detach().cpu().flatten()) for o in (norm.mean, norm.std))
-        )
+        mean, std = (((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)) if norm is None
+                     else (tuple(round(float(v), 6) for v in o.detach().cpu().flatten()) for o in (norm.mean, norm.std)))
         if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] != x.shape[3]: raise ValueError(f'batches of shape {list(x.shape)}')
-        ways = [
-            Preprocess(x.shape[2], resize=r, interpolation=i, mean=mean, std=std)
-            for r in ('crop', 'squish', 'pad')
-            for i in ('bilinear', 'bicubic')
-        ]
+        ways = [Preprocess(x.shape[2], resize=r, interpolation=i, mean=mean, std=std) for r in ('crop', 'squish', 'pad')
+                for i in ('bilinear', 'bicubic')]
         off = [float(np.abs((w.batch(pictures) - x) * np.reshape(std, (1, 3, 1, 1))).mean()) for w in ways]
     except (AttributeError, TypeError, ValueError, IndexError, StopIteration) as e:
         raise BundleError(f'the loaders of this learner can\'t be read ({one_line(e)}): {_ask}') from None
@@ -114,14 +104,8 @@ def _own_splits(dls):
     except (AttributeError, TypeError, IndexError, ValueError): return None
     if not all(parts) or not all(p.is_file() for part in parts for p, _ in part[:3]): return None
     files = [p for p, _ in parts[1]]
-    return SimpleNamespace(
-        train=parts[0],
-        valid=parts[1],
-        groups=dict(zip(files, copy_groups(files))) if len(files) <= 2000 else None,
-        leak=None,
-        warnings=[],
-        path=None,
-    )
+    return SimpleNamespace(train=parts[0], valid=parts[1], groups=dict(zip(files, copy_groups(files))) if len(files) <= 2000 else None,
+                           leak=None, warnings=[], path=None)
 
 # %% ../../nbs/serve/11_bundle.ipynb #2782c9bc
 def _batches(dl, limit=None):
@@ -240,12 +224,9 @@ def _net_spec(model, classes):
         raise BundleError(f'save_bundle needs {spec["num_classes"]} different class names, got {len(classes)}: {", ".join(classes[:8])}')
     return dict(spec)
 
-
 def _name(model):
-    return (
-        getattr(model, 'default_cfg', {}).get('architecture')
-        or type(model[0] if isinstance(model, nn.Sequential) and len(model) else model).__name__
-    )
+    return (getattr(model, 'default_cfg', {}).get('architecture')
+            or type(model[0] if isinstance(model, nn.Sequential) and len(model) else model).__name__)
 
 # %% ../../nbs/serve/11_bundle.ipynb #78e1b3ab
 def save_bundle(
@@ -329,9 +310,7 @@ def _write(dest, config, predictor, onnx, examples, roots):
         os.chmod(new, 0o755)
         if config['net_spec'] is not None:
             state = {k: v.detach().cpu().contiguous().clone() for k, v in predictor.model.state_dict().items()}
-            safetensors.torch.save_file(
-                state, new / 'model.safetensors', metadata={'net_spec': json.dumps(config['net_spec'])}
-            )
+            safetensors.torch.save_file(state, new / 'model.safetensors', metadata={'net_spec': json.dumps(config['net_spec'])})
         if trust.arrays(): safetensors.numpy.save_file(trust.arrays(), new / 'trust.safetensors')
         if onnx: save_onnx(new / 'model.onnx', predictor.model, predictor.classes, predictor.preprocess, trust)
         shown, config['example_classes'] = _save_examples(new, examples)

@@ -39,9 +39,8 @@ def by_photograph(
     "Mean probabilities of each photograph; one that stands under two classes counts in both."
     if groups is None: return probs, labels
     _, group = np.unique(np.asarray(groups), return_inverse=True)
-    _, first, inverse, count = np.unique(
-        np.stack([group.ravel(), labels], 1), axis=0, return_index=True, return_inverse=True, return_counts=True
-    )
+    _, first, inverse, count = np.unique(np.stack([group.ravel(), labels], 1), axis=0, return_index=True, return_inverse=True,
+                                         return_counts=True)
     total = np.zeros((len(first), probs.shape[1]))
     np.add.at(total, inverse.ravel(), probs)
     return total / count[:, None], labels[first]
@@ -74,7 +73,6 @@ def left_out_p_values(
     p, rows = p_values(probs, scores), np.arange(len(labels))
     p[rows, labels] -= 1 / np.array([len(v) + 1 for v in scores])[labels]
     return p
-
 
 def _answer(right, n):
     low, high = interval(right, n)
@@ -117,15 +115,9 @@ def measure(
         if (own := single & (said == k)).any(): out['one'][c] = _answer((labels[own] == k).sum(), own.sum())
         if not (is_k := labels == k).any(): continue
         n, low, high = int(is_k.sum()), *interval(kept[is_k].sum(), is_k.sum())
-        out['classes'][c] = dict(
-            n=n,
-            kept=int(kept[is_k].sum()),
-            low=round(low, 4),
-            high=round(high, 4),
-            answered=int((is_k & single & (said == k)).sum()),
-            found=int(found[is_k].sum()),
-            size=round(float(size[is_k].mean()), 2),
-        )
+        out['classes'][c] = dict(n=n, kept=int(kept[is_k].sum()), low=round(low, 4), high=round(high, 4),
+                                 answered=int((is_k & single & (said == k)).sum()), found=int(found[is_k].sum()),
+                                 size=round(float(size[is_k].mean()), 2))
     return out | dict(companions={classes[k]: [classes[o] for o in v] for k, v in companions.items()})
 
 # %% ../../nbs/serve/03_calibrate.ipynb #c330eaf5
@@ -135,11 +127,8 @@ def _leaky(leak):
     seen = leak if isinstance(leak, (int, float)) else leak.get('valid_seen_in_train', 0)
     if seen > 0.01:
         return f'{pct(seen)} of the validation pictures are copies of training pictures, so nothing shows how it does on new photographs'
-    if (
-        isinstance(leak, dict)
-        and leak.get('level') == 'hash'
-        and leak.get('files', 0) > 1.2 * sum(leak.get('distinct', {}).values() or [leak.get('files', 0)])
-    ):
+    if (isinstance(leak, dict) and leak.get('level') == 'hash'
+        and leak.get('files', 0) > 1.2 * sum(leak.get('distinct', {}).values() or [leak.get('files', 0)])):
         return (
             'the pictures hold many copies, and rotated or zoomed ones were not looked for, so nothing shows how it does on new photographs'
         )
@@ -149,9 +138,8 @@ def _checked(logits, labels, k, what):
     "The two as arrays; raises `ValueError` where they don't fit."
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels, int)
     if logits.ndim != 2 or len(logits) != len(labels) or (k and logits.shape[1] != k):
-        raise ValueError(
-            f'fit_trust: {what} of shape {list(logits.shape)} do not fit {len(labels)} labels' + (f' and {k} classes' if k else '')
-        )
+        raise ValueError(f'fit_trust: {what} of shape {list(logits.shape)} do not fit {len(labels)} labels'
+                         + (f' and {k} classes' if k else ''))
     if len(labels) and not 0 <= labels.min() <= labels.max() < logits.shape[1]:
         raise ValueError(f'fit_trust: labels must lie in 0..{logits.shape[1]-1}')
     if not np.isfinite(logits).all(): raise ValueError(f'fit_trust: {what} hold NaN or infinity; the training went wrong')
@@ -218,9 +206,8 @@ def fit_trust(
     able = max(seen.values()) >= needed
     checked = 1 if held_out is not None or clean is not None else leak
     note = _note(len(labels), len(true), source, checked, None if able else seen, needed)
-    return Trust(
-        **base, calibrated=able, note=note, scores=scores, confusion=confusion.tolist(), measured_at=at, measured={}
-    ).measured_now()
+    return Trust(**base, calibrated=able, note=note, scores=scores, confusion=confusion.tolist(), measured_at=at,
+                 measured={}).measured_now()
 
 # %% ../../nbs/serve/03_calibrate.ipynb #2110cdde
 def sampled_leak(

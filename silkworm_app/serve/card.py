@@ -23,27 +23,17 @@ def cross_text(
 )->str: # lines
     "A cross-validation in words"
     value = lambda d: f'{_pct(d["balanced_accuracy"])} (95 % interval {_pct(d["interval"][0])} to {_pct(d["interval"][1])})'
-    out = [
-        f'Balanced accuracy on photographs never seen: {value(c)}; guessing: {_pct(1/len(c["classes"]))}.',
-        f'{c["folds"]}-fold cross-validation over {c["photographs"]} photographs ({c["n"]} files): each was tested once, by a net '
-        f'trained on others, '
-           'and counts once whatever the number of its copies.',
-        f'Averaged over the eight symmetries of each picture, which the bundle does not do: {value(c["symmetry"])}. Accuracy '
-        f'without balancing the classes: {_pct(c["accuracy"])}.',
-    ]
+    out = [f'Balanced accuracy on photographs never seen: {value(c)}; guessing: {_pct(1/len(c["classes"]))}.',
+           f'{c["folds"]}-fold cross-validation over {c["photographs"]} photographs ({c["n"]} files): each was tested once, by a net '
+           f'trained on others, and counts once whatever the number of its copies.',
+           f'Averaged over the eight symmetries of each picture, which the bundle does not do: {value(c["symmetry"])}. Accuracy '
+           f'without balancing the classes: {_pct(c["accuracy"])}.']
     if f := c.get('by_file'):
-        out.append(
-            f'Misleading: the same net on a random cut of the files has {_pct(f["balanced_accuracy"])} balanced accuracy and '
-            f'{_pct(f["accuracy"])} accuracy, '
-            'since it finds copies of its training pictures again.'
-        )
+        out.append(f'Misleading: the same net on a random cut of the files has {_pct(f["balanced_accuracy"])} balanced accuracy and '
+                   f'{_pct(f["accuracy"])} accuracy, since it finds copies of its training pictures again.')
     few = [(titles or {}).get(k, k) for k, n in c['per_class_n'].items() if n < 5]
-    narrow = (
-        f' It is too narrow: {", ".join(few)} ha{"s" if len(few) == 1 else "ve"} fewer than five photographs, and what is hardly '
-        f'there cannot vary.'
-        if few
-        else ''
-    )
+    narrow = (f' It is too narrow: {", ".join(few)} ha{"s" if len(few) == 1 else "ve"} fewer than five photographs, and what is hardly '
+              f'there cannot vary.' if few else '')
     out.append('The interval comes from drawing the photographs again.' + narrow)
     return '\n'.join(out)
 
@@ -60,30 +50,19 @@ def answers_text(
     if trust.rule == 'threshold':
         if not trust.calibrated: return [_sentence(Reason('refuses', why=trust.note)), '']
         rule = f'one threshold for all classes, probability {trust.threshold:.3g}' if trust.threshold is not None else 'no threshold'
-        return [
-            f'It answers by {rule} ({trust.note}): {_pct(trust.coverage)} of the pictures by which that was decided were answered. '
-            f'That says nothing about a rare class.',
-            '',
-        ]
+        return [f'It answers by {rule} ({trust.note}): {_pct(trust.coverage)} of the pictures by which that was decided were answered. '
+                f'That says nothing about a rare class.', '']
     m, t = trust.measured, lambda c: (titles or {}).get(c, c)
-    out = [
-        f'A photograph of any class loses its class in at most {trust.risk:.0%} of the cases, for each class by itself, as far as '
-        f'new photographs are like these ({trust.note}).',
-        '',
-    ]
+    out = [f'A photograph of any class loses its class in at most {trust.risk:.0%} of the cases, for each class by itself, as far as '
+           f'new photographs are like these ({trust.note}).', '']
     if not m: return out
     several = m['several']
-    out += [
-        f'Of {m["photographs"]} photographs that it did not train on, {sum(o["n"] for o in m["one"].values())} got one class, '
-        f'{several["n"]} got several (right: {several["right"]}), '
-        f'and of {m["nothing"]} nothing could be told.'
-    ]
+    out += [f'Of {m["photographs"]} photographs that it did not train on, {sum(o["n"] for o in m["one"].values())} got one class, '
+            f'{several["n"]} got several (right: {several["right"]}), and of {m["nothing"]} nothing could be told.']
     rows = [(t(c), f'{o["right"]} of {o["n"]}', f'{o["low"]:.0%} to {o["high"]:.0%}') for c, o in m['one'].items()]
     if rows: out += _table(['answer', 'right', 'in the long run'], rows)
-    rows = [
-        (t(c), r['n'], f'{r["kept"]} ({r["low"]:.0%} to {r["high"]:.0%})', r['answered'], r['found'], f'{r["size"]:.1f}')
-        for c, r in m['classes'].items()
-    ]
+    rows = [(t(c), r['n'], f'{r["kept"]} ({r["low"]:.0%} to {r["high"]:.0%})', r['answered'], r['found'], f'{r["size"]:.1f}')
+            for c, r in m['classes'].items()]
     return out + _table(['true class', 'photographs', 'not excluded', 'named alone', 'most likely', 'classes left, mean'], rows)
 
 # %% ../../nbs/serve/10_card.ipynb #25e50e72
@@ -92,30 +71,15 @@ def bundle_card(
     trust:Trust=None # default: the config's
 )->str: # markdown
     "What the model was trained on, how good it is, what it can't do, what would help"
-    trust = trust or Trust.from_dict(
-        {k: v for k, v in config['trust'].items() if not k.endswith('_limit')} if config.get('trust') else dict(classes=config['classes'])
-    )
+    trust = trust or Trust.from_dict({k: v for k, v in config['trust'].items() if not k.endswith('_limit')} if config.get('trust')
+                                     else dict(classes=config['classes']))
     title = {**{c: c for c in config['classes']}, **(config.get('class_titles') or {})}
     versions = config.get('versions') or {}
-    out = [
-        '# Model card',
-        '',
-        f'{config["arch"]}, {config["size"]} x {config["size"]} pixels, {len(config["classes"])} classes: {", ".join(title.values())}. '
-        f'Made {str(config.get("created"))[:10]} with silkworm_app {versions.get("silkworm_app")}.',
-        '',
-    ]
-    out += [
-        '## How good it is',
-        '',
-        *_how_good(config, title),
-        '',
-        '## Its answers',
-        '',
-        *answers_text(trust, title),
-        '## Data',
-        '',
-        *_data(config, title),
-    ]
+    out = ['# Model card', '',
+           f'{config["arch"]}, {config["size"]} x {config["size"]} pixels, {len(config["classes"])} classes: {", ".join(title.values())}. '
+           f'Made {str(config.get("created"))[:10]} with silkworm_app {versions.get("silkworm_app")}.', '']
+    out += ['## How good it is', '', *_how_good(config, title), '', '## Its answers', '', *answers_text(trust, title), '## Data', '',
+            *_data(config, title)]
     out += ['', "## What it can't do", '', *(f'- {o}' for o in _limits(config, trust, title))]
     if todo := collect_next(trust, (config.get('leak') or {}).get('distinct')):
         out += ['', '## What to collect next', '', *(f'- {_sentence(o)}' for o in todo)]
@@ -130,16 +94,11 @@ def _how_good(config, title):
     cross, out = m.get('cross_validation'), []
     if cross:
         text = cross_text(cross, title).replace('\n', '\n\n').replace('Balanced', '**Balanced', 1).replace('; guessing', '**; guessing', 1)
-        found = lambda c: (
-            '-' if cross['per_class_recall'][c] is None else f'{cross["per_class_recall"][c]:.0%} of {cross["per_class_n"][c]}'
-        )
+        found = lambda c: ('-' if cross['per_class_recall'][c] is None
+                           else f'{cross["per_class_recall"][c]:.0%} of {cross["per_class_n"][c]}')
         rows = [(title[c], *(f'{v:g}' for v in r), found(c)) for c, r in zip(cross['classes'], cross['confusion_matrix'])]
-        out += [
-            text,
-            '',
-            'Photographs, each shared out over the answers to its copies:',
-            *_table(['true class', *(f'said {title[c]}' for c in cross['classes']), 'found'], rows),
-        ]
+        out += [text, '', 'Photographs, each shared out over the answers to its copies:',
+                *_table(['true class', *(f'said {title[c]}' for c in cross['classes']), 'found'], rows)]
     split = next((k for k in ('test', 'valid') if isinstance(m.get(k), dict)), None)
     if split and isinstance(m[split].get('accuracy'), float):
         v, name = m[split], 'test' if split == 'test' else 'validation'
@@ -156,16 +115,11 @@ def _data(config, title):
         counts = '; '.join(f'{s}: {sum(n.values())} files' for s, n in (extra.get('counts') or {}).items() if sum(n.values()))
         out += [f'Folder: {Path(str(extra["data_path"])).name}. {counts}.', '']
     if leak.get('distinct'):
-        how = (
-            'exact, turned, mirrored and zoomed copies are one photograph'
-            if leak.get('level') == 'copies'
-            else 'only exact copies were looked for'
-        )
+        how = ('exact, turned, mirrored and zoomed copies are one photograph' if leak.get('level') == 'copies'
+               else 'only exact copies were looked for')
         shared = any(leak.get(k) for k in ('test_seen_in_train', 'valid_seen_in_train', 'test_seen_in_valid'))
-        out += [
-            f'Grouping: {how}; '
-            + ('the splits share some of them, see below.' if shared else 'all files of a photograph are in one split.')
-        ]
+        out += [f'Grouping: {how}; ' + ('the splits share some of them, see below.' if shared
+                                        else 'all files of a photograph are in one split.')]
         out += _table(['class', 'photographs'], [(title.get(c, c), n) for c, n in leak['distinct'].items()])
     return out + [f'- {_sentence(w)}' for w in config.get('warnings') or []]
 
@@ -174,18 +128,15 @@ def _limits(config, trust, title):
     out = [_sentence(Reason('refuses', why=trust.note))] if not trust.calibrated else []
     if trust.unproven and trust.calibrated:
         out.append(_sentence(Reason('unproven', seen={title[c]: n for c, (n, _) in trust.unproven.items()}, needed=trust.needed)))
-    out += [
-        'It knows these classes only. Anything else should be turned away, but not everything is: a thing that resembles a class '
-        'may be given its name.',
-        'The figures hold for photographs like these: same places, cameras, breeds and ages. Others were not tried.',
-        'It is no diagnosis.',
-    ]
+    out += ['It knows these classes only. Anything else should be turned away, but not everything is: a thing that resembles a class '
+            'may be given its name.',
+            'The figures hold for photographs like these: same places, cameras, breeds and ages. Others were not tried.',
+            'It is no diagnosis.']
     cross = (config.get('metrics') or {}).get('cross_validation')
     if not cross: return out
     if few := [c for c, n in cross['per_class_n'].items() if n < 5]:
-        out.append(
-            'Too few photographs to judge, or to learn from: ' + ', '.join(f'{title[c]} ({cross["per_class_n"][c]})' for c in few) + '.'
-        )
+        out.append('Too few photographs to judge, or to learn from: ' + ', '.join(f'{title[c]} ({cross["per_class_n"][c]})' for c in few)
+                   + '.')
     if bad := [c for c, r in cross['per_class_recall'].items() if r is not None and r < 0.5]:
         out.append('Finds less than half of: ' + ', '.join(title[c] for c in bad) + '.')
     return out

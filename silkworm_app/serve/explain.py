@@ -19,7 +19,6 @@ from .reasons import Reason
 # %% ../../nbs/serve/12_explain.ipynb #36dd308f
 _ACTS = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.Hardtanh)
 
-
 def _response(m):
     "For a layer: a function from its input to its non-negative response."
     if isinstance(m, (LSLU, FusedLSLU)):

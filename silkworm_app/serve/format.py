@@ -18,10 +18,8 @@ BUNDLE_FILES = ('model.safetensors', 'trust.safetensors', 'model.onnx')
 EXAMPLE_NAME = re.compile(r'examples/[A-Za-z0-9][A-Za-z0-9_.-]{0,100}\.(jpg|png)')
 _max_config, _max_header = 64 << 20, 16 << 20
 
-
 class BundleError(ValueError):
     "A model file or folder that can't be used; the message is one sentence that names it."
-
 
 def one_line(
     e # an exception, or a text
@@ -87,22 +85,8 @@ def tensors(
     except Exception as e: raise BundleError(f'{name} is not a readable safetensors file: {one_line(e)}') from None
 
 # %% ../../nbs/serve/06_format.ipynb #a2333a33
-_sources = {
-    'file',
-    'url',
-    'path',
-    'hub',
-    'hf_hub_id',
-    'hf_hub_filename',
-    'custom_load',
-    'weights',
-    'state_dict',
-    'cache',
-    'cache_dir',
-    'checkpoint',
-    'checkpoint_path',
-    'pretrained',
-}
+_sources = {'file', 'url', 'path', 'hub', 'hf_hub_id', 'hf_hub_filename', 'custom_load', 'weights', 'state_dict', 'cache', 'cache_dir',
+            'checkpoint', 'checkpoint_path', 'pretrained'}
 _word = re.compile(r'[A-Za-z0-9_.+-]{0,64}')
 
 # %% ../../nbs/serve/06_format.ipynb #77a5bf3e
@@ -141,10 +125,8 @@ def read_config(
     if not isinstance(fmt, dict) or fmt.get('name') != BUNDLE_FORMAT['name']:
         raise BundleError(f'{file} is not the config of a silkworm_app bundle')
     if fmt.get('version') != BUNDLE_FORMAT['version']:
-        raise BundleError(
-            f'{file} has format version {fmt.get("version")!r}, and this silkworm_app {__version__} reads version '
-            f'{BUNDLE_FORMAT["version"]}'
-        )
+        raise BundleError(f'{file} has format version {fmt.get("version")!r}, and this silkworm_app {__version__} reads version '
+                          f'{BUNDLE_FORMAT["version"]}')
     classes = c.get('classes')
     if not isinstance(classes, list) or not classes or not all(isinstance(o, str) for o in classes) or len(set(classes)) != len(classes):
         raise BundleError(f'{file}: classes is not a list of different names')
@@ -156,11 +138,8 @@ def read_config(
 def _config_file(folder):
     if not folder.exists(): raise BundleError(f'{folder} does not exist')
     if folder.is_file():
-        what = (
-            'a pickle or zip file, which can run code when it is loaded, so it is not opened'
-            if is_pickle(folder.open('rb').read(9))
-            else 'a file'
-        )
+        what = ('a pickle or zip file, which can run code when it is loaded, so it is not opened' if is_pickle(folder.open('rb').read(9))
+                else 'a file')
         raise BundleError(f'{folder} is {what}; name the folder of a bundle')
     file = folder / 'config.json'
     if not file.is_file() or file.is_symlink(): raise BundleError(f'{folder} is not a bundle: it has no config.json')

@@ -66,7 +66,6 @@ def _trust(folder, c, data):
     if trust and trust.classes != c['classes']: raise BundleError(f'{folder}/config.json: trust and classes name different classes')
     return trust
 
-
 def _on_torch(folder, c, pre, data, bs):
     from silkworm_app.serve.net import Predictor, build_net # brings torch
     if c['net_spec'] is None: raise BundleError(f"{folder} holds a net of another make, which runs as model.onnx only: use backend='onnx'")

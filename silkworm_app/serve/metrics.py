@@ -32,18 +32,10 @@ def evaluate_probs(
     share = lambda a, b: [float(i) / float(j) if j else None for i, j in zip(a, b)]
     recall = share(np.diag(cm), cm.sum(1))
     top5 = float(((p > p[rows, y][:, None]).sum(1) < topk).mean()) if k > topk else None
-    return dict(
-        n=n,
-        accuracy=float((pick == y).mean()),
-        balanced_accuracy=float(np.mean([r for r in recall if r is not None])),
-        top5=top5,
-        loss=float(-logp[rows, y].mean()),
-        ece=calibration_error(p[rows, pick], pick == y, bins),
-        per_class_recall=dict(zip(names, recall)),
-        per_class_precision=dict(zip(names, share(np.diag(cm), cm.sum(0)))),
-        per_class_n=dict(zip(names, map(int, cm.sum(1)))),
-        confusion_matrix=cm.tolist(),
-    )
+    return dict(n=n, accuracy=float((pick == y).mean()), balanced_accuracy=float(np.mean([r for r in recall if r is not None])), top5=top5,
+                loss=float(-logp[rows, y].mean()), ece=calibration_error(p[rows, pick], pick == y, bins),
+                per_class_recall=dict(zip(names, recall)), per_class_precision=dict(zip(names, share(np.diag(cm), cm.sum(0)))),
+                per_class_n=dict(zip(names, map(int, cm.sum(1)))), confusion_matrix=cm.tolist())
 
 # %% ../../nbs/serve/05_metrics.ipynb #e296dba6
 def log_softmax(
@@ -52,7 +44,6 @@ def log_softmax(
     "Logarithms of the probabilities of logits."
     z = z - z.max(1, keepdims=True)
     return z - np.log(np.exp(z).sum(1, keepdims=True))
-
 
 def calibration_error(
     conf:np.ndarray, # [N] probability of the answer
@@ -71,7 +62,6 @@ def _array(a):
     a = a.detach().cpu()
     return (a.float() if a.dtype.is_floating_point and a.element_size() < 4 else a).numpy()
 
-
 def _checked(preds, targets, classes):
     p, y = _array(preds).astype(np.float64), _array(targets).astype(np.int64)
     if p.ndim != 2 or y.shape != (len(p),):
@@ -86,15 +76,8 @@ def _checked(preds, targets, classes):
 # %% ../../nbs/serve/05_metrics.ipynb #26b7566b
 def _pct(v): return '   -  ' if v is None else f'{100*v:5.1f} %'
 
-
-_rows = (
-    ('pictures', 'n', str),
-    ('accuracy', 'accuracy', _pct),
-    ('balanced accuracy', 'balanced_accuracy', _pct),
-    ('top-5 accuracy', 'top5', _pct),
-    ('loss', 'loss', '{:.4f}'.format),
-    ('calibration error', 'ece', '{:.4f}'.format),
-)
+_rows = (('pictures', 'n', str), ('accuracy', 'accuracy', _pct), ('balanced accuracy', 'balanced_accuracy', _pct),
+         ('top-5 accuracy', 'top5', _pct), ('loss', 'loss', '{:.4f}'.format), ('calibration error', 'ece', '{:.4f}'.format))
 
 # %% ../../nbs/serve/05_metrics.ipynb #a91ee597
 def metrics_report(

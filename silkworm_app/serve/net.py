@@ -129,7 +129,6 @@ def save_torch_export(
 # %% ../../nbs/serve/08_net.ipynb #80f68d4c
 def _structure(config): return fuse_like(rebuild_model(config['net_spec']), config['fuse_plan'])
 
-
 def _fits(model, state, where):
     "Refuse a state dict with other names or shapes."
     want = {k: tuple(v.shape) for k, v in model.state_dict().items()}

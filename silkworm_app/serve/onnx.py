@@ -107,23 +107,19 @@ class BasePredictor:
 # %% ../../nbs/serve/07_onnx.ipynb #5b09f75e
 ONNX_FORMAT = dict(name='silkworm_app.onnx', version=1)
 
-
 def pack_arrays(
     arrays:dict # name -> float32 array
 )->dict: # for JSON
     "Arrays as base64 text."
-    return {
-        k: dict(shape=list(v.shape), data=base64.b64encode(np.ascontiguousarray(v, '<f4').tobytes()).decode()) for k, v in arrays.items()
-    }
+    return {k: dict(shape=list(v.shape), data=base64.b64encode(np.ascontiguousarray(v, '<f4').tobytes()).decode())
+            for k, v in arrays.items()}
 
 # %% ../../nbs/serve/07_onnx.ipynb #c980277a
 def unpack_arrays(d):
     "The inverse of `pack_arrays`; `ValueError` if it isn't that."
     try:
-        return {
-            str(k): np.frombuffer(base64.b64decode(v['data'], validate=True), '<f4').reshape([int(i) for i in v['shape']]).copy()
-            for k, v in d.items()
-        }
+        return {str(k): np.frombuffer(base64.b64decode(v['data'], validate=True), '<f4').reshape([int(i) for i in v['shape']]).copy()
+                for k, v in d.items()}
     except (TypeError, KeyError, AttributeError, ValueError) as e:
         raise ValueError(f'arrays are damaged: {e}') from None
 

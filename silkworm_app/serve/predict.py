@@ -30,21 +30,8 @@ def list_files(
     return out, skipped
 
 # %% ../../nbs/serve/13_predict.ipynb #eea70f41
-_columns = (
-    'file',
-    'label',
-    'most_likely',
-    'probability',
-    'reasons',
-    'error',
-    'kind',
-    'answer',
-    'labels',
-    'excluded',
-    'not_ruled_out',
-    'right_before',
-    'answers_before',
-)
+_columns = ('file', 'label', 'most_likely', 'probability', 'reasons', 'error', 'kind', 'answer', 'labels', 'excluded', 'not_ruled_out',
+            'right_before', 'answers_before')
 
 # %% ../../nbs/serve/13_predict.ipynb #d98cfbfc
 def answer_row(
@@ -55,22 +42,8 @@ def answer_row(
     "A row of the table."
     if isinstance(d, Exception): return [shown(file), '', '', '', '', shown(d), *[''] * (len(_columns) - 6 + len(classes))]
     m = d.measured or {}
-    return [
-        shown(file),
-        d.label or '',
-        d.top,
-        f'{d.prob:.6f}',
-        '; '.join(d.reasons),
-        '',
-        d.kind,
-        str(d),
-        '; '.join(d.labels),
-        '; '.join(d.excluded),
-        '; '.join(d.unproven),
-        m.get('right', ''),
-        m.get('n', ''),
-        *(f'{d.probs[c]:.6f}' for c in classes),
-    ]
+    return [shown(file), d.label or '', d.top, f'{d.prob:.6f}', '; '.join(d.reasons), '', d.kind, str(d), '; '.join(d.labels),
+            '; '.join(d.excluded), '; '.join(d.unproven), m.get('right', ''), m.get('n', ''), *(f'{d.probs[c]:.6f}' for c in classes)]
 
 # %% ../../nbs/serve/13_predict.ipynb #579dad7a
 def answers_csv(
@@ -92,16 +65,11 @@ def _parser():
     p.add_argument('bundle', help='bundle folder, run folder of silkworm-train, or ONNX file')
     p.add_argument('files', nargs='+', help='pictures, or folders of pictures')
     p.add_argument('--csv', metavar='OUT', help='also write a table with all answers and probabilities')
-    p.add_argument(
-        '--backend', default='auto', choices=('auto', 'torch', 'onnx'), help='what runs the net (default: onnx where the bundle has it)'
-    )
+    p.add_argument('--backend', default='auto', choices=('auto', 'torch', 'onnx'),
+                   help='what runs the net (default: onnx where the bundle has it)')
     p.add_argument('--topk', type=int, default=0, metavar='K', help='also print the K most likely classes of each picture')
-    p.add_argument(
-        '--risk',
-        type=float,
-        metavar='R',
-        help='part of the photographs of each class that may lose their class (default: as the model was made, 0.1)',
-    )
+    p.add_argument('--risk', type=float, metavar='R',
+                   help='part of the photographs of each class that may lose their class (default: as the model was made, 0.1)')
     return p
 
 # %% ../../nbs/serve/13_predict.ipynb #bd6d35b7

@@ -11,11 +11,9 @@ def listed(names, last='and')->str:
     names = [str(n) for n in names]
     return names[0] if len(names) == 1 else f'{", ".join(names[:-1])} {last} {names[-1]}' if names else ''
 
-
 def pct(p)->str: return f'{100*p:.3g}%' if p < .1 or p > .995 else f'{100*p:.0f}%'
 def _are(names): return 'is' if len(names) == 1 else 'are'
 def _photos(n): return f'{n} photograph{"s" if n != 1 else ""}'
-
 
 def _few(names, most=8):
     names = [str(n) for n in names]
@@ -30,20 +28,15 @@ def _unproven(seen, needed):
             f"{'it' if one else 'each of them' if many else 'them'}, {needed} are needed")
 
 # %% ../../nbs/serve/01_reasons.ipynb #245f66a3
-_reasons = dict(
-    blank=lambda: 'the picture is almost blank',
-    blurred=lambda: 'the picture is blurred',
-    noise=lambda: 'the picture looks like noise',
-    no_number=lambda: 'the model gave no number for this picture',
-    look=lambda: 'its colours and textures are unlike those of the training pictures',
-    far=lambda: 'the picture does not resemble the training pictures',
-    note=lambda text: text,
-    close=lambda first, p, second, q: f'two classes are nearly equally likely: {first} {pct(p)}, {second} {pct(q)}',
-    low=lambda label, p, threshold: f'the most likely class, {label}, reaches {pct(p)}, and an answer needs {pct(threshold)}',
-    ambiguous=lambda probs: f'it fits every class: {", ".join(f"{c} {pct(p)}" for c, p in probs.items())}',
-    often_wrong=lambda label, n, right: f'{label} alone was right in {right} of {_photos(n)} only',
-    excluded=lambda labels: f'{_few(labels)} {_are(labels)} excluded',
-    unproven=_unproven)
+_reasons = dict(blank=lambda: 'the picture is almost blank', blurred=lambda: 'the picture is blurred',
+                noise=lambda: 'the picture looks like noise', no_number=lambda: 'the model gave no number for this picture',
+                look=lambda: 'its colours and textures are unlike those of the training pictures',
+                far=lambda: 'the picture does not resemble the training pictures', note=lambda text: text, close=lambda first, p, second,
+                q: f'two classes are nearly equally likely: {first} {pct(p)}, {second} {pct(q)}', low=lambda label, p,
+                threshold: f'the most likely class, {label}, reaches {pct(p)}, and an answer needs {pct(threshold)}',
+                ambiguous=lambda probs: f'it fits every class: {", ".join(f"{c} {pct(p)}" for c, p in probs.items())}',
+                often_wrong=lambda label, n, right: f'{label} alone was right in {right} of {_photos(n)} only',
+                excluded=lambda labels: f'{_few(labels)} {_are(labels)} excluded', unproven=_unproven)
 
 # %% ../../nbs/serve/01_reasons.ipynb #6118449f
 def _collect(label, seen, needed, more, crossed):
@@ -89,6 +82,5 @@ class Reason(str):
         self.code, self.values = code, values
         return self
     def __reduce__(self): return (_reason, (self.code, self.values))
-
 
 def _reason(code, values): return Reason(code, **values)

@@ -32,7 +32,6 @@ def photographs_needed(
     "Photographs of a class, not trained on, from which on it can be excluded."
     return ceil(1 / risk - 1e-9) - 1
 
-
 def p_values(
     probs:np.ndarray, # [N, K]
     scores:list # K sorted arrays of 1 - p, to 6 decimals
@@ -193,7 +192,6 @@ class Trust:
 # %% ../../nbs/serve/02_trust.ipynb #cb862d43
 def _is_number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and np.isfinite(v)
 
-
 def _check_numbers(t):
     if not _is_number(t.temperature) or t.temperature <= 0: raise ValueError(f'Trust: temperature must be above 0, not {t.temperature!r}')
     if not _is_number(t.risk) or not 0 < t.risk <= .5: raise ValueError(f'Trust: risk must lie above 0 and up to 0.5, not {t.risk!r}')
@@ -237,25 +235,17 @@ def _check_scores(t):
 # %% ../../nbs/serve/02_trust.ipynb #8bbde254
 def _check_measured(m, classes):
     def rows(d, keys):
-        return isinstance(d, dict) and all(
-            isinstance(r, dict) and set(r) == set(keys) and all(map(_is_number, r.values())) for r in d.values()
-        )
+        return isinstance(d, dict) and all(isinstance(r, dict) and set(r) == set(keys) and all(map(_is_number, r.values()))
+                                           for r in d.values())
     answer, names = ('n', 'right', 'low', 'high'), set(classes)
     ok = isinstance(m, dict) and set(m) <= {'photographs', 'one', 'several', 'nothing', 'classes', 'companions'}
-    ok = (
-        ok
-        and all(_is_number(m.get(k, 0)) for k in ('photographs', 'nothing'))
-        and rows({'': m['several']} if 'several' in m else {}, answer)
-    )
+    ok = (ok and all(_is_number(m.get(k, 0)) for k in ('photographs', 'nothing'))
+          and rows({'': m['several']} if 'several' in m else {}, answer))
     ok = ok and rows(m.get('one', {}), answer) and set(m.get('one', {})) <= names
     ok = ok and rows(m.get('classes', {}), ('n', 'kept', 'low', 'high', 'answered', 'found', 'size')) and set(m.get('classes', {})) <= names
     more = m.get('companions', {}) if ok else None
-    ok = (
-        ok
-        and isinstance(more, dict)
-        and set(more) <= names
-        and all(isinstance(v, list) and set(map(str, v)) <= names for v in more.values())
-    )
+    ok = (ok and isinstance(more, dict) and set(more) <= names
+          and all(isinstance(v, list) and set(map(str, v)) <= names for v in more.values()))
     if not ok: raise ValueError('Trust: measured holds something that was not measured')
 
 # %% ../../nbs/serve/02_trust.ipynb #8f2bd755
@@ -303,17 +293,14 @@ class _Decide:
         if keep.all():
             if len(labels) > 1: reasons.insert(0, Reason('ambiguous', probs={c: base['probs'][c] for c in labels[:3]}))
             vague = m.get('nothing', 0) > .5 * m.get('photographs', 0)
-            return Decision(
-                None, **base, reasons=reasons, kind='nothing', labels=labels, advice='collect' if unproven or vague else 'camera'
-            )
+            return Decision(None, **base, reasons=reasons, kind='nothing', labels=labels,
+                            advice='collect' if unproven or vague else 'camera')
         base |= dict(excluded=[self.classes[k] for k in by_prob if not keep[k]], labels=labels, advice='collect' if unproven else None)
         if len(labels) != 1:
-            return Decision(
-                None, **base | dict(advice=base['advice'] or 'camera'), reasons=reasons, kind='several', measured=m.get('several')
-            )
-        return Decision(
-            labels[0], **base | dict(prob=base['probs'][labels[0]]), reasons=reasons, kind='one', measured=m.get('one', {}).get(labels[0])
-        )
+            return Decision(None, **base | dict(advice=base['advice'] or 'camera'), reasons=reasons, kind='several',
+                            measured=m.get('several'))
+        return Decision(labels[0], **base | dict(prob=base['probs'][labels[0]]), reasons=reasons, kind='one',
+                        measured=m.get('one', {}).get(labels[0]))
 
     def __call__(self, logits, features, stats):
         t, p = self.t, softmax(logits, self.t.temperature)

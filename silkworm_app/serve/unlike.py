@@ -14,7 +14,6 @@ def _unit(features):
     f = np.asarray(features, np.float64)
     return f / np.maximum(np.linalg.norm(f, axis=1, keepdims=True), 1e-12)
 
-
 def _covariance(centred):
     from sklearn.covariance import ledoit_wolf # fitting only: serving does without scikit-learn
     return ledoit_wolf(centred, assume_centered=True)[0]

@@ -43,9 +43,7 @@ class TrainLoss(Callback):
         if self.other is not None: self.learn.loss_func, self.other = self.other, None
 
 # %% ../../nbs/train/03b_mixing.ipynb #458f88bf
-def mixes(
-    cfg:TrainConfig
-)->bool:
+def mixes(cfg:TrainConfig)->bool:
     "Whether batches are mixed"
     return cfg.mixup > 0 or cfg.cutmix > 0 or bool(cfg.cutmix_minmax)
 

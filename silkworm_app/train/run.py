@@ -167,9 +167,7 @@ def is_finished(
     was = _manifest(run).get('given')
     return was is not None and known(was) == known(cfg.given) and was.get('data_path') == cfg.given.get('data_path')
 
-def finished(
-    run:RunFolder
-)->str:
+def finished(run:RunFolder)->str:
     "What is said of a run that is there already"
     return f'{run} holds this run, and it is finished; start it anew with --overwrite'
 

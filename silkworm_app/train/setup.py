@@ -102,9 +102,7 @@ def pick_device(
     return device
 
 # %% ../../nbs/train/04_setup.ipynb #07520e67
-def short_side(
-    splits:Splits
-)->int:
+def short_side(splits:Splits)->int:
     "Median of the shorter sides of some training pictures, in pixels"
     some = [splits.train[i][0] for i in np.linspace(0, len(splits.train) - 1, min(64, len(splits.train))).astype(int)]
     return int(np.median([min(p.shape[:2] if isinstance(p, np.ndarray) else check_image(p)) for p in some]))

@@ -27,7 +27,6 @@ MAX_FILES = 300     # pictures in one go
 MAX_MB = 40         # megabytes of one upload
 KINDS = 'one', 'several', 'nothing', 'unlike'
 
-
 def load_picture(
     src, # path or bytes of an upload
 )->Image.Image: # upright, RGB
@@ -61,7 +60,6 @@ def reason_code(
     "What a reason is made from, so that it can be said in another language."
     code = getattr(r, 'code', '')
     return dict(text=str(r), code=code, values=dict(r.values) if code else {})
-
 
 def named(
     a:dict, # from `answer`

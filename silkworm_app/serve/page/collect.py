@@ -29,7 +29,6 @@ ELSE, UNSURE = '.something_else', '.not_sure'
 TABLE = 'collected.csv'
 COLUMNS = ['file', 'said', 'kind', 'answer', 'probability', 'model', 'time', 'width', 'height', 'phash']
 
-
 @dataclass
 class Kept:
     "What became of a photograph."
@@ -44,7 +43,6 @@ def folder_of(
     "The folder for a class: its own name where that is a good name for a folder."
     if said in (ELSE, UNSURE): return said
     return re.sub(r'[^\w .+()-]', '_', said).strip(' .') or '_'
-
 
 def gray(im): return im.convert('L').resize((64, 64), Image.Resampling.BOX)
 

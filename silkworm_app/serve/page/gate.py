@@ -27,7 +27,6 @@ OPEN = re.compile(r'/(login|logout|config|theme\.css|favicon\.ico|robots\.txt|ma
     r'|/gradio_api/file=/(?!/)[^:]*')
 _calls = re.compile(r'/gradio_api/(call/|run/|queue/join)')
 
-
 def routed(
     scope:dict, # of ASGI
 )->str:

@@ -23,7 +23,6 @@ from .answers import count_rows, named
 LANGUAGES = 'en', 'zh', 'hi'
 _here = files('silkworm_app.serve.page')
 
-
 @lru_cache
 def texts(
     lang:str='en', # one of `LANGUAGES`
@@ -53,7 +52,6 @@ def choose_lang(
 
 # %% ../../../nbs/serve/11_page_html.ipynb #a81fdaf5
 SILKWORM_DISEASES = set(CLASS_INFO) - {'healthy'}
-
 
 def disease(
     name:str, # class name
@@ -206,7 +204,6 @@ def model_html(
     if common: common = common[0], common[1] / sum(count.values())
     return render('model', say, f=f, split=_split(say, f), common=common, by_class=by_class(f))
 
-
 def _split(say, f): return say(f'split_{f["split"]}') if f'split_{f["split"]}' in say.texts else f['split'] or say('split_test')
 
 # %% ../../../nbs/serve/11_page_html.ipynb #a86fe56c
@@ -214,7 +211,6 @@ def _per_class(f, key):
     "A measure by class as a dictionary, whichever way it was stored."
     v = f['metrics'].get(key)
     return v if isinstance(v, dict) else dict(zip(f['metrics'].get('classes') or f['classes'], v or []))
-
 
 def _per_class_n(f):
     "How many pictures of each class were tested."

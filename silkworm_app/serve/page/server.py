@@ -64,7 +64,6 @@ def find_examples(
 FONTS = ['system-ui', '-apple-system', 'Segoe UI', 'Roboto', 'Noto Sans', 'Noto Sans SC', 'Noto Sans Devanagari', 'Liberation Sans',
     'sans-serif']
 
-
 def theme():
     "Darker than gradio's own: text on it has a contrast of at least 4.5."
     soft = gr.themes.Soft(primary_hue='teal', secondary_hue='teal', neutral_hue='stone', font=FONTS, font_mono=['ui-monospace', 'Consolas',
