@@ -2,6 +2,7 @@
 # make demo DATA=folder     the same on your own pictures      (SERVE=0 stops after the proof)
 # make silkworm DATA=folder cross-validate, then train on all pictures: a bundle with its card in runs/silkworm
 # make test                 every notebook and test that CI runs
+# make notebooks            runs them all and keeps what they show
 # make docs                 the documentation as a site in _site
 # make lab                  JupyterLab on the notebooks
 PYTHON ?= python3
@@ -18,11 +19,11 @@ TRAIN_ARGS ?=
 export NO_ALBUMENTATIONS_UPDATE := 1
 export GRADIO_ANALYTICS_ENABLED := False
 
-.PHONY: demo silkworm has-data test docs lab env clean
+.PHONY: demo silkworm has-data test notebooks docs lab env clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,6s/^# //p' Makefile
+	@sed -n '1,7s/^# //p' Makefile
 
 env: $(VENV)/.ready
 
@@ -56,8 +57,13 @@ silkworm: has-data env
 
 test: env
 	$(BIN)/python tests/check_notebooks.py
-	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --timing
+	$(BIN)/python tests/run_notebooks.py --check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile
+
+# What the notebooks show is kept in them: drawings and numbers, never photographs (SILKWORM_DATA is not looked at).
+notebooks: env
+	$(BIN)/python tests/run_notebooks.py
+	$(BIN)/nbdev-clean
 
 docs: env
 	$(BIN)/python -m pip install --quiet --progress-bar off -e ".[docs]"
