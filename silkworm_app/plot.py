@@ -6,7 +6,7 @@
 __all__ = ['picture_figures', 'plot_run', 'find_curves', 'main']
 
 # %% ../nbs/02_plot.ipynb #5176de87
-import argparse, json, sys, warnings
+import argparse, json, sys
 from pathlib import Path
 
 import numpy as np, torch
@@ -15,7 +15,7 @@ from .data.splits import find_splits
 from .data.imaging import open_image
 from .figures import (activation_curves, compare_runs, confusion_figure, grad_cam_figure, loss_curves, loss_panels,
                                   params_over_epochs, read_metrics, save_figure, selectivity_figure)
-from .files import open_streams, shown
+from .files import shown
 from .act.start import load_reference
 from .act.patch import rebuild_model
 from .serve.explain import selectivity, weight_selectivity
@@ -95,8 +95,6 @@ def find_curves(
 # %% ../nbs/02_plot.ipynb #480cab5f
 def main(argv=None):
     "silkworm-plot: figures of a training run as PNG and SVG."
-    open_streams()
-    warnings.filterwarnings('ignore', '.torch.jit.script. is deprecated')   # said by a package that timm imports
     what = ('Save the figures of a training run as PNG and SVG: learning curves, alphas and biases over epochs, confusion matrix, '
             'activation curves; '
             'with a second run also the comparison, and with --data what needs pictures.')

@@ -16,7 +16,7 @@ from .audit import audit_html, audit_scan, audit_text
 from .cifar import cifar
 from .folder import DataError, Scan, opened
 from .prepare import prepare
-from ..files import open_streams, shown, write_text
+from ..files import shown, write_text
 
 # %% ../../nbs/data/12_cli.ipynb #7823da71
 _level = dict(default='auto', choices=('auto', 'hash', 'copies'),
@@ -109,7 +109,6 @@ def main(
     argv:list=None # default: the command line
 )->int: # exit code
     "silkworm-data: audit, prepare, cifar10, cifar100."
-    open_streams()
     args = _parser().parse_args(argv)
     try:
         if getattr(args, 'workers', None) is not None and args.workers < 1:

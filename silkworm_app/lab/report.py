@@ -7,14 +7,14 @@ __all__ = ['LATENCY', 'paired', 'by_seed', 'summary', 'rows_text', 'table', 'plo
            'read_latency', 'measure_latency', 'chosen', 'latency_table', 'plot_latency', 'report', 'main']
 
 # %% ../../nbs/lab/05_report.ipynb #4661139d
-import argparse, csv, hashlib, json, statistics, sys, warnings
+import argparse, csv, hashlib, json, statistics, sys
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from ..files import open_streams, replacing, write_text
+from ..files import replacing, write_text
 from ..act.fuse import fuse
 from .grid import Grid, GridError, make_model, read_grid, read_results, rows_of, run_grid, run_id, setting
 from .timing import latency, machine
@@ -311,11 +311,9 @@ def main(
     argv:list=None, # default: the command line
 )->int: # exit code
     "silkworm-experiment: a grid of training runs, and what it says"
-    open_streams()
     p = _parser()
     args = p.parse_args(argv)
     if args.procs < 1: p.error(f'--procs must be 1 or more, not {args.procs}')
-    warnings.filterwarnings('ignore', category=FutureWarning)
     try:
         grid = read_grid(args.grid)
         out = Path(args.out or f'runs/{grid.name}')

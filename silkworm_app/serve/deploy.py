@@ -7,7 +7,7 @@ __all__ = ['OPTIONS', 'PICTURE_SUFFIXES', 'Source', 'class_names', 'preprocess_o
            'fuse_main']
 
 # %% ../../nbs/serve/11_deploy.ipynb #df0e62f1
-import argparse,sys,warnings
+import argparse,sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,7 +189,6 @@ def fuse_main(
 )->int: # exit code
     "silkworm-fuse: a deployable model, and the proof that it is the trained one."
     args = fuse_parser().parse_args(argv)
-    warnings.filterwarnings('ignore', '.torch.jit.script. is deprecated')  # said by a package that timm imports
     try: return deploy(args)
     except ModuleNotFoundError: raise
     except (ValueError, OSError, RuntimeError) as e:

@@ -6,11 +6,11 @@
 __all__ = ['list_files', 'answer_row', 'answers_csv', 'predict_main']
 
 # %% ../../nbs/serve/13_predict.ipynb #a2175fef
-import argparse, csv, io, os, sys, warnings
+import argparse, csv, io, os, sys
 from pathlib import Path
 
 from ..data.folder import pictures_below
-from ..files import open_streams, shown, write_text
+from ..files import shown, write_text
 from .advice import trust_warnings
 from .load import open_predictor
 
@@ -93,8 +93,6 @@ def predict_main(
     argv:list=None # default: the command line
 )->int: # exit code
     "silkworm-predict: what may be said about picture files, or why nothing."
-    open_streams()
-    warnings.filterwarnings('ignore', '.torch.jit.script. is deprecated')   # said by a package that timm imports
     p = _parser()
     args = p.parse_args(argv)
     if args.topk < 0: p.error(f'--topk must be 0 or more, not {args.topk}')
