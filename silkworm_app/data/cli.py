@@ -15,6 +15,7 @@ from pathlib import Path
 from .audit import audit_html, audit_scan, audit_text
 from .cifar import cifar
 from .folder import DataError, Scan, opened
+from .merge import merge
 from .prepare import prepare
 from ..files import shown, write_text
 
@@ -27,8 +28,9 @@ _scenes = dict(default='together', choices=('together', 'apart'),
 
 # %% ../../nbs/data/12_cli.ipynb #00ef646f
 def _prepare_options(q):
-    q.add_argument('src', help='folder or archive of pictures')
-    q.add_argument('dest', help='folder to make')
+    q.add_argument('src', nargs='+', metavar='SRC', help='folder or archive of pictures; OLD DIR: a folder that this command made, and '
+        'what shall be added to it')
+    q.add_argument('dest', metavar='DEST', help='folder to make')
     q.add_argument('--valid', type=float, default=.2, dest='valid_pct', help='part for validation (default: %(default)s)')
     q.add_argument('--test', type=float, default=.2, dest='test_pct', help='part for the test (default: %(default)s)')
     q.add_argument('--folds', type=int, help='grouped folds instead of one split; 0: never (default: only where a class has fewer than 10 '
@@ -91,8 +93,17 @@ def _run_audit(args):
     return int(args.strict and any(found))
 
 # %% ../../nbs/data/12_cli.ipynb #82dbb656
+_not_merged = dict(valid_pct='--valid', test_pct='--test', folds='--folds', size='--size', keep='--keep')
+
+
 def _run_prepare(args):
-    out = prepare(**{k: v for k, v in vars(args).items() if k != 'what'})
+    given = {k: v for k, v in vars(args).items() if k not in ('what', 'src')}
+    if len(args.src) == 1: out = prepare(args.src[0], **given)
+    else:
+        for k, n in _not_merged.items():
+            if given.pop(k) != _parser().parse_args(['prepare', 'a', 'b']).__dict__[k]:
+                raise DataError(f'{n} says nothing where pictures are added: splits and files of {shown(args.src[0])} stay as they are')
+        out = merge(args.src[0], args.src[1:], **given)
     for n in out['notes']: print(f'note: {n}')
     for s, c in out['counts'].items(): print(f'{s:8} {sum(c.values()):6}  ' + '  '.join(f'{k}: {v}' for k, v in c.items()))
     print(f'{shown(out["path"])} is ready; README.md in it is the data card')

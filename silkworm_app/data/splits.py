@@ -46,8 +46,8 @@ def _take(items, groups, share, seed):
     "Whether each item is in a part of about `share`, groups whole."
     most = max(Counter(c for _, c in items).values())
     share = Fraction(share).limit_denominator(max(2, min(20, most, len(set(groups)))))
-    if not 0 < share < 1: share = Fraction(1, max(2, min(20, len(set(groups)))))
-    part = cut([c for _, c in items], groups, share.denominator, seed)
+    if not 0 < share < 1: share = Fraction(1, max(2, min(20, most, len(set(groups)))))
+    part = cut([c if most > 1 else '' for _, c in items], groups, share.denominator, seed)
     return part < share.numerator
 
 # %% ../../nbs/data/04_splits.ipynb #44e4b524

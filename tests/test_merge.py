@@ -1,0 +1,90 @@
+"A prepared set grows by what a page collected: test and folds stay, copies of test photographs stay out, nothing comes in twice."
+import csv
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from silkworm_app.data.cli import main
+from silkworm_app.data.prepare import prepare
+from silkworm_app.data.sample import draw_larva
+from silkworm_app.data.splits import find_splits, read_manifest
+from silkworm_app.serve.page.collect import ELSE, TABLE, UNSURE, Store
+
+
+def rows_of(dest, split): return {(r['sha256'], r['class']) for r in read_manifest(dest) if r['split'] == split}
+
+
+def drawn(root, classes, n, seed, suffix='png'):
+    for k, c in enumerate(classes):
+        (root/c).mkdir(parents=True, exist_ok=True)
+        for i in range(n): draw_larva(('healthy', 'pebrine')[k], 96, seed + 100*k + i).save(root/c/f'{seed + i}.{suffix}', quality=95)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def remembered(tmp_path_factory, monkeypatch): monkeypatch.setenv('SILKWORM_CACHE', str(tmp_path_factory.getbasetemp()/'cache'))
+
+
+@pytest.fixture
+def collected(tmp_path):
+    "What a page keeps: by class, beside it what is of no class, and a table"
+    store, a = Store(tmp_path/'collected'), dict(kind='one', labels=['healthy'], probability=.9)
+    for k, said in enumerate(('healthy', 'pebrine', 'healthy', 'pebrine', ELSE, UNSURE)):
+        assert store.keep(draw_larva('pebrine' if k % 2 else 'healthy', 96, 700 + k), said, a).state == 'done'
+    return tmp_path/'collected'
+
+
+@pytest.mark.parametrize('folds', [0, 3])
+def test_collected_photographs_come_in_and_what_is_judged_stays(tmp_path, collected, folds, capsys):
+    old, new = tmp_path/'old', tmp_path/'new'
+    prepare(drawn(tmp_path/'first', ('healthy', 'pebrine'), 6 if folds else 10, 0), old, folds=folds, show=False)
+    known = read_manifest(old)
+    kept = {s: next(r for r in known if r['split'] == s) for s in ({'test', 'train'} if not folds else {'fold_2'})}
+    for r in kept.values():                                       # a person photographs the screen: turned, darker, saved again
+        im = Image.open(old/r['path']).convert('RGB').transpose(Image.Transpose.ROTATE_90)
+        ImageEnhance.Brightness(im).enhance(.8).save(collected/r['class']/f'again-{r["split"]}.jpg', quality=90)
+    wrong = next(r for r in known if r['split'] in ('train', 'fold_1') and r['class'] == 'healthy')
+    shutil.copy(old/wrong['path'], collected/'pebrine/wrong.png')
+    before = {p: p.read_bytes() for p in [*old.rglob('*'), *collected.rglob('*')] if p.is_file()}
+    assert main(['prepare', str(old), str(collected), str(new)]) == 0
+    said = capsys.readouterr().out
+    assert before == {p: p.read_bytes() for p in [*old.rglob('*'), *collected.rglob('*')] if p.is_file()}
+    now = read_manifest(new)
+    assert len({r['sha256'] for r in now}) == len(now) and {r['class'] for r in now} == {'healthy', 'pebrine'}
+    for s in {r['split'] for r in known}:
+        assert rows_of(old, s) == rows_of(new, s) if s == 'test' else rows_of(old, s) <= rows_of(new, s), s
+    came = [r for r in now if r['source'].startswith('collected/')]
+    turned = [r for r in came if 'again-' in r['source']]
+    assert [r['split'] for r in turned] == (['fold_2'] if folds else ['train']) and len(came) == 5
+    assert 'stands under healthy: look at it (collected/pebrine/wrong.png)' in said
+    assert folds or 'by which models are compared (collected/' in said
+    s = find_splits(new)
+    assert s.leak['test_seen_in_train'] == 0 and not (new/'.something_else').exists()
+    assert main(['prepare', str(new), str(collected), str(tmp_path/'third')]) == 0      # nothing comes in a second time
+    assert f'note: 0 of {6 + (not folds)} picture(s) came in' in capsys.readouterr().out
+
+
+def test_what_cannot_be_added_is_said(tmp_path, collected, capsys):
+    raw = drawn(tmp_path/'first', ('healthy', 'pebrine'), 12, 0)
+    prepare(raw, tmp_path/'old', folds=0, show=False)
+    def said(*args):
+        assert main(['prepare', *map(str, args)]) == 2
+        return capsys.readouterr().err
+    assert 'run silkworm-data prepare' in said(raw, collected, tmp_path/'x')
+    assert '--folds says nothing' in said(tmp_path/'old', collected, tmp_path/'x', '--folds', '3')
+    assert 'lie inside each other' in said(tmp_path/'old', collected, collected/'x')
+    drawn(collected, ('moth', 'cocoon'), 1, 50)
+    assert 'moth, which is no class of the set' in said(tmp_path/'old', collected, tmp_path/'x') or 'cocoon' in said(tmp_path/'old', collected, tmp_path/'x')
+    (tmp_path/'m.yaml').write_text('moth: null\ncocoon: null\n')
+    assert main(['prepare', str(tmp_path/'old'), str(collected), str(tmp_path/'y'), '--mapping', str(tmp_path/'m.yaml')]) == 0
+    next((tmp_path/'old/train/healthy').iterdir()).unlink()
+    assert 'lacks 1 picture(s) of its manifest' in said(tmp_path/'old', collected, tmp_path/'z') and not (tmp_path/'z').exists()
+
+
+def test_a_class_whose_name_is_no_folder_is_known_by_the_table(tmp_path):
+    from silkworm_app.data.merge import merge
+    prepare(drawn(tmp_path/'first', ('a&b', 'c'), 12, 0), tmp_path/'old', folds=0, show=False)
+    Store(tmp_path/'collected').keep(draw_larva('healthy', 96, 900), 'a&b', dict(kind='one', labels=['c'], probability=.9))
+    assert (tmp_path/'collected'/TABLE).is_file() and merge(tmp_path/'old', tmp_path/'collected', tmp_path/'new', show=False)['added'] == {'a&b': 1}
