@@ -25,9 +25,17 @@ from silkworm_app.data.loaders import image_dls, test_loader
 from silkworm_app.train.callback import SaveBest
 from silkworm_app.train.learner import lslu_learner
 from silkworm_app.train.head import Features
-from silkworm_app.train.recipe import answers, fit_recipe
+from silkworm_app.train.recipe import answers, fit_recipe, stages
 
-NET = 'tf_efficientnet_lite0'
+NET, TOP = 'tf_efficientnet_lite0', r'^(blocks\.6\.|bn2\.)'
+
+
+def norms(model):
+    "Weights and biases of the last stage's norms, the convolutions' biases, and the classifier (as in BitFit)"
+    *_, last, head = stages(model)
+    return [p for p in last if p.ndim == 1] + head
+
+
 ARMS = {  # size of the pictures, arguments of lslu_learner, arguments of fit_recipe
     'linear': (224, dict(act='relu'), dict(epochs=0, C=.01)),  # the linear model on the same features, its strength fixed
     'head': (288, dict(act='relu'), dict(epochs=0)),
@@ -36,6 +44,9 @@ ARMS = {  # size of the pictures, arguments of lslu_learner, arguments of fit_re
     'last': (288, dict(act='relu'), dict(scope='last')),
     'last lslu': (288, dict(), dict(scope='last')),
     'last all-lslu': (288, dict(where='all'), dict(scope='last')),
+    'top lslu': (288, dict(where=TOP), dict(scope='last')),          # LSLUs in the last stage, which is trained
+    'top adapters': (288, dict(where=TOP), dict(scope='adapters')),  # they and the head only
+    'top norms': (288, dict(act='relu'), dict(scope=norms)),       # norms' weights and biases of the last stage, and the head
     'adapters stem': (288, dict(), dict(scope='adapters')),
     'adapters all-lslu': (288, dict(where='all'), dict(scope='adapters')),
     'all': (288, dict(act='relu'), dict(scope='all')),
@@ -61,7 +72,7 @@ def trained(arm, dls, seed, features, path):
         return learn, 'from nothing'
     _, net, how = ARMS[arm]
     learn = lslu_learner(dls, NET, pretrained=True, path=path, **net)
-    res = fit_recipe(learn, refit=True, seed=seed, features=features if not how.get('epochs', 1) else None, **how)
+    res = fit_recipe(learn, refit=True, seed=seed, features=features, **how)
     return learn, str(res)
 
 
@@ -80,9 +91,8 @@ def one(splits, arm, seed, i, rest, test, features, tmp):
     train, valid = [o for o, j in zip(rest, of) if j], [o for o, j in zip(rest, of) if not j]
     size = ARMS[arm][0] if arm in ARMS else dict(fastai=224, vanillanet=96)[arm]
     set_seed(seed)
-    cheap = arm in ARMS and not ARMS[arm][2].get('epochs', 1)
     part = Splits(train, valid, test, splits.classes, splits.groups, path=splits.path)
-    dls = image_dls(part, size, 32, fast=not cheap, aug='silkworm', seed=seed)
+    dls = image_dls(part, size, 32, fast=True, cache=f'{tmp}/pixels', aug='silkworm', seed=seed)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         learn, how = trained(arm, dls, seed, features, tmp)
@@ -141,7 +151,7 @@ def main():
     todo = [(s, m, *o) for s in a.seeds for m in a.arms for o in parts_of(splits, a.parts, s)]
     for s, m, i, rest, test in todo[a.share[0]::a.share[1]]:
         if (m, s, i) in done: continue
-        row = one(splits, m, s, i, rest, test, features[m], a.tmp)
+        row = one(splits, m, s, i, rest, test, features[ARMS[m][0] if m in ARMS else m], a.tmp)
         with out.open('a') as f: f.write(json.dumps(row) + '\n')
         print(m, s, i, row['seconds'], row['how'][:200], flush=True)
 

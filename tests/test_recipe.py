@@ -14,6 +14,7 @@ from silkworm_app.data.sample import draw_sample
 from silkworm_app.data.loaders import image_dls
 from silkworm_app.train.learner import lslu_learner
 from silkworm_app.train.head import Features, fit_head, photograph_loss, photograph_weights, photographs
+from silkworm_app.train import recipe
 from silkworm_app.train.recipe import answers, fit_recipe, one_file_each
 
 
@@ -81,6 +82,23 @@ def test_features_are_shared_among_learners_that_start_alike(sample, tmp_path):
         hook.remove()
         n, before = sum(seen), n if swap else 0
     assert before >= 2*(len(splits.train) + len(splits.valid)) and n - before < 10  # the second learner looks at the probe only
+
+
+@pytest.mark.parametrize('arch,fast', [('test_resnet', False), ('lcnet_050', True)])
+def test_what_lies_below_the_last_stage_runs_once(sample, tmp_path, monkeypatch, fast, arch):
+    "A training on kept maps is the training on the pictures themselves"
+    def losses():
+        dls = image_dls(find_splits(sample, group=None), 64, 16, aug='none', fast=fast, device='cpu', num_workers=0)
+        learn = lslu_learner(dls, arch, act='relu', seed=0, path=tmp_path)
+        net, count = learn.model, []
+        next(m for m in net.modules() if isinstance(m, torch.nn.Conv2d)).register_forward_hook(lambda m, i, o: count.append(len(o)))
+        with learn.no_bar(), learn.no_logging(): done = fit_recipe(learn, 2, lr=1e-3, C=.1)
+        return done.losses, [n for n in count if n > 1], answers(net, dls.valid)[0]
+    kept, few, z = losses()
+    monkeypatch.setattr(recipe, 'find_front', lambda *args: None)
+    plain, many, again = losses()
+    assert kept == pytest.approx(plain, rel=1e-3) and torch.allclose(z, again, atol=1e-2)
+    assert sum(few) < sum(many)
 
 
 def test_ants_and_bees_are_learned(hymenoptera_dir, tmp_path):

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['STRENGTHS', 'VIEWS', 'photograph_weights', 'photograph_loss', 'Head', 'fit_head', 'classifier_of', 'turned',
-           'picture_features', 'set_head', 'photographs', 'training_labels', 'Features']
+           'picture_features', 'set_head', 'photographs', 'training_labels', 'only', 'Features']
 
 # %% ../../nbs/train/02a_head.ipynb #5a1e0c04
+from contextlib import contextmanager
 from dataclasses import dataclass
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -15,6 +17,8 @@ from fastai.torch_core import get_model
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import nn
+
+from ..data.loaders import FastDL
 
 # %% ../../nbs/train/02a_head.ipynb #edbfc0a3
 def photograph_weights(
@@ -144,18 +148,20 @@ def picture_features(
     model:nn.Module, # net with a linear classifier
     dl, # labelled pictures in order
     views:str='mirror', # 'one', 'mirror' or 'symmetry', see `VIEWS`
-)->tuple: # features [N, D] float32, labels [N]
-    "What the classifier of `model` gets, without gradients"
+    at:str=None, # name of another module
+)->tuple: # features [N, D] float32, the mean over the views; of another module [N, views, ...]; labels [N]
+    "What the classifier of `model` gets, or another module, without gradients"
     seen,param = [],next(model.parameters())
     was = model.training
-    hook = classifier_of(model).register_forward_pre_hook(lambda m, args: seen.append(args[0].float().cpu()))
+    module = classifier_of(model) if at is None else model.get_submodule(at)
+    hook = module.register_forward_pre_hook(lambda m, args: seen.append(args[0].float().cpu()))
     xs,ys = [],[]
     try:
         model.eval()
         for b in dl:
             x = b[0].as_subclass(torch.Tensor).to(param.device, param.dtype)
             for i in range(VIEWS[views]): model(turned(x, i).contiguous(memory_format=torch.channels_last))
-            xs.append(torch.stack(seen).mean(0))
+            xs.append(torch.stack(seen).mean(0) if at is None else torch.stack(seen, 1))
             ys.append(b[1].as_subclass(torch.Tensor).long().cpu())
             seen.clear()
     finally:
@@ -182,6 +188,12 @@ def _own(dls, part):
     own = getattr(getattr(dls, 'splits', None), ('train', 'valid')[part], None)
     return own if own and len(own) == len(dls.loaders[part].dataset) else None
 
+def _keys(dls, part):
+    "What each picture of a part is called; None: it has no name"
+    own = _own(dls, part)
+    sources = [p for p,_ in own] if own else map(_source, dls.loaders[part].dataset.items)
+    return [str(o) if hasattr(o, '__fspath__') or isinstance(o, str) else None for o in sources]
+
 def photographs(
     dls, # fastai DataLoaders
     part:int, # 0: training pictures, 1: validation pictures
@@ -201,6 +213,30 @@ def training_labels(
     if hasattr(dls.train_ds, 'tls'): return np.array([int(y) for y in dls.train_ds.tls[-1]])
     return np.array([int(o[-1]) for o in dls.train_ds])
 
+# %% ../../nbs/train/02a_head.ipynb #5a1e0d01
+@contextmanager
+def only(
+    dl, # training loader
+    n:int, # pictures in a pass
+    draw, # gives their numbers, in order
+):
+    "Inside, a pass takes the pictures that `draw` names; the last batch may be small"
+    kept = {k: getattr(dl, k) for k in ('n', 'drop_last')}
+    dl.n,dl.drop_last,dl.get_idxs = n,False,draw
+    try: yield dl
+    finally:
+        vars(dl).update(kept)
+        del dl.get_idxs
+
+def _draw(model, dl, idxs, at, epoch):
+    "What the module `at` gets of these training pictures, augmented as in that epoch; the loader stays where it is"
+    was = getattr(dl, 'epoch', None)
+    try:
+        if was is not None: dl.epoch = epoch
+        with only(dl, len(idxs), lambda: list(idxs)): return picture_features(model, dl, 'one', at)
+    finally:
+        if was is not None: dl.epoch = was
+
 # %% ../../nbs/train/02a_head.ipynb #5a1e0c09
 class Features:
     """Features of a learner's pictures, each computed once.
@@ -211,20 +247,38 @@ class Features:
         learn, # fastai Learner
         part:int, # 0: training pictures, 1: validation pictures
         views:str='mirror', # see `VIEWS`
-    )->tuple: # features [N, D], labels [N]
+        at:str=None, # what this module gets, not the classifier
+    )->tuple: # features [N, D], or [N, views, ...] of another module; labels [N]
         dls,model = learn.dls,get_model(learn.model)
         items = list(dls.loaders[part].dataset.items)
-        own = _own(dls, part)
-        sources = [p for p,_ in own] if own else map(_source, items)
-        keys = [str(o) if hasattr(o, '__fspath__') or isinstance(o, str) else None for o in sources]
         self._check(model, views, getattr(dls, 'preprocess', None))
-        todo = [i for i,k in enumerate(keys) if k is None or k not in self.known]
-        if todo:
-            x,y = picture_features(model, dls.test_dl([items[i] for i in todo], with_labels=True, num_workers=0), views)
-            new = dict(zip(todo, zip(x, y)))
-            self.known.update({keys[i]: v for i,v in new.items() if keys[i] is not None})
-        got = [self.known[k] if i not in (new if todo else {}) else new[i] for i,k in enumerate(keys)]
-        return np.stack([o[0] for o in got]),np.array([o[1] for o in got])
+        return self._rows(at, _keys(dls, part), lambda todo: picture_features(
+            model, dls.test_dl([items[i] for i in todo], with_labels=True, num_workers=0), views, at))
+
+    def drawn(self,
+        learn, # fastai Learner
+        at:str, # name of a module
+        epoch:int, # whose augmentation is seen
+        idxs, # numbers of training pictures
+    )->tuple: # what the module gets of each picture [N, ...], labels [N]
+        "Augmented training pictures. Of this library's loaders in memory a picture is drawn by its file and the epoch, whatever is beside it."
+        dl,model,keys = learn.dls.train,get_model(learn.model),_keys(learn.dls, 0)
+        alone = isinstance(dl, FastDL)
+        def compute(todo):
+            groups = [[i] for i in todo] if alone else [todo]
+            runs = [_draw(model, dl, [idxs[i] for i in g], at, crc32(f'{epoch} {keys[idxs[g[0]]]}'.encode()) if alone else epoch) for g in groups]
+            return [np.concatenate(o) for o in zip(*runs)]
+        known = [keys[i] if alone else None for i in idxs]
+        x,y = self._rows((at, epoch, getattr(dl, 'seed', None)), known, compute)
+        return x[:, 0],y
+
+    def _rows(self, kind, keys, compute):
+        "Rows of these pictures; computed are those that are not known, and those without a name"
+        todo = [i for i,k in enumerate(keys) if k is None or (kind, k) not in self.known]
+        new = dict(zip(todo, zip(*compute(todo)))) if todo else {}
+        self.known.update({(kind, keys[i]): v for i,v in new.items() if keys[i] is not None})
+        rows = [new[i] if i in new else self.known[kind, k] for i,k in enumerate(keys)]
+        return np.stack([o[0] for o in rows]),np.array([o[1] for o in rows])
 
     def _check(self, model, views, preprocess):
         "Forget what another start, another view or another preprocessing gave"
