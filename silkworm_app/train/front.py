@@ -99,8 +99,8 @@ class Front:
         "What the classifier gets, with the last stage as it is now"
         if part not in self.parts: self.parts[part] = self.features(self.learn, part, self.views, self.name)
         maps,y = self.parts[part]
-        with self.instead(): return np.mean([picture_features(
-            get_model(self.learn.model), Maps([(np.ascontiguousarray(o), y)], 32, None), 'one')[0] for o in maps.swapaxes(0, 1)], 0),y
+        views = [Maps([(np.ascontiguousarray(o), y)], 32, None) for o in maps.swapaxes(0, 1)]
+        with self.instead(): return np.mean([picture_features(get_model(self.learn.model), o, 'one')[0] for o in views], 0),y
 
     @contextmanager
     def instead(self):
@@ -119,8 +119,9 @@ class Front:
         dls = self.learn.dls
         shown = [self.features.drawn(self.learn, self.name, e, choose(e)) for e in range(epochs)]
         maps,y = self.parts[1]
+        judged = [(np.ascontiguousarray(maps[:, 0]), y)]
         self.learn.dls = copy(dls)
-        self.learn.dls.loaders = [Maps(shown, dls.train.bs, dls.device), Maps([(np.ascontiguousarray(maps[:, 0]), y)], dls.valid.bs, dls.device)]
+        self.learn.dls.loaders = [Maps(shown, dls.train.bs, dls.device), Maps(judged, dls.valid.bs, dls.device)]
         try:
             with self.instead(): yield
         finally: self.learn.dls = dls

@@ -261,12 +261,12 @@ class Features:
         epoch:int, # whose augmentation is seen
         idxs, # numbers of training pictures
     )->tuple: # what the module gets of each picture [N, ...], labels [N]
-        "Augmented training pictures. Of this library's loaders in memory a picture is drawn by its file and the epoch, whatever is beside it."
+        "Augmented training pictures. In memory (`FastDL`) a picture is drawn by its file and the epoch, whatever is beside it."
         dl,model,keys = learn.dls.train,get_model(learn.model),_keys(learn.dls, 0)
         alone = isinstance(dl, FastDL)
         def compute(todo):
-            groups = [[i] for i in todo] if alone else [todo]
-            runs = [_draw(model, dl, [idxs[i] for i in g], at, crc32(f'{epoch} {keys[idxs[g[0]]]}'.encode()) if alone else epoch) for g in groups]
+            if not alone: return _draw(model, dl, [idxs[i] for i in todo], at, epoch)
+            runs = [_draw(model, dl, [idxs[i]], at, crc32(f'{epoch} {keys[idxs[i]]}'.encode())) for i in todo]
             return [np.concatenate(o) for o in zip(*runs)]
         known = [keys[i] if alone else None for i in idxs]
         x,y = self._rows((at, epoch, getattr(dl, 'seed', None)), known, compute)

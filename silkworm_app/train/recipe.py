@@ -238,7 +238,8 @@ def fit_recipe(
     model.to(learn.dls.device)
     features = Features() if features is None else features
     photos,gentle = photographs(learn.dls, 0),epochs and scope != 'head' and len(learn.dls.valid_ds)
-    front = find_front(learn, _trained(model, scope), features, epochs, len(np.unique(photos)), views) if gentle else None
+    n = len(np.unique(photos))
+    front = find_front(learn, _trained(model, scope), features, epochs, n, views) if gentle else None
     look = front.pooled if front else partial(features, learn, views=views)
     x,y = look(0)
     head = fit_head(x, y, photos, k, C, balance, seed)
