@@ -258,4 +258,5 @@ def fit_recipe(
         head = fit_head(np.concatenate([x, vx]), np.concatenate([y, vy]), photos, k, head.C, balance, seed)
         head.loss = loss
         set_head(model, head)
-    return Recipe(head, getattr(scope, '__name__', scope) if losses else 'head', losses, best, len(np.unique(photos)), refit, time.perf_counter() - start)
+    did = getattr(scope, '__name__', scope) if losses else 'head'
+    return Recipe(head, did, losses, best, len(np.unique(photos)), refit, time.perf_counter() - start)
