@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from silkworm_app.serve.bundle import load_bundle, save_bundle
+from silkworm_app.serve.deploy import fuse_main
 from silkworm_app.serve.format import BundleError
 from silkworm_app.serve.net import Predictor
 from silkworm_app.data.loaders import image_dls
@@ -295,3 +296,24 @@ def test_executes_nothing(bundle, tmp_path):
     n, seen = r.stdout.strip().splitlines()[-1].split(' ', 1)
     assert seen == '[]' and not (tmp_path / 'pwned').exists(), seen
     assert int(n) >= 22, n            # 12 forgeries, 2 backends; a wrong model.onnx matters only to onnx
+
+
+@pytest.mark.parametrize('backend', ['torch', 'onnx'])
+def test_a_bundle_of_before_the_rooms_gives_the_same_answers(backend):
+    "Saved with one threshold for all classes and under the names of then; its answers were written down by the code that saved it."
+    folder = Path(__file__).parent / 'bundle_of_before'
+    want, pictures = json.loads((folder / 'answers.json').read_text(encoding='utf-8')), sorted((folder / 'pictures').iterdir())
+    p = load_bundle(folder / 'bundle', backend)
+    assert np.abs(p.logits(pictures) - want['logits']).max() < 1e-4
+    got = p.decide(pictures)
+    assert [d.label for d in got] == want['labels'] and [[str(r) for r in d.reasons] for d in got] == want['reasons']
+    assert np.allclose([d.prob for d in got], want['prob'], atol=1e-5) and np.allclose([d.distance for d in got], want['distance'], atol=1e-3)
+
+
+def test_a_bundle_of_before_the_rooms_can_be_saved_anew(tmp_path):
+    folder = Path(__file__).parent / 'bundle_of_before'
+    assert fuse_main([str(folder / 'bundle'), '--out', str(tmp_path / 'new'), '--data', str(folder / 'pictures')]) == 0
+    old, new = (load_bundle(f, 'torch') for f in (folder / 'bundle', tmp_path / 'new'))
+    pictures = sorted((folder / 'pictures').iterdir())
+    assert np.abs(old.logits(pictures) - new.logits(pictures)).max() < 1e-5
+    assert [str(d) for d in old.decide(pictures)] == [str(d) for d in new.decide(pictures)]
