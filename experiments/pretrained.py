@@ -25,7 +25,8 @@ from silkworm_app.data.loaders import image_dls, test_loader
 from silkworm_app.train.callback import SaveBest
 from silkworm_app.train.learner import lslu_learner
 from silkworm_app.train.head import Features
-from silkworm_app.train.recipe import answers, fit_recipe, stages
+from silkworm_app.train.head import predict_logits
+from silkworm_app.train.recipe import fit_recipe, stages
 
 NET, TOP = 'tf_efficientnet_lite0', r'^(blocks\.6\.|bn2\.)'
 
@@ -96,7 +97,7 @@ def one(splits, arm, seed, i, rest, test, features, tmp):
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         learn, how = trained(arm, dls, seed, features, tmp)
-    z, y = answers(get_model(learn.model), test_loader(dls))
+    z, y = predict_logits(get_model(learn.model), test_loader(dls))
     photo = [int(splits.groups[p]) for p, _ in test]
     return dict(data=splits.path.name, arm=arm, seed=seed, part=i, photo=photo, target=y.tolist(), probs=z.softmax(1).numpy().round(5).tolist(),
                 how=how, seconds=round(time.time() - start, 1))

@@ -1,6 +1,6 @@
 """What answers per class are worth on pictures never seen: coverage of each class and size of sets, beside one threshold and plain softmax.
 
-`SILKWORM_DATA=... python tests/measure_answers.py --cache DIR --out docs/answers.md` computes features of a pretrained net once (kept in DIR), then
+`SILKWORM_DATA=... python tests/measure_answers.py --cache DIR --out answers.md` computes features of a pretrained net once (kept in DIR), then
 trains and calibrates the linear head of `silkworm_app.train.head` over and over: scores by five-fold cross-validation over photographs.
 """
 import argparse

@@ -15,7 +15,8 @@ from silkworm_app.data.loaders import image_dls
 from silkworm_app.train.learner import lslu_learner
 from silkworm_app.train.head import Features, fit_head, photograph_loss, photograph_weights, photographs
 from silkworm_app.train import recipe
-from silkworm_app.train.recipe import answers, fit_recipe, one_file_each
+from silkworm_app.train.head import predict_logits
+from silkworm_app.train.recipe import fit_recipe, one_file_each
 
 
 @pytest.fixture(scope='module')
@@ -41,7 +42,7 @@ def test_loaders_of_fastai(sample, tmp_path, kind):
     with torch.no_grad(): assert -1.01 < float(x.min()) and float(x.max()) < 1.01  # (x - 127)/128, which ImageNet's numbers leave
     done = quiet(learn, 1)
     assert done.photos == len(dls.train_ds) and learn.recipe is done
-    z, y = answers(learn.model, dls.valid)
+    z, y = predict_logits(learn.model, dls.valid)
     assert photograph_loss(z.softmax(1).numpy(), y.numpy(), photographs(dls, 1)) <= done.losses[0] + 1e-4
     assert float((z.argmax(1) == y).float().mean()) > .4  # five classes: guessing gives 0.2
 
@@ -93,7 +94,7 @@ def test_what_lies_below_the_last_stage_runs_once(sample, tmp_path, monkeypatch,
         net, count = learn.model, []
         next(m for m in net.modules() if isinstance(m, torch.nn.Conv2d)).register_forward_hook(lambda m, i, o: count.append(len(o)))
         with learn.no_bar(), learn.no_logging(): done = fit_recipe(learn, 2, lr=1e-3, C=.1)
-        return done.losses, [n for n in count if n > 1], answers(net, dls.valid)[0]
+        return done.losses, [n for n in count if n > 1], predict_logits(net, dls.valid)[0]
     kept, few, z = losses()
     monkeypatch.setattr(recipe, 'find_front', lambda *args: None)
     plain, many, again = losses()

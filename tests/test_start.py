@@ -317,3 +317,12 @@ def test_the_options_of_a_file_build_its_net_again(tmp_path, kw):
     if kw.get('where') == 'none': return
     torch.save(net.state_dict(), tmp_path/'bare.pth')
     assert file_options(tmp_path/'bare.pth') == {'act_num': next(iter(lslus(net).values())).act_num}
+
+
+def test_weights_of_before_the_slope_was_counted_in_steps(tmp_path):
+    "A run's best weights held no slope at all while it was 1."
+    net = lslu_model('vanillanet_5_x0_125', 3, input_size=32).eval()
+    state = {k: v for k, v in net.state_dict().items() if k not in ('act_slope', 'slope_steps')}
+    torch.save(dict(model=state, net_spec=net.build_cfg), tmp_path / 'best.pth')
+    again, x = net_of(tmp_path / 'best.pth'), torch.randn(2, 3, 32, 32)
+    assert again.act_slope == 1 and torch.equal(again(x), net(x))

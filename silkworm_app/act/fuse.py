@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from timm.layers import Conv2dSame
 from .lslu import LSLU,ClampedLine,FusedLSLU
-from .trace import Trace,tensors
+from .trace import Trace,eval_mode,tensors
 from .vanillanet import VanillaNet,count_ops
 
 # %% ../../nbs/act/11_fuse.ipynb #826a30c9
@@ -368,10 +368,8 @@ def compare(
     seconds:float=1., # for timing
 )->Comparison:
     "Largest error, agreement, size and speed; `model` is run in eval mode and left in the mode it was in"
-    was = {m: m.training for m in model.modules()}
     worst,top,same,n = 0.,0.,0,0
-    try:
-        model.eval()
+    with eval_mode(model):
         for b in [batches] if isinstance(batches, torch.Tensor) else batches:
             x = (b[0] if isinstance(b, (list, tuple)) else b).as_subclass(torch.Tensor)
             if n == 0: first = x
@@ -382,6 +380,4 @@ def compare(
         (p,o),(pf,of) = count_ops(model, first),count_ops(fused, first)
         t,tf = _seconds((model, fused), first, seconds)
         one = _seconds((model, fused), first[:1], seconds/4)
-    finally:
-        for m,mode in was.items(): m.training = mode
     return Comparison(worst/max(top, 1e-300), same/n, n, (p,pf), (o,of), t/tf, tuple(round(1000*s, 4) for s in one))

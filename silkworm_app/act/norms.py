@@ -9,6 +9,8 @@ __all__ = ['has_stats', 'undo_norms']
 import torch
 from torch import nn
 
+from .trace import eval_mode
+
 # %% ../../nbs/act/06_norms.ipynb #d1b00b38
 def _batch_norms(model): return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
@@ -24,20 +26,17 @@ def _moments(model, bns, xs):
         u = args[0].detach().double()
         seen[bn].append((u.mean((0, 2, 3)), u.pow(2).mean((0, 2, 3))))
         return args[0]
-    modes = {m: m.training for m in model.modules()}
     others = [m for m in _batch_norms(model) if m not in seen]
     kept = [(m, m.momentum, m.num_batches_tracked) for m in others]
     hooks = [bn.register_forward_hook(see) for bn in bns]
     try:
-        model.eval()
-        if min(map(len, xs)) > 1:  # one picture has no batch statistics on a 1x1 map
-            for m in others: m.training,m.momentum,m.num_batches_tracked = True,0.,None  # batch statistics, running ones untouched
-        with torch.no_grad():
+        with eval_mode(model),torch.no_grad():
+            if min(map(len, xs)) > 1:  # one picture has no batch statistics on a 1x1 map
+                for m in others: m.training,m.momentum,m.num_batches_tracked = True,0.,None  # batch statistics, running ones untouched
             for x in xs: model(x)
     finally:
         for h in hooks: h.remove()
         for m,mom,num in kept: m.momentum,m.num_batches_tracked = mom,num
-        for m,mode in modes.items(): m.training = mode
     mean_square = {bn: [torch.stack(o).mean(0) for o in zip(*moments)] for bn,moments in seen.items()}
     return {bn: (mean, (square - mean**2).clamp(min=0)) for bn,(mean,square) in mean_square.items()}
 

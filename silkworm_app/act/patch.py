@@ -20,6 +20,7 @@ from . import vanillanet  # also registers the VanillaNets with timm
 from .norms import has_stats,undo_norms
 from .places import arch_of,first_tensor,noise,triple
 from .plan import LSLUPlan,is_clamp,plan_lslu,where_name
+from .trace import eval_mode
 from .weights import find_weights,short
 from .lslu import LSLU
 
@@ -134,11 +135,7 @@ def eval_out(
     x:torch.Tensor, # pictures
 )->torch.Tensor:
     "What `model` gives for `x` in eval mode; its modes stay"
-    modes = {m: m.training for m in model.modules()}
-    try:
-        with torch.no_grad(): return first_tensor(model.eval()(x))
-    finally:
-        for m,mode in modes.items(): m.training = mode
+    with eval_mode(model),torch.no_grad(): return first_tensor(model(x))
 
 # %% ../../nbs/act/07_patch.ipynb #e2cc6c6c
 def deviation(

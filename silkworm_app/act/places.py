@@ -15,6 +15,7 @@ from timm.models.metaformer import SquaredReLU,StarReLU
 from timm.models.nfnet import GammaAct
 from torch import nn
 
+from .trace import eval_mode
 from .weights import short
 from .lslu import LSLU
 
@@ -98,14 +99,12 @@ class _Tags:
 # %% ../../nbs/act/03_places.ipynb #d6b22174
 def _probe(model, acts, x):
     "Run `model` on `x`: for each module of `acts` its calls, and the order of all modules. Modes and hooks stay."
-    tags,hooks,modes = _Tags(acts),[],{m: m.training for m in model.modules()}
+    tags,hooks = _Tags(acts),[]
     try:
-        for m in modes: hooks += [m.register_forward_pre_hook(tags.before), m.register_forward_hook(tags.after)]
-        model.eval()
-        with torch.no_grad(): model(x)
+        for m in model.modules(): hooks += [m.register_forward_pre_hook(tags.before), m.register_forward_hook(tags.after)]
+        with eval_mode(model),torch.no_grad(): model(x)
     finally:
         for h in hooks: h.remove()
-        for m,mode in modes.items(): m.training = mode
     return tags.calls,tags.order
 
 # %% ../../nbs/act/03_places.ipynb #ff86d45a

@@ -216,7 +216,7 @@ def coverage_md(
     skipped = [r for r in rows if r['outcome'].startswith('not run')]
     files = lambda rs: len({r['family'].split('/')[0] for r in rs})
     out = ['# LSLU in timm: what works where', '',
-           f'Made by `python -m silkworm_app.lab.coverage --out docs/coverage.csv` with timm {timm.__version__}, '
+           f'Made by `python -m silkworm_app.lab.coverage --out runs/coverage.csv` with timm {timm.__version__}, '
            f'torch {torch.__version__.split("+")[0]}. Smallest net of each of {len(rows)} families, '
            f'in {files(rows)} of timm\'s architecture files: **{len(ok)} families in {files(ok)} files pass every step**, '
            f'{len(cannot)} have no place for an LSLU, {len(failed)} fail, {len(skipped)} not run.', '',
@@ -238,7 +238,7 @@ def coverage_md(
 
 # %% ../../nbs/lab/01_coverage.ipynb #1a418c66
 def coverage(
-    out='docs/coverage.csv', # table; a .md of the same name is written beside it
+    out='runs/coverage.csv', # table; a .md of the same name is written beside it
     families=None, # names of families or of timm files; None: all
     redo:bool=False, # run again what the table has already
     timeout:float=300, # seconds for one family
@@ -270,7 +270,7 @@ def main(args=None):
     "`python -m silkworm_app.lab.coverage`"
     p = argparse.ArgumentParser(prog='python -m silkworm_app.lab.coverage',
                                 description='Patch, train, fuse, store and export the smallest net of each timm family.')
-    p.add_argument('--out', default='docs/coverage.csv', help='table; a .md of the same name is written beside it')
+    p.add_argument('--out', default='runs/coverage.csv', help='table; a .md of the same name is written beside it')
     p.add_argument('--families', nargs='+', help='families or timm files; all without it')
     p.add_argument('--redo', action='store_true', help='run again what the table has already')
     p.add_argument('--timeout', type=float, default=300, help='seconds for one family')

@@ -26,7 +26,8 @@ from ..train.learner import keep_memory
 from ..train.log import PrintEpoch
 
 # %% ../../nbs/lab/04_grid.ipynb #dffea787
-from ..train.one import build_model, flips, predict_logits, symmetries, train_net
+from ..train.head import predict_logits
+from ..train.one import build_model, train_net
 from ..train.run import RunFolder
 from ..train.setup import load_splits, resolve
 from ..act.vanillanet import count_ops
@@ -194,7 +195,7 @@ def read_learned(
     return out
 
 # %% ../../nbs/lab/04_grid.ipynb #c3a0f815
-_views = dict(one=lambda x: [x], flip=flips, symmetry=symmetries)
+_views = dict(one='one', flip='mirror', symmetry='symmetry')
 
 def _photo_counts(y, ok, groups, c):
     "`[sum over the photographs of class c of the part of their copies that were right, number of photographs]`"

@@ -206,13 +206,11 @@ def _fused(model, preprocess, batches, comparison):
     "The fused net, its plan, what comparing said, curves; a fused model is taken as it is."
     plan = getattr(model, 'fuse_plan', None)
     if plan is not None: return model, plan, comparison, []
-    device, training = next(model.parameters()).device, {m: m.training for m in model.modules()}
+    device = next(model.parameters()).device
     curves = layer_curves(model) if lslu_layers(model) else []
     fused = fuse(model, channels_last=True).cpu().float()
-    try: comparison = comparison or compare(model.cpu().eval(), fused, batches)
-    finally:
-        model.to(device)
-        for m, t in training.items(): m.training = t
+    try: comparison = comparison or compare(model.cpu(), fused, batches)
+    finally: model.to(device)
     return fused, fused.fuse_plan, comparison, curves
 
 # %% ../../nbs/serve/11_bundle.ipynb #61e05a6e

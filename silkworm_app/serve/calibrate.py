@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['fit_temperature', 'by_photograph', 'class_scores', 'interval', 'left_out_p_values', 'measure', 'fit_trust',
-           'sampled_leak', 'ood_report']
+           'sampled_leak']
 
 # %% ../../nbs/serve/03_calibrate.ipynb #fca23ed3
 import numpy as np
@@ -224,21 +224,3 @@ def sampled_leak(
     groups = copy_groups(valid + train)
     seen = set(groups[len(valid):])
     return dict(level='sample', valid_seen_in_train=sum(g in seen for g in groups[:len(valid)]) / max(1, len(valid)), files=len(groups))
-
-# %% ../../nbs/serve/03_calibrate.ipynb #82c1b63a
-def ood_report(
-    decisions:list, # of `Decision`
-    labels:list=None, # true class names; None or an unknown name: nothing it says can be right
-    sure:float=.8 # a wrong answer above this probability is a confident one
-)->dict:
-    """How often one class isn't named, and how often it is wrong, and wrong with confidence; `forced` counts the most likely class;
-    `kept`: the true class was not excluded."""
-    n, labels = len(decisions), [None] * len(decisions) if labels is None else list(labels)
-    if not n: return dict(n=0)
-    given = [(d, y) for d, y in zip(decisions, labels) if d.label is not None]
-    right = sum(d.label == y for d, y in given)
-    return dict(n=n, abstained=1 - len(given) / n, right=right / n, wrong=(len(given) - right) / n,
-                kept=sum(y is not None and y not in d.excluded for d, y in zip(decisions, labels)) / n,
-                confidently_wrong=sum(d.label != y and d.prob >= sure for d, y in given) / n,
-                forced_right=sum(d.top == y for d, y in zip(decisions, labels)) / n,
-                forced_confidently_wrong=sum(d.top != y and d.prob >= sure for d, y in zip(decisions, labels)) / n)

@@ -45,7 +45,7 @@ def distance(
     fitted:dict # from `fit_distance`
 )->np.ndarray: # [N], about 1 for a typical training picture
     "How far pictures are from those a network was trained on."
-    f, k = _unit(features) - fitted['mean'].astype(np.float64), len(fitted['axes'])
+    f = _unit(features) - fitted['mean'].astype(np.float64)
     z = f @ fitted['axes'].T.astype(np.float64)
     d = z[:, None] - fitted['means'].astype(np.float64)
     inside = np.einsum('nck,kl,ncl->nc', d, fitted['precision'].astype(np.float64), d).min(1)

@@ -16,7 +16,6 @@ import warnings
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.tracker import EarlyStoppingCallback,SaveModelCallback

@@ -17,8 +17,8 @@ from ..data.splits import Splits, carve, cut, leak_warnings, leaks
 from ..files import write_text
 from .config import TrainConfig, TrainError
 from .log import PrintEpoch
-from .one import predict_logits, symmetries, train_net
-from .head import Features
+from .one import train_net
+from .head import Features, predict_logits
 from .run import RunFolder
 
 # %% ../../nbs/train/07_cross.ipynb #b218791b
@@ -164,7 +164,7 @@ def test_part(
         done = train_net(own, cut, RunFolder(d), printer=printer, features=features)
         learn, model = done.learn, done.model
         z, y = predict_logits(model, test_loader(learn.dls))
-        turned = predict_logits(model, test_loader(learn.dls), symmetries)[0] if by == 'photo' else z
+        turned = predict_logits(model, test_loader(learn.dls), 'symmetry')[0] if by == 'photo' else z
     probs = z.double().softmax(1).numpy()
     return dict(by=by, part=part, photo=list(map(int, photo)), target=y.tolist(), pick=probs.argmax(1).tolist(),
                 probs=probs.round(7).tolist(), pick_symmetry=turned.argmax(1).tolist())

@@ -6,7 +6,7 @@
 __all__ = ['warn_box', 'finish', 'save_deploy', 'evaluate', 'read_state', 'train', 'main']
 
 # %% ../../nbs/train/08_fit.ipynb #a1576008
-import errno, os, re, signal, sys, time, warnings
+import errno, os, re, signal, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +31,10 @@ from ..serve.metrics import evaluate_probs, metrics_report
 from .config import TrainConfig, TrainError, read_settings
 from .cross import cross_validate, hardly_found, held_out_answers, whole_split
 from .distributed import leave
+from .head import predict_logits
 from .learner import keep_memory
 from .log import say
-from .one import build_model, describe_acts, load_checkpoint, make_dls, Trained, net_args, predict_logits, train_net
+from .one import build_model, describe_acts, load_checkpoint, make_dls, Trained, net_args, train_net
 from .resume import find_checkpoint
 from .run import RunFolder, finished, start_run, write_start
 from .setup import load_splits, pick_device, resolve

@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['STRENGTHS', 'VIEWS', 'photograph_weights', 'photograph_loss', 'Head', 'fit_head', 'classifier_of', 'turned',
-           'picture_features', 'set_head', 'photographs', 'training_labels', 'only', 'Features']
+           'batch_answers', 'picture_features', 'predict_logits', 'set_head', 'photographs', 'training_labels', 'only',
+           'Features']
 
 # %% ../../nbs/train/02a_head.ipynb #5a1e0c04
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from zlib import crc32
@@ -18,7 +20,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import nn
 
+from ..act.trace import eval_mode
 from ..data.loaders import FastDL
+from ..serve.trust import softmax
 
 # %% ../../nbs/train/02a_head.ipynb #edbfc0a3
 def photograph_weights(
@@ -73,10 +77,6 @@ def _fit(x, y, w, k, C):
     full[fitted.classes_],low[fitted.classes_] = weight,bias
     return full,low
 
-def _softmax(z):
-    e = np.exp(z - z.max(1, keepdims=True))
-    return e/e.sum(1, keepdims=True)
-
 # %% ../../nbs/train/02a_head.ipynb #9f316d2e
 def _choose_C(x, y, photos, k, balance, seed, grid):
     "`(C, loss)` of the strength whose heads are best on photographs left out"
@@ -88,7 +88,7 @@ def _choose_C(x, y, photos, k, balance, seed, grid):
         out = np.zeros((len(y), k))
         for a,b in folds:
             weight,bias = _fit(x[a], y[a], photograph_weights(y[a], photos[a], balance), k, C)
-            out[b] = _softmax(x[b] @ weight.T + bias)
+            out[b] = softmax(x[b] @ weight.T + bias)
         seen = np.concatenate([b for _,b in folds])
         return photograph_loss(out[seen], y[seen], photos[seen], balance)
     return min(((C, loss(C)) for C in grid), key=lambda o: o[1])
@@ -143,7 +143,22 @@ def turned(
     return x.transpose(-1, -2) if i & 4 else x
 
 # %% ../../nbs/train/02a_head.ipynb #ce24c7f1
-@torch.inference_mode()
+def batch_answers(
+    model:nn.Module, # net, in eval mode
+    dl, # labelled pictures in order
+    views:str, # see `VIEWS`
+    take=lambda y: y, # what is kept of a view, from what the net gives
+): # of each batch: what is kept of its views, and the labels
+    "The one loop over pictures without training"
+    p = next(model.parameters())
+    with eval_mode(model), torch.no_grad():
+        for b in dl:
+            x = b[0].as_subclass(torch.Tensor).to(p.device, p.dtype)
+            vs = [turned(x, i).contiguous(memory_format=torch.channels_last) for i in range(VIEWS[views])]
+            yield [take(model(v)).float().cpu() for v in vs], b[1].as_subclass(torch.Tensor).long().cpu()
+
+
+# %% ../../nbs/train/02a_head.ipynb #a5b1feat
 def picture_features(
     model:nn.Module, # net with a linear classifier
     dl, # labelled pictures in order
@@ -151,23 +166,25 @@ def picture_features(
     at:str=None, # name of another module
 )->tuple: # features [N, D] float32, the mean over the views; of another module [N, views, ...]; labels [N]
     "What the classifier of `model` gets, or another module, without gradients"
-    seen,param = [],next(model.parameters())
-    was = model.training
-    module = classifier_of(model) if at is None else model.get_submodule(at)
-    hook = module.register_forward_pre_hook(lambda m, args: seen.append(args[0].float().cpu()))
-    xs,ys = [],[]
-    try:
-        model.eval()
-        for b in dl:
-            x = b[0].as_subclass(torch.Tensor).to(param.device, param.dtype)
-            for i in range(VIEWS[views]): model(turned(x, i).contiguous(memory_format=torch.channels_last))
-            xs.append(torch.stack(seen).mean(0) if at is None else torch.stack(seen, 1))
-            ys.append(b[1].as_subclass(torch.Tensor).long().cpu())
-            seen.clear()
-    finally:
-        hook.remove()
-        model.train(was)
+    seen,module = [],classifier_of(model) if at is None else model.get_submodule(at)
+    hook = module.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    join = lambda vs: torch.stack(vs).mean(0) if at is None else torch.stack(vs, 1)
+    try: xs,ys = zip(*((join(vs), y) for vs,y in batch_answers(model, dl, views, lambda _: seen.pop())))
+    finally: hook.remove()
     return torch.cat(xs).numpy(),torch.cat(ys).numpy()
+
+
+# %% ../../nbs/train/02a_head.ipynb #a5b2logt
+def predict_logits(
+    model:nn.Module, # net
+    dl, # labelled pictures in order
+    views:str='one', # see `VIEWS`
+)->tuple: # logits [N, K] (log of the mean probabilities where there are several views), class numbers [N]
+    "The answers of a net, in float32"
+    mean = lambda vs: vs[0] if len(vs) == 1 else torch.stack(vs).log_softmax(-1).logsumexp(0) - math.log(len(vs))
+    zs,ys = zip(*((mean(vs), y) for vs,y in batch_answers(model, dl, views)))
+    return torch.cat(zs),torch.cat(ys)
+
 
 # %% ../../nbs/train/02a_head.ipynb #5a1e0c08
 def set_head(

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['make_dls', 'net_args', 'build_model', 'load_checkpoint', 'describe_acts', 'BestEMA', 'balanced', 'StepCount',
-           'build_learner', 'fit_learner', 'best_model', 'predict_logits', 'flips', 'symmetries', 'Trained',
-           'train_net']
+           'build_learner', 'fit_learner', 'best_model', 'Trained', 'train_net']
 
 # %% ../../nbs/train/05_one.ipynb #609a06ff
-import math, sys
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -222,29 +221,6 @@ def best_model(
         load_weights(model, run.path/file)
         save_weights(model, run.best)
     return model.eval(), name
-
-# %% ../../nbs/train/05_one.ipynb #74a2a33a
-@torch.no_grad()
-def predict_logits(
-    model, # net
-    dl, # loader in order, labelled
-    views=lambda x: [x], # function from a batch to the views of it that are averaged
-)->tuple: # logits [N, K] (log-probabilities where there are several views), class numbers [N]
-    "The answers of a net, in float32"
-    model, p = model.eval(), next(model.parameters())
-    zs, ys = [], []
-    for b in dl:
-        vs = [model(v.to(p.device, p.dtype)).float() for v in views(b[0].as_subclass(torch.Tensor))]
-        zs.append((vs[0] if len(vs) == 1 else torch.stack(vs).log_softmax(-1).logsumexp(0) - math.log(len(vs))).cpu())
-        ys.append(b[1].as_subclass(torch.Tensor).long().cpu())
-    return torch.cat(zs), torch.cat(ys)
-
-def flips(x): return [x, x.flip(3)]
-
-# %% ../../nbs/train/05_one.ipynb #c84b6971
-def symmetries(x):
-    "The eight turned and mirrored views of a batch"
-    return [v for r in range(4) for o in [torch.rot90(x, r, (2, 3))] for v in flips(o)]
 
 # %% ../../nbs/train/05_one.ipynb #d8c9d42e
 @dataclass

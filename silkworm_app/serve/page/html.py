@@ -199,7 +199,7 @@ def model_html(
     f:dict, # from `facts`
 )->str:
     "What the user of a model should know about it."
-    m, count = f['metrics'], _per_class_n(f)
+    count = _per_class_n(f)
     common = max(count.items(), key=lambda o: o[1]) if count and sum(count.values()) else None
     if common: common = common[0], common[1] / sum(count.values())
     return render('model', say, f=f, split=_split(say, f), common=common, by_class=by_class(f))
