@@ -6,7 +6,7 @@
 __all__ = ['plain', 'class_titles', 'loader_preprocess', 'learner_trust', 'save_bundle']
 
 # %% ../../nbs/serve/11_bundle.ipynb #36665bdc
-import json, math, os, platform, re, shutil, statistics, tempfile, time, uuid
+import json, math, os, platform, re, shutil, statistics, tempfile, time
 from copy import deepcopy
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..data.diseases import CLASS_INFO, canonical_name
 from ..data.imaging import Preprocess, open_image
 from ..data.copies import copy_groups
 from ..act.fuse import compare, fuse
+from ..files import replace_folder
 from ..act.curves import layer_curves, lslu_layers
 from .advice import trust_warnings
 
@@ -149,22 +150,6 @@ def _leak(splits):
     if not all(isinstance(part[0][0], (str, Path)) for part in (splits.train, splits.valid)): return leak
     found = sampled_leak(splits)
     return found if leak is None or found['valid_seen_in_train'] > .01 else leak
-
-# %% ../../nbs/serve/11_bundle.ipynb #f91d58c5
-def _replace_folder(new, dest):
-    "Put the finished folder `new` where `dest` is or will be."
-    old = None
-    if dest.exists():
-        if not dest.is_dir(): raise BundleError(f'{dest} is a file; name a folder for the bundle')
-        if any(dest.iterdir()) and not (dest / 'config.json').is_file():
-            raise BundleError(f'{dest} holds other files and no bundle, so it is not replaced; name another folder')
-        old = dest.with_name(f'.{dest.name}.{uuid.uuid4().hex[:8]}.old')
-        os.replace(dest, old)
-    try: os.replace(new, dest)
-    except OSError:
-        if old: os.replace(old, dest)
-        raise
-    if old: shutil.rmtree(old, ignore_errors=True)
 
 # %% ../../nbs/serve/11_bundle.ipynb #8e1ace3b
 def _save_examples(folder, pictures, side=512):
@@ -320,7 +305,8 @@ def _write(dest, config, predictor, onnx, examples, roots):
         for n in names: os.chmod(new / n, 0o644)
         try: _try(new, predictor)
         except BundleError as e: raise BundleError(str(e).replace(str(new), str(dest))) from None
-        _replace_folder(new, dest)
+        try: replace_folder(new, dest, 'config.json')
+        except ValueError as e: raise BundleError(str(e)) from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return dest

@@ -4,7 +4,7 @@
 const PREFIX = `silkworm_app ${self.registration.scope} `, NAME = PREFIX + CACHE;
 
 self.addEventListener('install', e => e.waitUntil((async () => {
-  await (await caches.open(NAME)).addAll(FILES.map(f => new Request(f, {cache: 'reload'})));
+  await (await caches.open(NAME)).addAll(FILES.map(f => new Request(f, {cache: 'no-cache'})));
   await self.skipWaiting();
 })()));
 
