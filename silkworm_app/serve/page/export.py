@@ -36,7 +36,8 @@ def _in_folder(folder):
 def _in_tar(path):
     try:
         with tarfile.open(path) as t: return {n: t.extractfile(f'package/dist/{n}').read() for n in _ort_files}
-    except (OSError, KeyError, tarfile.TarError) as e: raise BundleError(f'{path} is no package of onnxruntime-web: {one_line(e)}') from None
+    except (OSError, KeyError, tarfile.TarError) as e:
+        raise BundleError(f'{path} is no package of onnxruntime-web: {one_line(e)}') from None
 
 # %% ../../../nbs/serve/16_page_export.ipynb #9b8817b6
 def _by_npm():
@@ -46,7 +47,8 @@ def _by_npm():
     with tempfile.TemporaryDirectory() as d:
         cmd = [npm, 'pack', '--silent', '--pack-destination', d, f'onnxruntime-web@{ORT_WEB}']
         try: done = subprocess.run(cmd, capture_output=True, text=True, timeout=900, stdin=subprocess.DEVNULL)
-        except (OSError, subprocess.TimeoutExpired) as e: raise BundleError(f'npm could not fetch onnxruntime-web ({one_line(e)}): {ask}') from None
+        except (OSError, subprocess.TimeoutExpired) as e:
+            raise BundleError(f'npm could not fetch onnxruntime-web ({one_line(e)}): {ask}') from None
         found = list(Path(d).glob('*.tgz'))
         if not found: raise BundleError(f'npm could not fetch onnxruntime-web ({one_line(done.stderr or done.stdout)}): {ask}')
         files = _in_tar(found[0])
@@ -102,8 +104,8 @@ def page_model(
     t = predictor.trust
     rules = {k: v for k, v in t.to_dict().items() if k not in ('measured_at', 'confusion')} | dict(arrays=pack_arrays(t.arrays()))
     silk = html.Say('en', predictor.classes).silk
-    return dict(classes=predictor.classes, preprocess=predictor.preprocess.to_dict(), trust=rules, silk=silk, mb=round(len(onnx) / 1e6 + 15),
-        words={l: page_words(predictor, l, title) for l in html.LANGUAGES})
+    return dict(classes=predictor.classes, preprocess=predictor.preprocess.to_dict(), trust=rules, silk=silk,
+        mb=round(len(onnx) / 1e6 + 15), words={l: page_words(predictor, l, title) for l in html.LANGUAGES})
 
 # %% ../../../nbs/serve/16_page_export.ipynb #05e0eb35
 _scripts = 'index.html', 'style.css', 'app.js', 'picture.js', 'decide.js', 'icon.svg'
@@ -121,7 +123,8 @@ def _files(predictor, ort, title):
     model = page_model(predictor, onnx, title)
     name = model['words']['en']['title']
     icon = dict(src='icon.svg', sizes='any', type='image/svg+xml')
-    manifest = dict(name=name, short_name=name, start_url='./', display='standalone', theme_color='#0f766e', background_color='#fafaf9', icons=[icon])
+    manifest = dict(name=name, short_name=name, start_url='./', display='standalone', theme_color='#0f766e',
+        background_color='#fafaf9', icons=[icon])
     as_json = lambda o: json.dumps(o, ensure_ascii=False, allow_nan=False).encode()
     return {n: html.asset(f'web/{n}').encode() for n in _scripts} | {f'ort/{n}': data for n, data in ort.items()} | {
         'model.onnx': onnx, 'model.json': as_json(model), 'manifest.webmanifest': as_json(manifest)}
