@@ -4,6 +4,7 @@
 # make test                 every notebook and test that CI runs
 # make notebooks            runs them all and keeps what they show
 # make docs                 the documentation as a site in _site
+# make pictures             the screenshots in docs/img, made anew
 # make lab                  JupyterLab on the notebooks
 PYTHON ?= python3
 VENV   := .venv
@@ -19,11 +20,11 @@ TRAIN_ARGS ?=
 export NO_ALBUMENTATIONS_UPDATE := 1
 export GRADIO_ANALYTICS_ENABLED := False
 
-.PHONY: demo silkworm has-data test notebooks docs lab env clean
+.PHONY: demo silkworm has-data test notebooks docs pictures lab env clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,7s/^# //p' Makefile
+	@sed -n '1,8s/^# //p' Makefile
 
 env: $(VENV)/.ready
 
@@ -68,6 +69,11 @@ notebooks: env
 docs: env
 	$(BIN)/python -m pip install --quiet --progress-bar off -e ".[docs]"
 	DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	$(BIN)/python docs/site/check.py
+
+# The pictures of the manual: screenshots of commands and pages at work on drawings, in docs/img (some minutes, and a Chromium).
+pictures: env
+	$(BIN)/python docs/site/pictures.py
 
 lab: env
 	$(BIN)/python -m pip install --quiet --progress-bar off -e ".[lab]"

@@ -63,9 +63,10 @@ def commands():
     for name, target in sorted(o.split('=') for o in cfg['DEFAULT']['console_scripts'].split()):
         lines += [f'## {name}', '', '```text', help_of(name, target, '--help'), '```', '']
         if name == 'silkworm-train': lines += ['### Every setting', '', '```text', help_of(name, target, '--help-all'), '```', '']
-        if name == 'silkworm-data':
-            subs = re.search(r'\{([\w,-]+)\}', help_of(name, target, '--help'))
-            for sub in (subs.group(1).split(',') if subs else []): lines += [f'### {name} {sub}', '', '```text', help_of(name, target, sub, '--help'), '```', '']
+        parts = re.search(r'^usage: silkworm-data \[-h\] \{?([\w,|-]+)', help_of(name, target, '--help')) if name == 'silkworm-data' else None
+        for part in re.split(r'[,|]', parts.group(1)) if parts else (): lines += [f'### {name} {part}', '', '```text', help_of(name, target, part, '--help'), '```', '']
+        if name == 'silkworm-data' and not parts: raise SystemExit('docs: the parts of silkworm-data are not found in its help')
+    lines += ['## python app.py', '', '```text', help_of('app.py', 'silkworm_app.cli:page_main', '--help'), '```', '']
     write('reference/commands.md', '\n'.join(lines))
 
 

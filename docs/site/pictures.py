@@ -1,0 +1,157 @@
+"""Every picture in docs/img that shows the commands and the page: `make pictures`.
+
+Nothing here is a photograph. A set is drawn, audited, trained on and served, and a browser (Chromium) takes the screenshots. With a folder as its
+only argument, what was made there before is taken again."""
+import html
+import io
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ |= dict(NO_ALBUMENTATIONS_UPDATE='1', GRADIO_ANALYTICS_ENABLED='False', COLUMNS='120', SILKWORM_DATA='')
+
+from PIL import Image, ImageFilter
+from playwright.sync_api import sync_playwright
+
+from silkworm_app.data.diseases import CLASS_INFO
+from silkworm_app.data.sample import draw_larva, picture_grid
+from silkworm_app.serve.load import load_bundle
+from silkworm_app.serve.page.collect import Store
+from silkworm_app.serve.page.server import serve
+
+root = Path(__file__).resolve().parents[2]
+out, SIZE, EACH, LARGEST = root/'docs/img', 192, 40, 100_000
+browser_path = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+
+
+def small(im, name, width):
+    "The picture as a PNG of at most `LARGEST` bytes."
+    im = im.convert('RGB').resize((width, round(im.height*width/im.width)), Image.Resampling.LANCZOS)
+    for colours in (128, 64, 32):
+        f = io.BytesIO()
+        im.quantize(colours, dither=Image.Dither.NONE).save(f, 'PNG', optimize=True)
+        if f.tell() <= LARGEST: break
+    (out/f'{name}.png').write_bytes(f.getvalue())
+    print(f'docs/img/{name}.png: {f.tell()//1000} KB')
+
+
+def draw(folder):
+    "A set as a farm has it: one folder a class, fewer pictures of the rare ones, and some files that are copies."
+    for kind in sorted(CLASS_INFO):
+        (folder/kind).mkdir(parents=True)
+        n = 6 if kind == 'pebrine' else EACH
+        for i in range(n): draw_larva(kind, SIZE, i).save(folder/kind/f'IMG_{i:04}.jpg', quality=92)
+        for i in range(n//10): Image.open(folder/kind/f'IMG_{i:04}.jpg').rotate(90).save(folder/kind/f'IMG_{i:04}_edited.jpg', quality=85)
+
+
+def ran(name, *args):
+    "What a command says, as it would stand in a terminal."
+    code = f'from silkworm_app.cli import {name} as main; main()'
+    r = subprocess.run([sys.executable, '-c', code, *args], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(root), 'OMP_NUM_THREADS': '1'})
+    if r.returncode: sys.exit(r.stdout + r.stderr)
+    return r.stdout
+
+
+def terminal(browser, lines, name, width=900):
+    "The text as a picture of a terminal."
+    page = browser.new_page(viewport=dict(width=width, height=200))
+    page.set_content(f'<pre style="margin:0;padding:14px;background:#1e293b;color:#e2e8f0;font:13px/1.4 monospace;white-space:pre-wrap">{html.escape(lines)}</pre>')
+    shot(page, name, width)
+    page.close()
+
+
+def shot(page, name, width, full=True):
+    page.wait_for_timeout(900)
+    small(Image.open(io.BytesIO(page.screenshot(full_page=full))), name, width)
+
+
+def prepare(work):
+    "Pictures, audit and run, made once in `work`."
+    pictures, run = work/'pictures', work/'run'
+    if not pictures.exists(): draw(pictures)
+    os.chdir(work)
+    if not (work/'audit.txt').exists():
+        (work/'audit.txt').write_text(ran('data_main', 'audit', 'pictures', '--html', 'audit.html'))
+    if not (run/'bundle').exists():
+        (work/'train.txt').write_text(ran('train_main', '--data_path', 'pictures', '--output_dir', 'run', '--overwrite', '--input_size', str(SIZE), '--cross_validate', '3', '--epochs', '4'))
+    return pictures, run
+
+
+def each_kind(bundle, work):
+    "A new drawing for every kind of answer that the bundle gives; a blurred one for `unlike`."
+    net, found, rng = load_bundle(bundle), {}, random.Random(0)
+    tried = [(k, draw_larva(k, SIZE, 1000 + i)) for i in range(30) for k in sorted(CLASS_INFO)]
+    for (k, im), d in zip(tried, net.decide([im for _, im in tried])):
+        if d.kind == 'one' and d.label != k: continue
+        best = found.get(d.kind)
+        if best is None or d.kind == 'one' and d.label != 'healthy' and best[1].label == 'healthy': found[d.kind] = im, d
+    im = draw_larva('healthy', SIZE, 999)
+    found['unlike'] = im.filter(ImageFilter.GaussianBlur(12)), None
+    files = {}
+    for kind, (im, _) in found.items():
+        files[kind] = work/f'{kind}.jpg'
+        im.resize((640, 640), Image.Resampling.LANCZOS).save(files[kind], quality=92)
+    return files
+
+
+def open_page(browser, url, phone):
+    size = dict(width=390, height=844) if phone else dict(width=1120, height=800)
+    page = browser.new_context(viewport=size, is_mobile=phone, has_touch=phone, device_scale_factor=2 if phone else 1, locale='en-US').new_page()
+    page.goto(url)
+    page.wait_for_selector('#verdict .verdict')
+    page.wait_for_load_state('networkidle')
+    return page
+
+
+def the_page(browser, bundle, work):
+    "Every kind of answer on a phone, one on a desktop, many pictures, the model, and a correction."
+    files = each_kind(bundle, work)
+    server = serve(load_bundle(bundle), port=0, block=False, quiet=True, store=Store(work/'collected'), name='silkworm')
+    try:
+        for kind, file in files.items():
+            for phone in (True, False) if kind == 'one' else (True,):
+                page = open_page(browser, server.local_url, phone)
+                page.locator('#picture input[type=file]').set_input_files(str(file))
+                page.wait_for_selector(f'.verdict.{kind}')
+                shot(page, f'answer_{kind}' if phone else 'answer', 390 if phone else 760)
+                if phone and kind == 'one':
+                    if not page.locator('#keep').is_visible(): page.locator('#collect button').first.click()
+                    page.locator('#collect').scroll_into_view_if_needed()
+                    shot(page, 'collect', 390, full=False)
+                page.context.close()
+        page = open_page(browser, server.local_url, False)
+        page.get_by_role('tab', name='Many pictures').click()
+        page.locator('#files input[type=file]').set_input_files([str(f) for f in files.values()])
+        page.wait_for_function(f"document.querySelectorAll('#files tr.file, #files .file').length >= {len(files)}")
+        page.locator('#go').click()
+        page.wait_for_selector('#table .rows tbody tr img')
+        shot(page, 'many', 760)
+        page.context.close()
+    finally: server.close()
+
+
+def main():
+    if not browser_path: sys.exit('make pictures needs a Chromium on the PATH')
+    out.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as tmp:
+        work = Path(sys.argv[1] if len(sys.argv) > 1 else tmp).resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        pictures, run = prepare(work)
+        rows = [sorted((pictures/k).iterdir())[:7] for k in sorted(CLASS_INFO)]
+        small(picture_grid(rows, [f'{k}/' for k in sorted(CLASS_INFO)]), 'folders', 602)
+        with sync_playwright() as p:
+            browser = p.chromium.launch(executable_path=browser_path, args=['--no-sandbox'])
+            terminal(browser, '$ silkworm-data audit pictures\n' + (work/'audit.txt').read_text(), 'audit')
+            page = browser.new_page(viewport=dict(width=900, height=700))
+            page.goto((work/'audit.html').as_uri())
+            shot(page, 'audit_page', 760, full=False)
+            terminal(browser, '$ make silkworm DATA=pictures\n' + '\n'.join((work/'train.txt').read_text().splitlines()[-30:]), 'train')
+            the_page(browser, run/'bundle', work)
+            browser.close()
+
+
+if __name__ == '__main__': main()

@@ -1,0 +1,89 @@
+"What the manual names is there: options, names to import; and the code of docs/own_code.md runs."
+import configparser
+import contextlib
+import importlib
+import io
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+root = Path(__file__).resolve().parent.parent
+pages = {p.name: p.read_text(encoding='utf-8') for p in [root/'README.md', *sorted((root/'docs').glob('*.md'))]}
+cfg = configparser.ConfigParser(delimiters=['='])
+cfg.read(root/'settings.ini', encoding='utf-8')
+entries = dict(o.split('=') for o in cfg['DEFAULT']['console_scripts'].split())
+option = re.compile(r'(?<![\w-])--[a-z][\w-]*')
+
+
+def says(main, *args):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), contextlib.suppress(SystemExit): main([*args])
+    return out.getvalue()
+
+
+@cache
+def options(command):
+    "Every option that a command knows, those of its parts among them."
+    module, func = entries[command].split(':')
+    main = getattr(importlib.import_module(module), func)
+    text = says(main, '--help') + (says(main, '--help-all') if command == 'silkworm-train' else '')
+    parts = re.search(r'^usage: silkworm-data \[-h\] \{?([\w,|-]+)', text) if command == 'silkworm-data' else None
+    return set(option.findall(text + ''.join(says(main, o, '--help') for o in (re.split(r'[,|]', parts.group(1)) if parts else ()))))
+
+
+def app_options():
+    from silkworm_app.serve.page import server
+    return set(option.findall(says(server.main, '--help')))
+
+
+def commands(text):
+    "Each command with options, in a line of its own or between back-ticks."
+    text = text.replace('\\\n', ' ')
+    return [o for o in re.findall(r'^[ \t]*(?:\.venv/bin/)?((?:silkworm-\w+|python \S+\.py|torchrun|accelerate)[^\n]*)', text, re.M) + re.findall(r'`((?:silkworm-\w+|python \S+\.py) [^`]*)`', text) if '--' in o]
+
+
+@pytest.mark.parametrize('page', sorted(pages))
+def test_every_command_takes_the_options_that_are_named(page):
+    for line in commands(pages[page]):
+        line = line.split('#')[0]
+        first = line.split()[0]
+        if first in entries: known = options(first)
+        elif first == 'python':
+            file = line.split()[1]
+            known = app_options() if file == 'app.py' else set(option.findall((root/file).read_text(encoding='utf-8')))
+            if ' -- ' in line: line = line.split(' -- ')[0]
+        else: known, line = options('silkworm-train'), line.split('silkworm_app.train', 1)[-1]
+        assert set(option.findall(line)) <= known, (line, set(option.findall(line)) - known)
+
+
+def test_every_option_in_the_text_is_some_commands():
+    known = set().union(app_options(), *map(options, entries)) | {'--nproc_per_node', '--nnodes', '--rdzv-backend', '--rdzv-endpoint', '--rdzv-id', '--multi_gpu', '--num_processes'}
+    known |= {o for f in [*(root/'experiments').glob('*.*'), *(root/'data_prep').glob('*.py'), *(root/'tests').glob('*.py')] for o in option.findall(f.read_text(encoding='utf-8'))}
+    assert {(page, o) for page, text in pages.items() for o in option.findall(text)} <= {(page, o) for page in pages for o in known}
+
+
+@pytest.mark.parametrize('page', sorted(pages))
+def test_every_name_to_import_is_there(page):
+    for block in re.findall(r'```python\n(.*?)```', pages[page], re.S):
+        compile(block, page, 'exec')
+        for module, names in re.findall(r'^from (silkworm_app[\w.]*) import ([\w, ]+)', block, re.M):
+            for name in names.split(','): assert hasattr(importlib.import_module(module), name.strip()), (page, module, name)
+
+
+def test_own_code_runs(tmp_path):
+    "As it stands, but smaller and without the network: fewer pixels, fewer epochs, a resnet from nothing."
+    from silkworm_app.data.sample import draw_sample
+    draw_sample(tmp_path/'pictures', n_per_class=10, size=96)
+    blocks = re.findall(r'```python\n(.*?)```', pages['own_code.md'], re.S)
+    code = '\n'.join([blocks[0], "dls = image_dls('pictures', size=64, bs=32, device='cpu')", *blocks[1:]])
+    for was, now in (('metrics=accuracy)', 'metrics=accuracy, pretrained=False)'), ('fine_tune(3)', 'fine_tune(0)'), ('size=224', 'size=96'), ('224, 224', '64, 64')):
+        assert was in code, was
+        code = code.replace(was, now)
+    out = subprocess.run([sys.executable, '-c', code + '\nprint(type(fused).__name__)'], cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert out.returncode == 0, out.stderr[-2000:]
+    assert '17 activations become LSLUs' in out.stdout and (tmp_path/'my_bundle').is_dir()
