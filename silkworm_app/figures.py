@@ -213,13 +213,13 @@ def read_history(
 # %% ../nbs/01_figures.ipynb #1197401b
 def read_metrics(
     run # run folder or its metrics.json
-)->dict: # metrics of the test split, of the validation split without one
+)->dict: # metrics of the test split; without one those of the cross-validation or of the validation split
     "A run's final metrics, with `classes` and `per_class_recall` as name -> value."
     path = _run_file(run, 'metrics.json')
     try: m = dict(json.loads(path.read_text(encoding='utf-8')))
     except (ValueError, TypeError): raise ValueError(f'{path} is not a metrics file of silkworm-train') from None
-    split = next((k for k in ('test', 'valid') if isinstance(m.get(k), dict)), None)
-    m = {**m, **m[split], 'split': split} if split else {**m, 'split': 'test'}
+    split = next((k for k in ('test', 'cross_validation', 'valid') if isinstance(m.get(k), dict)), None)
+    m = {**m, **m[split], 'split': split.replace('_', '-')} if split else {**m, 'split': 'test'}
     recall = m.get('per_class_recall') or {}
     if not isinstance(recall, dict): recall = dict(zip(m.get('classes') or map(str, range(len(recall))), recall))
     return {**m, 'per_class_recall': recall}

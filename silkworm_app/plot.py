@@ -66,7 +66,7 @@ def plot_run(
     out, done = Path(out) if out else run / 'plots', []
     def confusion():
         m = read_metrics(run)
-        return confusion_figure(m['confusion_matrix'], m['classes'], f'{m["split"]} split')
+        return confusion_figure(m['confusion_matrix'], m['classes'], f'{m["split"]}{"" if "-" in m["split"] else " split"}')
     jobs = {'learning_curves': (['history.csv'], lambda: loss_curves(run)),
             'learnable_params': (['learnable_params.jsonl'], lambda: params_over_epochs(run)),
             'confusion_matrix': (['metrics.json'], confusion)}

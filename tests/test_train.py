@@ -9,7 +9,7 @@ import yaml
 import torch
 from PIL import Image
 
-from silkworm_app.data.sample import draw_sample
+from silkworm_app.data.sample import draw_larva, draw_sample
 from silkworm_app.cli import train_main as main
 from silkworm_app.train.config import OPTIONS, options_table, read_settings
 from silkworm_app.train.setup import load_splits
@@ -260,6 +260,86 @@ def test_overwrite_removes_only_what_the_run_wrote(train, tmp_path):
     for f in mine[-2:]: (tmp_path/'b'/f).write_text('mine')
     code, out, m = train('--overwrite', '--lr', .01, dest=tmp_path/'b')
     assert code == 0 and there(tmp_path/'b') == [] and not list((tmp_path/'b').glob('before_*/best*')), out
+
+
+def test_a_first_run_loses_nothing_of_others(train, tmp_path):
+    "Without --overwrite: a folder with a person's own files of the same names, and no run"
+    mine = ['metrics.json', 'history.csv', 'pictures.csv', 'plots/confusion_matrix.png', 'settings.yaml']
+    for f in mine[:4]:
+        (tmp_path/'a'/f).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/'a'/f).write_text('mine')
+    code, out, _ = train(dest=tmp_path/'a')
+    assert code == 0 and all((tmp_path/'a/before_1'/f).read_text() == 'mine' for f in mine[:4]) and 'Moved aside' in out, out
+    (tmp_path/'b').mkdir(), (tmp_path/'b/settings.yaml').write_text('epochs: 3  # mine')
+    assert train(dest=tmp_path/'b')[0] == 0 and 'mine' in (tmp_path/'b/before_1/settings.yaml').read_text()
+
+
+@pytest.fixture(scope='module')
+def grown(tmp_path_factory):
+    "A run on class folders, to which pictures were added afterwards"
+    top = tmp_path_factory.mktemp('grown')
+    for c in ('healthy', 'pebrine'):
+        (top/'p'/c).mkdir(parents=True)
+        for i in range(16): draw_larva(c, 32, seed=i).save(top/'p'/c/f'{i:02}.png')
+    line = ['--data_path', str(top/'p'), *map(str, BASE)]
+    line[line.index('--bundle') + 1] = 'true'
+    assert main([*line, '--epochs', '2', '--output_dir', str(top/'run')]) == 0
+    for c in ('healthy', 'pebrine'):
+        for i in range(16): draw_larva(c, 32, seed=100 + i).save(top/'p'/c/f'{i:02}_new.png')
+    return top, line
+
+
+def test_a_run_is_tested_on_the_pictures_that_it_left_out(grown, capsys):
+    "The folder has grown: cut anew, most of the test would have been trained on"
+    from silkworm_app.train.evaluate import main as evaluate
+    top, line = grown
+    rows = list(csv.DictReader((top/'run/pictures.csv').open(encoding='utf-8-sig')))
+    assert {r['split'] for r in rows} == {'train', 'valid', 'test'} and len(rows) == 32 and not any(r['path'].startswith('/') for r in rows)
+    m = json.loads((top/'run/metrics.json').read_text())
+    for what in ('run', 'run/bundle'):
+        assert evaluate([str(top/what), '--json', str(top/'e.json')]) == 0
+        out, e = capsys.readouterr().out, json.loads((top/'e.json').read_text())
+        assert e['fused']['confusion_matrix'] == m['test']['confusion_matrix'] and 'trained on' not in out, out
+    assert main([*line, '--eval', 'true', '--finetune', str(top/'run')]) == 0 and f'{m["test"]["n"]}' in (out := capsys.readouterr().out) and 'trained on' not in out
+    n = sum(r['split'] == 'train' for r in rows)
+    assert evaluate([str(top/'run/bundle'), '--data', str(top/'p')]) == 0 and f'trained on {n} of these 64 pictures' in capsys.readouterr().out
+    shutil.copytree(top/'p', top/'again', dirs_exist_ok=True)
+    assert main(['--data_path', str(top/'again'), *line[2:], '--eval', 'true', '--finetune', str(top/'run/bundle')]) == 0 and 'the net was trained on' in capsys.readouterr().out
+
+
+def test_a_start_that_knows_the_test(grown, capsys):
+    "The bundle in a run starts a training, with the net that it was made from; that this net knows some of the test pictures is said"
+    top, line = grown
+    assert main([*line, '--output_dir', str(top/'fine'), '--finetune', str(top/'run/bundle')]) == 0
+    out, m = capsys.readouterr().out, json.loads((top/'fine/metrics.json').read_text())
+    assert 'bundle is fused' in out and 'the net computes what the file\'s does' in out, out
+    assert m['leak']['test_seen_in_train'] > 0 and 'the weights of bundle were trained on' in out and any('trained on' in w for w in m['warnings'])
+
+
+def test_a_run_goes_on_with_its_own_pictures(grown, capsys):
+    top, line = grown
+    run = top/'begun'
+    shutil.copytree(top/'run', run)
+    (run/'metrics.json').unlink(), (run/'checkpoints/epoch_2.pth').unlink()
+    again = [*line, '--epochs', '2', '--output_dir', str(run)]
+    assert main(again) == 2 and '32 are new (healthy/00_new.png)' in capsys.readouterr().err
+    (run/'pictures.csv').unlink()
+    assert main(again) == 2 and 'kept no list of its pictures' in capsys.readouterr().err
+    assert main([*line, '--epochs', '2', '--output_dir', str(top/'other'), '--resume', str(top/'run/checkpoints/epoch_1.pth')]) == 2 and 'are new' in capsys.readouterr().err
+
+
+def test_weights_of_a_run_are_fused_without_a_word(grown, tmp_path, capsys):
+    "Also where they lie alone: the file knows its net, its classes and its pictures"
+    from silkworm_app.serve.deploy import fuse_main
+    from silkworm_app.serve.load import load_bundle
+    top, _ = grown
+    alone = tmp_path/'alone.safetensors'
+    shutil.copy(top/'run/best.safetensors', alone)
+    assert fuse_main([str(alone), '--out', str(tmp_path/'b')]) == 0, capsys.readouterr().err
+    a, b = load_bundle(tmp_path/'b'), load_bundle(top/'run/bundle')
+    pics = sorted((top/'p/healthy').glob('*.png'))[:3]
+    assert a.classes == b.classes and a.preprocess == b.preprocess and np.allclose(a.predict(pics), b.predict(pics), atol=1e-5)
+    assert 'act_num 1: ' in (tmp_path/'b/card.md').read_text() and 'Activations: 4 LSLUs (chain), act_num 1: ' in (top/'run/bundle/card.md').read_text()
 
 
 def test_training_without_a_step_is_refused(train):

@@ -22,7 +22,7 @@ from ..data.imaging import Preprocess, open_image
 from ..data.copies import copy_groups
 from ..act.fuse import compare, fuse
 from ..files import replace_folder
-from ..act.curves import layer_curves, lslu_layers
+from ..act.curves import describe_acts, layer_curves, lslu_layers
 from .advice import trust_warnings
 
 # %% ../../nbs/serve/11_bundle.ipynb #7eec2b84
@@ -246,10 +246,11 @@ def save_bundle(
     predictor.trust = trust = trust or Trust(classes)
     if trust.classes != classes:
         raise BundleError(f'the trust is for the classes {", ".join(trust.classes)}, the model for {", ".join(classes)}')
+    activations = '' if spec is None or getattr(model, 'fuse_plan', None) else describe_acts(model)['text'] # gone in a fused net
     fusion = dict(comparison.to_dict() if hasattr(comparison, 'to_dict') else comparison or {})
     leak, warned = getattr(splits, 'leak', None) or {}, list(getattr(splits, 'warnings', None) or [])
-    config = dict(format=BUNDLE_FORMAT, arch=spec['arch'] if spec else _name(model), net_spec=spec, fuse_plan=plan, classes=classes,
-                  class_titles=class_titles(classes), size=preprocess.size, preprocess=preprocess.to_dict(), metrics=metrics or {},
+    config = dict(format=BUNDLE_FORMAT, arch=spec['arch'] if spec else _name(model), net_spec=spec, fuse_plan=plan, activations=activations,
+                  classes=classes, class_titles=class_titles(classes), size=preprocess.size, preprocess=preprocess.to_dict(), metrics=metrics or {},
                   leak=leak, warnings=warned, trust=trust.to_dict(), fusion=fusion, latency=_latency(predictor), curves=curves,
                   versions=_versions(), created=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), extra=extra or {})
     config |= {k: v for k, v in (inherit or {}).items() if not config.get(k)}

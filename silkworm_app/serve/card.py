@@ -29,7 +29,8 @@ def cross_text(
            f'Averaged over the eight symmetries of each picture, which the bundle does not do: {value(c["symmetry"])}. Accuracy '
            f'without balancing the classes: {_pct(c["accuracy"])}.']
     if f := c.get('by_file'):
-        out.append(f'Misleading: the same net on a random cut of the files has {_pct(f["balanced_accuracy"])} balanced accuracy and '
+        what = 'the head alone, trained and tested' if f.get('head_only') else 'the same training'
+        out.append(f'Misleading: {what} on a random cut of the files has {_pct(f["balanced_accuracy"])} balanced accuracy and '
                    f'{_pct(f["accuracy"])} accuracy, since it finds copies of its training pictures again.')
     few = [(titles or {}).get(k, k) for k, n in c['per_class_n'].items() if n < 5]
     narrow = (f' It is too narrow: {", ".join(few)} ha{"s" if len(few) == 1 else "ve"} fewer than five photographs, and what is hardly '
@@ -74,10 +75,11 @@ def bundle_card(
     trust = trust or Trust.from_dict({k: v for k, v in config['trust'].items() if not k.endswith('_limit')} if config.get('trust')
                                      else dict(classes=config['classes']))
     title = {**{c: c for c in config['classes']}, **(config.get('class_titles') or {})}
-    versions = config.get('versions') or {}
+    versions, acts = config.get('versions') or {}, config.get('activations') or (config.get('extra') or {}).get('activations')
     out = ['# Model card', '',
            f'{config["arch"]}, {config["size"]} x {config["size"]} pixels, {len(config["classes"])} classes: {", ".join(title.values())}. '
            f'Made {str(config.get("created"))[:10]} with silkworm_app {versions.get("silkworm_app")}.', '']
+    if acts: out += [f'Activations: {acts}.', '']
     out += ['## How good it is', '', *_how_good(config, title), '', '## Its answers', '', *answers_text(trust, title), '## Data', '',
             *_data(config, title)]
     out += ['', "## What it can't do", '', *(f'- {o}' for o in _limits(config, trust, title))]

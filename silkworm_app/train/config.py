@@ -102,7 +102,7 @@ class TrainConfig:
     # start from weights that were trained on ImageNet: the installed package's, or timm's (its cache, or the network); auto: where the net
     # was chosen by auto, or its weights are installed
     pretrained:bool = setting('auto', 'act.weights', basic=True)
-    # weights to start from: a run folder, a bundle, a checkpoint (.pth, .safetensors), also of the plain net or of the reference
+    # weights to start from: a run folder, the bundle in one, a checkpoint (.pth, .safetensors), also of the plain net or of the reference
     finetune:str = setting(None, 'act.weights', basic=True)
     model_key:str = setting('model|module', 'act.weights') # where the weights are in that checkpoint: the first of these names
     model_prefix:str = setting('', 'act.weights') # what to cut from the names in that checkpoint

@@ -221,6 +221,9 @@ def cross_validate(
     n = len({g for *_, g in items})
     if not 2 <= k <= n: raise TrainError(f'cross_validate must be 2 to {n}, the number of photographs, not {k}')
     cfg.started, out, start, features = True, sys.stdout, time.time(), Features()
+    for by, i in done:
+        if by == 'photo' and done[by, i]['photo'] != list(map(int, part_splits(cfg, splits, items, by, i)[1])):
+            raise TrainError(f'{run} was begun with other parts: start it anew with --overwrite')
     todo = [(by, i) for by in (('photo', 'file') if n < len(items) else ('photo',)) for i in range(k) if (by, i) not in done]
     log(f'Cross-validation: {k} parts of {n} photographs ({len(items)} files)' + (f'; {len(done)} trainings done before' if done else ''))
     for j, (by, i) in enumerate(todo):
@@ -232,4 +235,6 @@ def cross_validate(
         right = sum(np.equal(r['pick'], r['target']))
         log(f'{title}: {right} of {len(r["target"])} files right; about {left/60:.0f} min of cross-validation left')
     photo, by_file = ([r for (by, _), r in sorted(done.items()) if by == what] for what in ('photo', 'file'))
-    return _result(photo, by_file, list(splits.classes)) | dict(folds=k, photographs=n, n=len(items), seed=cfg.seed)
+    res = _result(photo, by_file, list(splits.classes))
+    if by_file: res['by_file']['head_only'] = cfg.recipe != 'full'
+    return res | dict(folds=k, photographs=n, n=len(items), seed=cfg.seed)

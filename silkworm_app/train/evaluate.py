@@ -26,6 +26,7 @@ from .cross import hardly_found
 
 # %% ../../nbs/train/09_evaluate.ipynb #8dde64b2
 from .one import build_model
+from .pictures import learned_warning, run_splits
 from .run import find_run
 from .setup import load_splits
 
@@ -168,8 +169,9 @@ def _compare(zs):
 def _evaluate(args):
     models, cfg = open_models(args)
     classes = next(iter(models.values())).classes
-    if args.data is None and cfg is None: raise ValueError('name the pictures with --data')
-    data = load_splits(cfg) if args.data is None else args.data
+    if args.data is None and not find_run(args.model): raise ValueError('name the pictures with --data')
+    run = find_run(args.model)
+    data = run_splits(run, cfg or run.read_settings()) if args.data is None else args.data
     pics, y, split = labelled_pictures(data, classes, args.split)
     zs = {}
     for name, m in models.items():
@@ -178,7 +180,8 @@ def _evaluate(args):
     res = {name: evaluate_probs(z, y, classes, logits=True) for name, z in zs.items()}
     print(f'{len(pics)} pictures ({split}) of {getattr(data, "path", data)}\n{metrics_report(res)}')
     _compare(zs)
-    for w in [*getattr(data, 'warnings', []), *hardly_found(next(iter(res.values())))]: print(f'Warning: {w}')
+    notes = [*getattr(data, 'warnings', []), *learned_warning(args.model, pics), *hardly_found(next(iter(res.values())))]
+    for w in notes: print(f'Warning: {w}')
     about = dict(model=str(args.model), data=str(getattr(data, 'path', data)), split=split)
     if args.json: write_text(args.json, json.dumps(about | res, indent=1))
 

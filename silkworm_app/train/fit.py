@@ -20,7 +20,7 @@ from ..data.folder import DataError
 from ..data.imaging import ImageError
 from ..data.loaders import test_loader
 from ..act.fuse import compare, fuse
-from ..act.curves import layer_curves, lslu_layers
+from ..act.curves import describe_acts, layer_curves, lslu_layers
 from ..serve.advice import closing_words
 from ..serve.bundle import save_bundle
 
@@ -28,15 +28,17 @@ from ..serve.bundle import save_bundle
 from ..serve.card import cross_text
 from ..serve.load import load_bundle
 from ..serve.metrics import evaluate_probs, metrics_report
+from .callback import pictures_of
 from .config import TrainConfig, TrainError, read_settings
 from .cross import cross_validate, hardly_found, held_out_answers, whole_split
 from .distributed import leave
 from .head import predict_logits
 from .learner import keep_memory
 from .log import say
-from .one import build_model, describe_acts, load_checkpoint, make_dls, Trained, net_args, train_net
+from .one import build_model, load_checkpoint, make_dls, Trained, net_args, train_net
+from .pictures import check_same, learned_pictures, learned_warning, run_splits, write_pictures
 from .resume import find_checkpoint
-from .run import RunFolder, finished, start_run, write_start
+from .run import RunFolder, find_run, finished, start_run, write_start
 from .setup import load_splits, pick_device, resolve
 
 # %% ../../nbs/train/08_fit.ipynb #a1dea243
@@ -63,18 +65,21 @@ def _one_answer(metrics):
             'a pretrained net (--pretrained), or more pictures are needed']
 
 # %% ../../nbs/train/08_fit.ipynb #bb6c2fe7
-def _tested(learn, model, classes):
-    "Metrics of the validation and test splits, by name, and the loaders"
-    loaders = {k: dl for k, dl in dict(valid=learn.dls.valid, test=test_loader(learn.dls)).items() if dl is not None}
-    return {k: evaluate_probs(*predict_logits(model, dl), classes, logits=True) for k, dl in loaders.items()}, loaders
+def _tested(done, classes):
+    "Metrics of the validation and test splits, by name, and the loaders; none of pictures that the net learned from"
+    dls = done.learn.dls
+    loaders = {k: dl for k, dl in dict(valid=dls.valid, test=test_loader(dls)).items() if dl is not None}
+    new = [k for k in loaders if k == 'test' or not (done.recipe and done.recipe.refit)]
+    return {k: evaluate_probs(*predict_logits(done.model, loaders[k]), classes, logits=True) for k in new}, loaders
+
+_titles = dict(test='Test split, read once, with the weights of the best epoch', valid='Validation split, which chose the best epoch')
 
 def _report(res, last, which, splits, cross):
     "Say how good it is, and what makes that figure misleading"
-    m = res[last]
-    title = f'{"Test" if last == "test" else "Validation"} split, read once, with the weights of the best epoch ({which})'
-    print(f'\n{title}:\n{metrics_report(m)}', flush=True)
     notes = list(res['warnings'])
-    if splits.leak and _misleading(splits.leak): notes.append(f'so read the accuracy of {100*m["accuracy"]:.1f} % with care')
+    if last in res:
+        print(f'\n{_titles[last]} ({which}):\n{metrics_report(res[last])}', flush=True)
+        if splits.leak and _misleading(splits.leak): notes.append(f'so read the accuracy of {100*res[last]["accuracy"]:.1f} % with care')
     if notes: print(warn_box(notes), flush=True)
     if cross: print(f'\n{cross_text(cross)}', flush=True)
 
@@ -101,8 +106,8 @@ def finish(
     learn, model = done.learn, done.model
     learn.model = model
     splits, res = learn.dls.splits, _results(cfg, done, seconds, cross)
-    metrics, loaders = _tested(learn, model, res['classes'])
-    last = 'test' if 'test' in metrics else 'valid'
+    metrics, loaders = _tested(done, res['classes'])
+    last = 'test' if 'test' in loaders else 'valid'
     found = hardly_found(cross, 'photographs') if cross else _one_answer(metrics[last]) or hardly_found(metrics[last])
     splits.warnings = [*splits.warnings, *found]
     res |= metrics | dict(warnings=splits.warnings)
@@ -119,7 +124,7 @@ def save_deploy(
     dls, # says how its pictures are prepared, and what its classes are
 ):
     "The fused weights as one file, with what is needed to use them"
-    save_weights(fused, path, dls.preprocess.to_dict() | dict(classes=list(map(str, dls.vocab))))
+    save_weights(fused, path, pictures_of(dls))
     say(f'Deployable weights: {path}')
 
 # %% ../../nbs/train/08_fit.ipynb #1e68f9c7
@@ -136,7 +141,7 @@ def _deploy(cfg, learn, model, run, res, dl, last):
     if cfg.switch_to_deploy: save_deploy(fused, cfg.switch_to_deploy, learn.dls)
     if not cfg.bundle: return
     learn.model = fused
-    _bundle(cfg, learn, run, res, dict(fusion=res['fusion'], curves=curves))
+    _bundle(cfg, learn, run, res, dict(fusion=res['fusion'], curves=curves, activations=res['activations']['text']))
     learn.model = model
     if cfg.onnx:
         with torch.no_grad(): a = fused(pics[0]).numpy()
@@ -154,10 +159,18 @@ def _shown(splits):
 
 def _bundle(cfg, learn, run, res, inherit):
     settings = {k: v for k, v in cfg.to_dict().items() if v is not None}
-    extra = dict(data_path=Path(cfg.data_path).name, counts=res['counts'], settings=settings, activations=res['activations']['text'])
+    extra = dict(data_path=Path(cfg.data_path).name, counts=res['counts'], settings=settings)
     save_bundle(run.bundle, learn, held_out=held_out_answers(run) if cfg.cross_validate else None, onnx=cfg.onnx, extra=extra,
                 metrics={k: res[k] for k in ('cross_validation', 'test', 'valid') if k in res}, inherit=inherit,
                 examples=_shown(learn.dls.splits), risk=cfg.risk)
+
+# %% ../../nbs/train/08_fit.ipynb #e5b00001
+def _of_run(cfg, path):
+    "The pictures of the run that the weights are of, as it used them, where its folder is the one to test on"
+    run = find_run(path)
+    if run is None or not run.pictures.is_file() or cfg.eval_data_path or not cfg.data_path: return None
+    was = run.read_settings()
+    return run_splits(run, was) if was.data_path and Path(was.data_path).resolve() == Path(cfg.data_path).resolve() else None
 
 # %% ../../nbs/train/08_fit.ipynb #f090535b
 def _nets(cfg, path, n, dl, dls, device):
@@ -186,7 +199,7 @@ def evaluate(
     "`--eval`: weights on pictures, unfused and, with `switch_to_deploy`, fused"
     path = cfg.finetune = cfg.finetune or cfg.resume
     if not path: raise TrainError('eval needs weights: name them with --finetune')
-    splits = load_splits(cfg)
+    splits = _of_run(cfg, path) or load_splits(cfg)
     resolve(cfg, splits)
     dls = make_dls(cfg, splits)
     dl, what = (dls.valid, 'validation') if cfg.eval_data_path or not splits.test else (test_loader(dls), 'test')
@@ -194,7 +207,10 @@ def evaluate(
     nets = _nets(cfg, path, len(splits.classes), dl, dls, pick_device(cfg.device))
     res = {k: evaluate_probs(*predict_logits(m, dl), splits.classes, logits=True) for k, m in nets.items()}
     say(f'{what} split of {splits.path}:\n{metrics_report(res)}')
-    if splits.warnings: say(warn_box(splits.warnings))
+    one = next(iter(res.values()))
+    seen = learned_warning(path, [p for p, _ in splits.test or splits.valid])
+    notes = [*splits.warnings, *seen, *(_one_answer(one) or hardly_found(one))]
+    if notes: say(warn_box(notes))
     if cfg.output_dir and not rank_distrib(): RunFolder(cfg.output_dir).write_eval(res)
     return res
 
@@ -222,6 +238,19 @@ def _forget_lost(state, run):
     for name in [n for n in (state or {}).get('callbacks', {}) if n.startswith(('save_best', 'best_ema'))]:
         file = run.best if name == 'save_best' else run.path/f'{name}.safetensors'
         if not file.is_file(): del state['callbacks'][name]
+
+# %% ../../nbs/train/08_fit.ipynb #e5b00002
+def _learned_before(cfg, splits):
+    "What a start from another run's weights makes of the figures: pictures that these were trained on test nothing"
+    if not cfg.finetune: return
+    parts = dict(valid=splits.valid, test=splits.test) if not cfg.cross_validate else dict(valid=splits.train + splits.valid)
+    for k, what in dict(valid='validation pictures', test='test pictures').items():
+        items = parts.get(k) or []
+        if not (n := learned_pictures(cfg.finetune, [p for p, _ in items])): continue
+        what = 'cross-validated pictures' if cfg.cross_validate else what
+        splits.warnings = [*splits.warnings, f'the weights of {Path(cfg.finetune).name} were trained on {n} of the {len(items)} {what}: '
+                                             'what these say of the net is too good']
+        if splits.leak: splits.leak[f'{k}_seen_in_train'] = max(splits.leak[f'{k}_seen_in_train'], n/len(items))
 
 # %% ../../nbs/train/08_fit.ipynb #bf619d63
 def _introduce(cfg, learn, state):
@@ -261,7 +290,12 @@ def train(
         return run.read_metrics()
     for f in moved: say(f'Moved aside, since no run wrote it: {f}')
     state = read_state(cfg, run, what)
+    if old := run if what == 'begun' else find_run(cfg.resume) if cfg.resume else None: check_same(old, splits)
+    _learned_before(cfg, splits)
     own = None if rank_distrib() else write_start(run, cfg)
+    if own:
+        write_pictures(run, splits)
+        own.note()
     _forget_lost(state, run)
     say(f'{splits.path}\n{splits}')
     _check_processes(cfg)
@@ -285,8 +319,8 @@ def _draw(plots, run):
     except (ValueError, KeyError) as e: print(f'No plots: {e}', file=sys.stderr)
 
 def _tell_wandb(wandb, res):
-    last = 'test' if 'test' in res else 'valid'
-    wandb.summary.update({f'{last}/{k}': v for k, v in res[last].items() if isinstance(v, (int, float))})
+    for last in [k for k in ('test', 'valid') if k in res][:1]:
+        wandb.summary.update({f'{last}/{k}': v for k, v in res[last].items() if isinstance(v, (int, float))})
     wandb.finish()
 
 # %% ../../nbs/train/08_fit.ipynb #4cf4e4b1

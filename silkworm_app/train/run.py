@@ -14,8 +14,8 @@ from .config import OPTIONS, TrainConfig, TrainError, read_yaml, write_yaml
 
 # %% ../../nbs/train/06_run.ipynb #751b3aff
 FILES = dict(settings='settings.yaml', history='history.csv', params='learnable_params.txt', params_json='learnable_params.jsonl',
-             metrics='metrics.json', cross='cross_validation.jsonl', eval='eval.json', wandb='wandb_id.txt', manifest='run.json',
-             best='best.safetensors', checkpoints='checkpoints', bundle='bundle', plots='plots', logs='logs')
+             metrics='metrics.json', cross='cross_validation.jsonl', eval='eval.json', pictures='pictures.csv', wandb='wandb_id.txt',
+             manifest='run.json', best='best.safetensors', checkpoints='checkpoints', bundle='bundle', plots='plots', logs='logs')
 # what a training writes into each folder
 _folders = dict(checkpoints=r'epoch_\d+\.pth', plots=r'[\w.-]+\.(png|svg)', logs=r'events\.out\.tfevents\..*', bundle='.*')
 _best = 'best*.safetensors'
@@ -182,8 +182,9 @@ def start_run(
         if run.path.is_dir() and any(run.path.iterdir()) and not _is_run(run):
             raise TrainError(f'output_dir {run} holds other files and no earlier run, so it is not overwritten; name another folder')
         return run, 'new', clear_run(run)
-    begun = run.settings.is_file() and {*_files(run)} - {FILES['settings'], FILES['manifest']} # settings alone: it failed before it began
-    if cfg.resume or not begun: return run, 'new', []
+    first = {FILES[k] for k in ('settings', 'manifest', 'pictures')} # these alone: it failed before it began
+    begun = run.settings.is_file() and {*_files(run)} - first
+    if cfg.resume or not begun: return run, 'new', [] if cfg.resume or not run.path.is_dir() else clear_run(run)
     if not cfg.auto_resume:
         raise TrainError(f'{run} holds an earlier run: go on with --auto_resume true, start anew with --overwrite, or name another '
                          '--output_dir')
