@@ -2,6 +2,7 @@
 # make demo DATA=folder     the same on your own pictures      (SERVE=0 stops after the proof)
 # make silkworm DATA=folder cross-validate, then train on all pictures: a bundle with its card in runs/silkworm
 # make test                 every notebook and test that CI runs
+# make test-other-cpu       those that train, as a processor without AVX-512 computes them
 # make notebooks            runs them all and keeps what they show
 # make docs                 the documentation as a site in _site
 # make pictures             the screenshots in docs/img, made anew
@@ -60,6 +61,15 @@ test: env
 	$(BIN)/python tests/check_notebooks.py
 	$(BIN)/python tests/run_notebooks.py --check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile
+	@if grep -qs avx512f /proc/cpuinfo; then $(MAKE) --no-print-directory test-other-cpu; else echo "What trains was run without AVX-512."; fi
+
+# A net that was trained is another one on another processor; no test may hang on the luck of one.
+OTHER_CPU := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
+TRAINS := $(addprefix nbs/train/,01_callback.ipynb 02_resume.ipynb 03_recipe.ipynb 04_learner.ipynb)
+
+test-other-cpu: env
+	$(OTHER_CPU) $(BIN)/python tests/run_notebooks.py --check $(TRAINS)
+	$(OTHER_CPU) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile -m "trains and not slow"
 
 # What the notebooks show is kept in them: drawings and numbers, never photographs (SILKWORM_DATA is not looked at).
 notebooks: env

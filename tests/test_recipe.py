@@ -19,6 +19,9 @@ from silkworm_app.train.head import predict_logits
 from silkworm_app.train.recipe import fit_recipe, one_file_each
 
 
+pytestmark = pytest.mark.trains
+
+
 @pytest.fixture(scope='module')
 def sample(tmp_path_factory): return draw_sample(tmp_path_factory.mktemp('recipe')/'sample', n_per_class=10, size=96)
 
@@ -110,4 +113,6 @@ def test_ants_and_bees_are_learned(hymenoptera_dir, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
         quiet(learn, 0)
-    assert learn.validate()[1] > .85  # the head is a fixed function of the photographs: 92 to 98 % over cuts
+    # 49 photographs; over 200 cuts the head is right on 86 to 100 % of them, median 96 % (seeds 0 to 199), and on 90 % of this one; one
+    # answer for all is right on about half
+    assert learn.validate()[1] > .75

@@ -328,6 +328,20 @@ def test_a_run_goes_on_with_its_own_pictures(grown, capsys):
     assert main([*line, '--epochs', '2', '--output_dir', str(top/'other'), '--resume', str(top/'run/checkpoints/epoch_1.pth')]) == 2 and 'are new' in capsys.readouterr().err
 
 
+def test_what_the_head_learned_is_no_figure(grown, capsys):
+    "In a cross-validated run the head learns the validation part, too"
+    from silkworm_app.train.evaluate import main as evaluate
+    top, line = grown
+    run = top/'head'
+    assert main([*line, '--output_dir', str(run), '--model', 'test_resnet', '--recipe', 'head', '--cross_validate', '2']) == 0
+    out, m = capsys.readouterr().out, json.loads((run/'metrics.json').read_text())
+    assert 'valid' not in m and 'test' not in m and 'Validation split' not in out and 'Balanced accuracy on photographs never seen' in out, out
+    card = (run/'bundle/card.md').read_text()
+    assert 'The net itself' not in card and 'cross-validation over' in card and (run/'plots/confusion_matrix.png').is_file()
+    n = sum(r['split'] == 'valid' for r in csv.DictReader((run/'pictures.csv').open(encoding='utf-8-sig')))
+    assert evaluate([str(run)]) == 0 and f'trained on {n} of these {n} pictures' in capsys.readouterr().out
+
+
 def test_weights_of_a_run_are_fused_without_a_word(grown, tmp_path, capsys):
     "Also where they lie alone: the file knows its net, its classes and its pictures"
     from silkworm_app.serve.deploy import fuse_main

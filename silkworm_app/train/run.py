@@ -172,6 +172,10 @@ def finished(run:RunFolder)->str:
     return f'{run} holds this run, and it is finished; start it anew with --overwrite'
 
 # %% ../../nbs/train/06_run.ipynb #006a8fc2
+def _clear(run):
+    "Of several processes the first makes room; the others may come when it has written already"
+    return clear_run(run) if run.path.is_dir() and os.environ.get('RANK', '0') == '0' else []
+
 def start_run(
     cfg:TrainConfig, # resolved
 )->tuple: # (`RunFolder`, what is there: 'new', 'begun' or 'done', files moved aside)
@@ -181,10 +185,10 @@ def start_run(
     if cfg.overwrite:
         if run.path.is_dir() and any(run.path.iterdir()) and not _is_run(run):
             raise TrainError(f'output_dir {run} holds other files and no earlier run, so it is not overwritten; name another folder')
-        return run, 'new', clear_run(run)
+        return run, 'new', _clear(run)
     first = {FILES[k] for k in ('settings', 'manifest', 'pictures')} # these alone: it failed before it began
     begun = run.settings.is_file() and {*_files(run)} - first
-    if cfg.resume or not begun: return run, 'new', [] if cfg.resume or not run.path.is_dir() else clear_run(run)
+    if cfg.resume or not begun: return run, 'new', [] if cfg.resume else _clear(run)
     if not cfg.auto_resume:
         raise TrainError(f'{run} holds an earlier run: go on with --auto_resume true, start anew with --overwrite, or name another '
                          '--output_dir')
