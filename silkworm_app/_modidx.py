@@ -2365,6 +2365,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'silkworm_app.train.run.RunFolder.write_metrics': ( 'train/run.html#runfolder.write_metrics',
                                                                                             'silkworm_app/train/run.py'),
                                         'silkworm_app.train.run._bring_best': ('train/run.html#_bring_best', 'silkworm_app/train/run.py'),
+                                        'silkworm_app.train.run._clear': ('train/run.html#_clear', 'silkworm_app/train/run.py'),
                                         'silkworm_app.train.run._files': ('train/run.html#_files', 'silkworm_app/train/run.py'),
                                         'silkworm_app.train.run._is_run': ('train/run.html#_is_run', 'silkworm_app/train/run.py'),
                                         'silkworm_app.train.run._manifest': ('train/run.html#_manifest', 'silkworm_app/train/run.py'),

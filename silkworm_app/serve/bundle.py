@@ -251,8 +251,9 @@ def save_bundle(
     leak, warned = getattr(splits, 'leak', None) or {}, list(getattr(splits, 'warnings', None) or [])
     config = dict(format=BUNDLE_FORMAT, arch=spec['arch'] if spec else _name(model), net_spec=spec, fuse_plan=plan, activations=activations,
                   classes=classes, class_titles=class_titles(classes), size=preprocess.size, preprocess=preprocess.to_dict(),
-                  metrics=metrics or {}, leak=leak, warnings=warned, trust=trust.to_dict(), fusion=fusion, latency=_latency(predictor), curves=curves,
-                  versions=_versions(), created=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), extra=extra or {})
+                  metrics=metrics or {}, leak=leak, warnings=warned, trust=trust.to_dict(), fusion=fusion,
+                  latency=_latency(predictor), curves=curves, versions=_versions(),
+                  created=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), extra=extra or {})
     config |= {k: v for k, v in (inherit or {}).items() if not config.get(k)}
     config['fusion'] = {k: v for k, v in config['fusion'].items() if k != 'latency_ms'}    # of three timings; `latency` says it better
     config['warnings'] += [str(w) for w in trust_warnings(trust) if str(w) not in config['warnings']]
