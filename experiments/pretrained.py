@@ -1,10 +1,13 @@
-"""Pretrained nets on few photographs: every photograph answered by a net that has not seen it, for several recipes and seeds.
+"""What a user would take, side by side, on the same work: every photograph is answered by a net that has not seen it or a copy of it.
 
-    python experiments/pretrained.py DATA --arms linear head last --seeds 0 1 2 3 4 --out results.jsonl
-    python experiments/pretrained.py --table results.jsonl
+    python experiments/pretrained.py DATA... --arms last fastai linear --seeds 0 1 2 3 4 --out peers.jsonl
+    python experiments/pretrained.py --table peers.jsonl [--deployed peers_cost.json] [--plot peers.png]
 
-DATA is a folder of class folders (cut into --parts over photographs) or holds train and valid (tested on valid). One line a training goes
-to --out, and what is there is not trained again; --table prints the means over seeds.
+DATA is a folder of class folders, cut into --parts over photographs; or one that holds train and valid, tested on valid; or CIFAR at some
+size, as `cifar100.zip:5000`, tested on 2,000 pictures of its test part. One line a training goes to --out, and what is there is not
+trained again. --table prints means and standard deviations over seeds, 95 % intervals from drawing photographs again, minutes of a
+processor for all parts of a seed and, from --deployed, size and milliseconds of one picture of the fused ONNX file on one core; they are
+measured if that file is not there. --quick does a single part of each, to see that everything runs.
 """
 import argparse
 import contextlib
@@ -19,13 +22,18 @@ import numpy as np
 from fastai.torch_core import get_model, set_seed
 from fastai.vision.learner import vision_learner
 
+from silkworm_app.act.fuse import fuse
+from silkworm_app.act.patch import lslu_model
 from silkworm_app.act.weights import find_weights
-from silkworm_app.data.splits import Splits, cut, find_splits
+from silkworm_app.data.cifar import cifar_splits
 from silkworm_app.data.loaders import image_dls, test_loader
+from silkworm_app.data.splits import Splits, cut, find_splits
+from silkworm_app.files import replacing
+from silkworm_app.lab.timing import latency, machine
 from silkworm_app.train.callback import SaveBest
+from silkworm_app.train.cross import photo_interval
+from silkworm_app.train.head import Features, predict_logits
 from silkworm_app.train.learner import lslu_learner
-from silkworm_app.train.head import Features
-from silkworm_app.train.head import predict_logits
 from silkworm_app.train.recipe import fit_recipe, stages
 
 NET, TOP = 'tf_efficientnet_lite0', r'^(blocks\.6\.|bn2\.)'
@@ -37,26 +45,47 @@ def norms(model):
     return [p for p in last if p.ndim == 1] + head
 
 
-ARMS = {  # size of the pictures, arguments of lslu_learner, arguments of fit_recipe
+def all_norms(model):
+    "The same of all stages"
+    *body, head = stages(model)
+    return [p for g in body for p in g if p.ndim == 1] + head
+
+
+ARMS = {  # side of the pictures, arguments of lslu_learner, arguments of fit_recipe
     'linear': (224, dict(act='relu'), dict(epochs=0, C=.01)),  # the linear model on the same features, its strength fixed
     'head': (288, dict(act='relu'), dict(epochs=0)),
     'head224': (224, dict(act='relu'), dict(epochs=0)),
-    'head lslu': (288, dict(), dict(epochs=0)),
-    'last': (288, dict(act='relu'), dict(scope='last')),
-    'last lslu': (288, dict(), dict(scope='last')),
+    'last': (288, dict(), dict(scope='last')),  # the command's default
+    'last relu6': (288, dict(act='relu'), dict(scope='last')),
     'last all-lslu': (288, dict(where='all'), dict(scope='last')),
-    'top lslu': (288, dict(where=TOP), dict(scope='last')),          # LSLUs in the last stage, which is trained
+    'top lslu': (288, dict(where=TOP), dict(scope='last')),  # LSLUs in the last stage, which is trained
     'top adapters': (288, dict(where=TOP), dict(scope='adapters')),  # they and the head only
-    'top norms': (288, dict(act='relu'), dict(scope=norms)),       # norms' weights and biases of the last stage, and the head
+    'top norms': (288, dict(act='relu'), dict(scope=norms)),
     'adapters stem': (288, dict(), dict(scope='adapters')),
     'adapters all-lslu': (288, dict(where='all'), dict(scope='adapters')),
+    'adapters no-kernel': (288, dict(where='all', per_channel=True), dict(scope='adapters')),
+    'all norms': (288, dict(act='relu'), dict(scope=all_norms)),
     'all': (288, dict(act='relu'), dict(scope='all')),
     'all lslu': (288, dict(), dict(scope='all')),
     'all all-lslu': (288, dict(where='all'), dict(scope='all')),
 }
+VANILLA = {'vanillanet': {}, 'vanillanet series': dict(act='series'), 'vanillanet relu': dict(act='relu')}
+PEERS = ['last', 'fastai', 'linear', *VANILLA]
 
 
-def trained(arm, dls, seed, features, path):
+def side(arm, small):
+    "Of the pictures; pictures of 32 pixels are enlarged to 96 for a net that knows larger ones, and stay as they are for one from nothing"
+    if arm in VANILLA: return 32 if small else 96
+    return 96 if small else ARMS[arm][0] if arm in ARMS else 224
+
+
+def from_nothing(arm, size):
+    "Arguments of `lslu_model` for a VanillaNet"
+    return dict(VANILLA[arm], **({'act_num': 1 if size <= 64 else 3} if VANILLA[arm].get('act') != 'relu' else {}),
+                **(dict(stem_stride=2) if size <= 48 else {}))
+
+
+def trained(arm, dls, seed, features, path, size):
     "`(learner, what was done)` of one arm"
     if arm == 'fastai':  # its own head, its own fine_tune, the same weights
         learn = vision_learner(dls, NET, pretrained=False, normalize=False, path=path)
@@ -67,94 +96,172 @@ def trained(arm, dls, seed, features, path):
         learn.freeze()
         learn.fine_tune(6)
         return learn, 'vision_learner, fine_tune(6)'
-    if arm == 'vanillanet':
-        learn = lslu_learner(dls, 'vanillanet_5_x0_125', act_num=3, path=path, cbs=SaveBest())
-        learn.fit_one_cycle(max(8, min(120, round(24000/len(dls.train_ds)))), 4e-3)
-        return learn, 'from nothing'
+    if arm in VANILLA:
+        learn = lslu_learner(dls, 'vanillanet_5_x0_125', path=path, cbs=SaveBest(), **from_nothing(arm, size))
+        epochs = max(20 if size <= 48 else 8, min(120, round(24000/len(dls.train_ds))))
+        learn.fit_one_cycle(epochs, 4e-3)
+        return learn, f'from nothing, {epochs} epochs'
     _, net, how = ARMS[arm]
     learn = lslu_learner(dls, NET, pretrained=True, path=path, **net)
-    res = fit_recipe(learn, refit=True, seed=seed, features=features, **how)
-    return learn, str(res)
+    return learn, str(fit_recipe(learn, refit=True, seed=seed, features=features, **how))
+
+
+def photo_of(splits, q):
+    "Number of the photograph of a picture: a file, or an array of CIFAR"
+    return splits.groups[q if isinstance(q, (str, Path)) else id(q)]
+
+
+def pictures_of(data, seed, group, quick):
+    "`Splits` with photographs in `groups`; a photograph that stands under two classes is left out"
+    source, _, n = str(data).rpartition(':')
+    if source:
+        splits = cifar_splits(Path(source).stem, source, int(n), .1, 100 if quick else 2000, seed)
+        splits.valid = []  # the training pictures are cut here
+    else: splits = find_splits(data, .2, 0, group=group, valid_as_test=True)
+    pictures = splits.train + splits.valid + splits.test
+    if splits.groups is None: splits.groups = {q if isinstance(q, (str, Path)) else id(q): i for i, (q, _) in enumerate(pictures)}
+    classes = defaultdict(set)
+    for q, c in pictures: classes[photo_of(splits, q)].add(c)
+    for k in ('train', 'valid', 'test'): setattr(splits, k, [(q, c) for q, c in getattr(splits, k) if len(classes[photo_of(splits, q)]) == 1])
+    return splits
 
 
 def parts_of(splits, k, seed):
     "`[(part, rest, test)]`: lists of `(picture, class)`"
     if splits.test: return [(0, splits.train + splits.valid, splits.test)]
     items = splits.train + splits.valid
-    part = cut([c for _, c in items], [splits.groups[p] for p, _ in items], k, seed)
+    part = cut([c for _, c in items], [photo_of(splits, p) for p, _ in items], k, seed)
     return [(i, [o for o, j in zip(items, part) if j != i], [o for o, j in zip(items, part) if j == i]) for i in range(k)]
 
 
-def one(splits, arm, seed, i, rest, test, features, tmp):
+def one(name, splits, small, arm, seed, i, rest, test, features, tmp):
     "A line of results"
-    start = time.time()
-    of = cut([c for _, c in rest], [splits.groups[p] for p, _ in rest], 5, seed)
+    start = time.process_time()
+    of = cut([c for _, c in rest], [photo_of(splits, p) for p, _ in rest], 5, seed)
     train, valid = [o for o, j in zip(rest, of) if j], [o for o, j in zip(rest, of) if not j]
-    size = ARMS[arm][0] if arm in ARMS else dict(fastai=224, vanillanet=96)[arm]
+    size = side(arm, small)
     set_seed(seed)
-    part = Splits(train, valid, test, splits.classes, splits.groups, path=splits.path)
-    dls = image_dls(part, size, 32, fast=True, cache=f'{tmp}/pixels', aug='silkworm', seed=seed)
+    own = Splits(train, valid, test, splits.classes, None if small else splits.groups, path=splits.path)
+    kept = dict(cache=f'{tmp}/{name.replace(":", "_")}') if not small else {}
+    dls = image_dls(own, size, 128 if small else 32, fast=True, aug='light' if small else 'silkworm', seed=seed, **kept)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        learn, how = trained(arm, dls, seed, features, tmp)
-    z, y = predict_logits(get_model(learn.model), test_loader(dls))
-    photo = [int(splits.groups[p]) for p, _ in test]
-    return dict(data=splits.path.name, arm=arm, seed=seed, part=i, photo=photo, target=y.tolist(), probs=z.softmax(1).numpy().round(5).tolist(),
-                how=how, seconds=round(time.time() - start, 1))
+        learn, how = trained(arm, dls, seed, features, tmp, size)
+        minutes = (time.process_time() - start)/60
+        z, y = predict_logits(get_model(learn.model), test_loader(dls))
+    photo = [int(photo_of(splits, p)) for p, _ in test]
+    return dict(data=name, arm=arm, seed=seed, part=i, photo=photo, target=y.tolist(), probs=z.softmax(1).numpy().round(5).tolist(), how=how,
+                minutes=round(minutes, 3))
 
 
-def photo_scores(rows):
-    "Right and balanced, in percent of photographs, of all parts of one seed"
+def by_photograph(rows):
+    "`(photographs, true classes, right)` of all parts of one seed: the mean answer to the files of each"
     photo, y, p = (np.concatenate([np.asarray(r[k]) for r in rows]) for k in ('photo', 'target', 'probs'))
-    numbers = np.unique(photo)
-    pick = np.array([p[photo == g].mean(0).argmax() for g in numbers])
-    true = np.array([y[photo == g][0] for g in numbers])
-    right = pick == true
-    return 100*right.mean(), 100*np.mean([right[true == c].mean() for c in np.unique(true)])
+    number, first, inverse = np.unique(photo, return_index=True, return_inverse=True)
+    mean = np.stack([np.bincount(inverse, c) for c in p.T], 1)
+    return number, y[first], mean.argmax(1) == y[first]
 
 
-def table(files):
-    "Markdown: mean and standard deviation over seeds"
-    by = defaultdict(lambda: defaultdict(list))
+def summary(files):
+    "`{(data, arm): dict of figures}`; seeds that lack a part are left out"
+    by = defaultdict(lambda: defaultdict(dict))
     for file in files:
-        for line in Path(file).read_text().splitlines():
-            r = json.loads(line)
-            by[r['data'], r['arm']][r['seed']].append(r)
-    print('| data | arm | right | balanced | seeds |\n|---|---|---|---|---|')
-    for (data, arm), seeds in sorted(by.items()):
-        full = max(len(o) for o in seeds.values())
-        s = np.array([photo_scores(o) for o in seeds.values() if len(o) == full])
-        sd = s.std(0, ddof=1) if len(s) > 1 else np.zeros(2)
-        print(f'| {data} | {arm} | {s[:, 0].mean():.1f} ± {sd[0]:.1f} | {s[:, 1].mean():.1f} ± {sd[1]:.1f} | {len(s)} |')
+        for r in map(json.loads, Path(file).read_text().splitlines()): by[r['data'], r['arm']][r['seed']][r['part']] = r
+    res = {}
+    for key, seeds in sorted(by.items()):
+        full = max(map(len, seeds.values()))
+        whole = [list(o.values()) for o in seeds.values() if len(o) == full]
+        records = [dict(zip(('photo', 'target', 'right'), by_photograph(o))) for o in whole]
+        right = [100*r['right'].mean() for r in records]
+        bal = [100*np.mean([r['right'][r['target'] == c].mean() for c in np.unique(r['target'])]) for r in records]
+        inner = lambda rs: [100*v for v in photo_interval(rs)[1:]]
+        alike = [dict(r, target=np.zeros_like(r['target'])) for r in records]  # one class: the interval of the share that is right
+        res[key] = dict(right=np.mean(right), right_sd=np.std(right, ddof=1) if len(right) > 1 else np.nan, right_in=inner(alike),
+                        balanced=np.mean(bal), balanced_sd=np.std(bal, ddof=1) if len(bal) > 1 else np.nan, balanced_in=inner(records),
+                        minutes=np.mean([sum(r.get('minutes', r.get('seconds', np.nan)/60) for r in o) for o in whole]), seeds=len(whole), parts=full)
+    return res
+
+
+def deployed(keys, file):
+    "Megabytes and milliseconds of the fused nets, measured once, in turns, and kept in `file`"
+    if Path(file).is_file(): return json.loads(Path(file).read_text())
+    res, sizes = {}, defaultdict(dict)
+    for data, arm in keys:
+        small = ':' in data
+        size, classes = side(arm, small), 5  # the number of classes changes nothing that can be seen
+        kind = 'fastai' if arm == 'fastai' else arm if arm in VANILLA else str(ARMS[arm][1])
+        if arm in VANILLA: net = lslu_model('vanillanet_5_x0_125', classes, input_size=size, **from_nothing(arm, size))
+        elif arm == 'fastai': net = lslu_model(NET, classes, act='relu', input_size=size)
+        else: net = lslu_model(NET, classes, pretrained=True, input_size=size, report=lambda o: None, **ARMS[arm][1])
+        sizes[size].setdefault(kind, [net, []])[1].append(f'{data} {arm}')
+    for size, nets in sizes.items():
+        for kind, v in latency({k: fuse(net.eval(), size) for k, (net, _) in nets.items()}, size, rounds=10).items():
+            res |= {k: dict(ms=v['ms'], megabytes=v['megabytes'], size=size) for k in nets[kind][1]}
+    res['machine'] = machine()
+    with replacing(file) as part: Path(part).write_text(json.dumps(res, indent=1))
+    return res
+
+
+def table(res, cost):
+    "Markdown"
+    plus = lambda a, s: f'{a:.1f}' + ('' if np.isnan(s) else f' ± {s:.1f}')
+    print('| data | arm | right % | interval | balanced % | interval | seeds | minutes | ms | MB |\n|---|---|---|---|---|---|---|---|---|---|')
+    for (data, arm), r in res.items():
+        c = cost.get(f'{data} {arm}')
+        served = f'{c["ms"]:.0f} | {c["megabytes"]:.1f}' if c else ' | '
+        a, b = (f'{lo:.1f} to {hi:.1f}' for lo, hi in (r['right_in'], r['balanced_in']))
+        print(f'| {data} | {arm} | {plus(r["right"], r["right_sd"])} | {a} | {plus(r["balanced"], r["balanced_sd"])} | {b} | {r["seeds"]} | '
+              f'{r["minutes"]:.1f} | {served} |')
+
+
+def plot(res, file):
+    "Balanced accuracy of each arm with its interval, one panel a set"
+    from matplotlib.figure import Figure
+    sets = sorted({d for d, _ in res})
+    fig = Figure(figsize=(4*len(sets), 3.6), layout='constrained')
+    for ax, data in zip(fig.subplots(1, len(sets), squeeze=False)[0], sets):
+        mine = [(a, r) for (d, a), r in res.items() if d == data]
+        for i, (a, r) in enumerate(mine):
+            lo, hi = r['balanced_in']
+            ax.errorbar(r['balanced'], i, xerr=[[max(0, r['balanced'] - lo)], [max(0, hi - r['balanced'])]], marker='o', capsize=3)
+        ax.set_yticks(range(len(mine)), [a for a, _ in mine])
+        ax.set(title=data, xlabel='balanced accuracy (%), 95 % interval over photographs')
+        ax.grid(alpha=.3)
+    with replacing(file) as part: fig.savefig(part, format='png', dpi=110)
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('data', nargs='?')
-    p.add_argument('--arms', nargs='+', default=['linear', 'head', 'last'], choices=[*ARMS, 'fastai', 'vanillanet'])
+    p.add_argument('data', nargs='*')
+    p.add_argument('--arms', nargs='+', default=PEERS, choices=[*ARMS, 'fastai', *VANILLA])
     p.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2, 3, 4])
     p.add_argument('--parts', type=int, default=10)
     p.add_argument('--group', default='copies', help='copies, hash or none')
-    p.add_argument('--out', default='pretrained.jsonl')
+    p.add_argument('--out', default='peers.jsonl')
     p.add_argument('--share', nargs=2, type=int, default=[0, 1], metavar=('I', 'N'), help='of the trainings, do every Nth from the Ith on')
+    p.add_argument('--quick', action='store_true')
     p.add_argument('--tmp', default='/tmp/pretrained')
     p.add_argument('--table', nargs='+')
+    p.add_argument('--deployed')
+    p.add_argument('--plot')
     a = p.parse_args()
-    if a.table: return table(a.table)
-    splits = find_splits(a.data, .2, 0, group=None if a.group == 'none' else a.group, valid_as_test=True)
-    pictures = splits.train + splits.valid + splits.test
-    if splits.groups is None: splits.groups = {q: i for i, (q, _) in enumerate(pictures)}
-    classes = defaultdict(set)
-    for q, c in pictures: classes[splits.groups[q]].add(c)
-    for k in ('train', 'valid', 'test'): setattr(splits, k, [(q, c) for q, c in getattr(splits, k) if len(classes[splits.groups[q]]) == 1])
-    out, features = Path(a.out), defaultdict(Features)
-    done = {(r['arm'], r['seed'], r['part']) for r in map(json.loads, out.read_text().splitlines())} if out.exists() else set()
-    todo = [(s, m, *o) for s in a.seeds for m in a.arms for o in parts_of(splits, a.parts, s)]
-    for s, m, i, rest, test in todo[a.share[0]::a.share[1]]:
-        if (m, s, i) in done: continue
-        row = one(splits, m, s, i, rest, test, features[ARMS[m][0] if m in ARMS else m], a.tmp)
-        with out.open('a') as f: f.write(json.dumps(row) + '\n')
-        print(m, s, i, row['seconds'], row['how'][:200], flush=True)
+    if a.table:
+        res = summary(a.table)
+        if a.plot: plot(res, a.plot)
+        return table(res, deployed(res, a.deployed) if a.deployed else {})
+    out = Path(a.out)
+    done = {(r['data'], r['arm'], r['seed'], r['part']) for r in map(json.loads, out.read_text().splitlines())} if out.exists() else set()
+    for data in a.data:
+        name, small, features, splits = Path(data).name, ':' in data, defaultdict(Features), None
+        for seed in a.seeds:
+            if splits is None or small: splits = pictures_of(data, seed, None if a.group == 'none' else a.group, a.quick)
+            todo = [(arm, *o) for arm in a.arms for o in parts_of(splits, a.parts, seed)[:1 if a.quick else None]]
+            for arm, i, rest, test in todo[a.share[0]::a.share[1]]:
+                if (name, arm, seed, i) in done: continue
+                row = one(name, splits, small, arm, seed, i, rest, test, features[side(arm, small)], a.tmp)
+                with out.open('a') as f: f.write(json.dumps(row) + '\n')
+                print(name, arm, seed, i, row['minutes'], row['how'][:200], flush=True)
+
 
 
 if __name__ == '__main__': main()

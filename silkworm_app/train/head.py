@@ -280,7 +280,7 @@ class Features:
     )->tuple: # what the module gets of each picture [N, ...], labels [N]
         "Augmented training pictures. In memory (`FastDL`) a picture is drawn by its file and the epoch, whatever is beside it."
         dl,model,keys = learn.dls.train,get_model(learn.model),_keys(learn.dls, 0)
-        alone = isinstance(dl, FastDL)
+        alone = isinstance(dl, FastDL) and None not in keys
         def compute(todo):
             if not alone: return _draw(model, dl, [idxs[i] for i in todo], at, epoch)
             runs = [_draw(model, dl, [idxs[i]], at, crc32(f'{epoch} {keys[idxs[i]]}'.encode())) for i in todo]
