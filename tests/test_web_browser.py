@@ -1,8 +1,6 @@
 """The page in a real browser: each tab, a failure, a phone, and no request to anywhere else.
 
-SILKWORM_SCREENSHOTS=1 writes the screenshots of the README and docs/web.md into docs/img (else they go to a temporary folder);
 SILKWORM_BUNDLE=DIR takes a trained bundle instead of one with random weights."""
-import io
 import os
 import shutil
 import threading
@@ -16,18 +14,9 @@ from PIL import Image
 
 from web_tools import Colours, Keeper, as_file, call, random_bundle, serving, upload
 
-documented = {'desktop_identify'}        # the pictures in docs/img
-root = Path(__file__).resolve().parent.parent
 chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 pytest.importorskip('playwright')
 pytestmark = pytest.mark.skipif(chromium is None, reason='needs a chromium on the PATH')
-
-
-@pytest.fixture(scope='module')
-def shots(tmp_path_factory):
-    folder = root / 'docs/img' if os.environ.get('SILKWORM_SCREENSHOTS') else tmp_path_factory.mktemp('shots')
-    folder.mkdir(exist_ok=True)
-    return folder
 
 
 @pytest.fixture(scope='module')
@@ -93,15 +82,7 @@ def give(page, *files):
     page.locator('#picture input[type=file]').set_input_files([str(f) for f in files])
 
 
-def shoot(page, shots, name):
-    page.wait_for_timeout(900)                  # fonts, fades
-    im = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert('RGB')
-    width = 390 if page.kind == 'phone' else 760
-    im = im.resize((width, round(im.height * width / im.width)), Image.Resampling.LANCZOS).quantize(64, dither=Image.Dither.NONE)     # small files
-    if shots.name != 'img' or f'{page.kind}_{name}' in documented: im.save(shots / f'{page.kind}_{name}.png', optimize=True)
-
-
-def test_identify(page, predictor, pictures, shots):
+def test_identify(page, predictor, pictures):
     own = Path(os.environ.get('SILKWORM_BUNDLE') or pictures)/'examples'            # a trained net may know none of the drawings, but some of its own
     known = max([*pictures.glob('*e.jpg'), *own.glob('*.jpg')], key=lambda f: (d := predictor.decide([f])[0]).prob * (d.label is not None))
     give(page, known)
@@ -112,16 +93,14 @@ def test_identify(page, predictor, pictures, shots):
     assert page.locator('#reasons').inner_text().count('%') >= 5
     page.wait_for_function("document.querySelector('#looked img').naturalWidth > 100")
     assert fits(page)
-    shoot(page, shots, 'identify')
 
 
-def test_blank_picture_gets_no_answer(page, pictures, shots):
+def test_blank_picture_gets_no_answer(page, pictures):
     give(page, pictures / 'blank.png')
     page.wait_for_selector('.verdict.unlike')
     text = page.locator('.verdict').inner_text()
     assert 'like nothing I was trained on' in text and 'blank' in text and '%' not in text
     assert fits(page)
-    if page.kind == 'phone': shoot(page, shots, 'cant_tell')
 
 
 def test_broken_file_gets_a_sentence_and_the_next_one_works(page, pictures):
@@ -172,7 +151,7 @@ def test_example_click_answers(page):
     page.wait_for_selector('.verdict.one, .verdict.several, .verdict.nothing, .verdict.unlike')
 
 
-def test_many_pictures(page, pictures, shots, tmp_path):
+def test_many_pictures(page, pictures, tmp_path):
     page.get_by_role('tab', name='Many pictures').click()
     files = sorted(pictures.iterdir())
     page.locator('#files input[type=file]').set_input_files([str(f) for f in files])
@@ -188,7 +167,6 @@ def test_many_pictures(page, pictures, shots, tmp_path):
     lines = (tmp_path / 'a.csv').read_text(encoding='utf-8-sig').splitlines()
     assert len(lines) == len(files) + 1 and lines[0].startswith('file,day,kind,label,labels')
     assert fits(page)
-    shoot(page, shots, 'many')
     column = lambda n: page.locator(f'#table .rows tbody td:nth-child({n})').all_inner_texts()
     def sort(name): page.locator('#table .rows th button', has_text=name).click()
     names = sorted(f.name for f in files)
@@ -215,7 +193,7 @@ def test_hundreds_of_pictures_show_progress(page, pictures, tmp_path):
     assert len(told) > 2 and page.locator('#table .rows tbody img').count() == 120, told
 
 
-def test_model_tab(page, shots):
+def test_model_tab(page):
     page.get_by_role('tab', name='The model').click()
     page.wait_for_selector('#model .model')
     text = page.locator('#model').inner_text()
@@ -225,7 +203,6 @@ def test_model_tab(page, shots):
     text = page.locator('#engineers').inner_text()
     for part in ('Confusion matrix', 'Learned activation curves', 'Trained net against fused net', 'ms'): assert part in text, part
     assert fits(page)
-    shoot(page, shots, 'model')
 
 
 def test_full_queue_is_told_on_the_page(browser, pictures):
@@ -278,7 +255,7 @@ def colours(tmp_path_factory):
     return folder
 
 
-def test_four_kinds_of_answer_on_a_phone(browser, colours, shots):
+def test_four_kinds_of_answer_on_a_phone(browser, colours):
     say = dict(one=['Grasserie', 'Healthy is excluded', 'can’t be ruled out', 'Of 52 such answers', 'tongs'], several=['Grasserie or Muscardine', 'set this tray apart'],
         nothing=['I can’t tell', 'No other photograph helps', 'Pebrine 6 more'], unlike=['like nothing', 'blurred', 'Hold still'])
     with serving(Keeper()) as demo:
@@ -291,7 +268,6 @@ def test_four_kinds_of_answer_on_a_phone(browser, colours, shots):
             for p in parts: assert p in text, (kind, p, text)
             assert 'Hold still' not in text or kind == 'unlike'        # no camera helps where the model is the reason
             assert fits(page) and not page.locator('#collect').count()
-            if kind == 'several': shoot(page, shots, 'several')
             page.context.close()
 
 

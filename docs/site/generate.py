@@ -39,7 +39,7 @@ def notebooks():
     for p in found:
         if '.ipynb_checkpoints' in p.parts: continue
         rel = p.relative_to(root / 'nbs')
-        write(f'notebooks/{rel.as_posix()}', p.read_text(encoding='utf-8'))
+        write(f'notebooks/{rel.as_posix()}', p.read_text(encoding='utf-8').replace('../../docs/img/', '../../../img/'))  # a page is a folder deeper than its file
         if rel.parts[0] != room:
             room = rel.parts[0]
             lines += ['', f'## {room}' + (f': {ROOMS[room]}' if room in ROOMS else ''), '']

@@ -5,18 +5,21 @@ only argument, what was made there before is taken again."""
 import html
 import io
 import os
-import random
 import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ |= dict(NO_ALBUMENTATIONS_UPDATE='1', GRADIO_ANALYTICS_ENABLED='False', COLUMNS='120', SILKWORM_DATA='')
 
+import torch
+from matplotlib.figure import Figure
 from PIL import Image, ImageFilter
 from playwright.sync_api import sync_playwright
 
+from silkworm_app.act.lslu import reference_series
 from silkworm_app.data.diseases import CLASS_INFO
 from silkworm_app.data.sample import draw_larva, picture_grid
 from silkworm_app.serve.load import load_bundle
@@ -37,6 +40,20 @@ def small(im, name, width):
         if f.tell() <= LARGEST: break
     (out/f'{name}.png').write_bytes(f.getvalue())
     print(f'docs/img/{name}.png: {f.tell()//1000} KB')
+
+
+def curve():
+    "relu, and what one, two and three steps make of it."
+    x = torch.linspace(-1, 5, 601)
+    fig = Figure(figsize=(9, 2.1), layout='constrained')
+    steps = ((1.2, -.6), (-.8, 2.4), (-1., 1.8))
+    for n, ax in enumerate(fig.subplots(1, 4, sharey=True)):
+        ax.plot(x, reference_series(x, *torch.tensor(steps[:n] or torch.zeros(0, 2)).T), lw=2, color='#0f766e')
+        ax.set_title('relu' if not n else f'{n} step{"s"*(n > 1)}', fontsize=10)
+        ax.grid(alpha=.3)
+    f = io.BytesIO()
+    fig.savefig(f, dpi=90)
+    small(Image.open(f), 'curve', 810)
 
 
 def draw(folder):
@@ -83,18 +100,15 @@ def prepare(work):
 
 def each_kind(bundle, work):
     "A new drawing for every kind of answer that the bundle gives; a blurred one for `unlike`."
-    net, found, rng = load_bundle(bundle), {}, random.Random(0)
-    tried = [(k, draw_larva(k, SIZE, 1000 + i)) for i in range(30) for k in sorted(CLASS_INFO)]
-    for (k, im), d in zip(tried, net.decide([im for _, im in tried])):
-        if d.kind == 'one' and d.label != k: continue
-        best = found.get(d.kind)
-        if best is None or d.kind == 'one' and d.label != 'healthy' and best[1].label == 'healthy': found[d.kind] = im, d
-    im = draw_larva('healthy', SIZE, 999)
-    found['unlike'] = im.filter(ImageFilter.GaussianBlur(12)), None
-    files = {}
-    for kind, (im, _) in found.items():
-        files[kind] = work/f'{kind}.jpg'
-        im.resize((640, 640), Image.Resampling.LANCZOS).save(files[kind], quality=92)
+    net, files = load_bundle(bundle), {}
+    (work/'new').mkdir(exist_ok=True)
+    tried = [(k, work/'new'/f'{k}_{i}.jpg') for i in range(20) for k in sorted(CLASS_INFO)]
+    for k, f in tried: draw_larva(k, SIZE, 1000 + int(f.stem.split('_')[1])).save(f, quality=92)
+    for (k, f), d in zip(tried, net.decide([f for _, f in tried])):
+        if d.kind != 'unlike' and d.label in (None, k) and d.label != 'healthy': files.setdefault(d.kind, f)
+    files['unlike'] = work/'new'/'blurred.jpg'
+    draw_larva('healthy', SIZE, 999).filter(ImageFilter.GaussianBlur(5)).save(files['unlike'], quality=92)
+    print({k: f.name for k, f in files.items()})
     return files
 
 
@@ -107,36 +121,47 @@ def open_page(browser, url, phone):
     return page
 
 
+def ask(browser, url, file, kind, phone=True):
+    "The page with the answer to one picture."
+    page = open_page(browser, url, phone)
+    page.locator('#picture input[type=file]').set_input_files(str(file))
+    page.wait_for_selector(f'.verdict.{kind}')
+    shot(page, f'answer_{kind}' if phone else 'answer', 390 if phone else 760)
+    return page
+
+
+@contextmanager
+def served(bundle, **kwargs):
+    server = serve(load_bundle(bundle, **kwargs), port=0, block=False, quiet=True, store=Store(bundle.parent/'collected'), name='silkworm')
+    try: yield server.local_url
+    finally: server.close()
+
+
 def the_page(browser, bundle, work):
-    "Every kind of answer on a phone, one on a desktop, many pictures, the model, and a correction."
+    "Every kind of answer on a phone, one on a desktop, many pictures, and a correction."
     files = each_kind(bundle, work)
-    server = serve(load_bundle(bundle), port=0, block=False, quiet=True, store=Store(work/'collected'), name='silkworm')
-    try:
+    with served(bundle) as url:
         for kind, file in files.items():
-            for phone in (True, False) if kind == 'one' else (True,):
-                page = open_page(browser, server.local_url, phone)
-                page.locator('#picture input[type=file]').set_input_files(str(file))
-                page.wait_for_selector(f'.verdict.{kind}')
-                shot(page, f'answer_{kind}' if phone else 'answer', 390 if phone else 760)
-                if phone and kind == 'one':
-                    if not page.locator('#keep').is_visible(): page.locator('#collect button').first.click()
-                    page.locator('#collect').scroll_into_view_if_needed()
-                    shot(page, 'collect', 390, full=False)
-                page.context.close()
-        page = open_page(browser, server.local_url, False)
+            page = ask(browser, url, file, kind)
+            if kind != 'one': continue
+            if not page.locator('#keep').is_visible(): page.locator('#collect button').first.click()
+            page.locator('#collect').scroll_into_view_if_needed()
+            shot(page, 'collect', 390, full=False)
+            ask(browser, url, file, kind, phone=False)
+        page = open_page(browser, url, False)
         page.get_by_role('tab', name='Many pictures').click()
         page.locator('#files input[type=file]').set_input_files([str(f) for f in files.values()])
         page.wait_for_function(f"document.querySelectorAll('#files tr.file, #files .file').length >= {len(files)}")
         page.locator('#go').click()
         page.wait_for_selector('#table .rows tbody tr img')
         shot(page, 'many', 760)
-        page.context.close()
-    finally: server.close()
+    with served(bundle, risk=.02) as url: ask(browser, url, files['one'], 'nothing')      # more than its photographs can promise
 
 
 def main():
     if not browser_path: sys.exit('make pictures needs a Chromium on the PATH')
     out.mkdir(exist_ok=True)
+    curve()
     with tempfile.TemporaryDirectory() as tmp:
         work = Path(sys.argv[1] if len(sys.argv) > 1 else tmp).resolve()
         work.mkdir(parents=True, exist_ok=True)
@@ -146,7 +171,7 @@ def main():
         with sync_playwright() as p:
             browser = p.chromium.launch(executable_path=browser_path, args=['--no-sandbox'])
             terminal(browser, '$ silkworm-data audit pictures\n' + (work/'audit.txt').read_text(), 'audit')
-            page = browser.new_page(viewport=dict(width=900, height=700))
+            page = browser.new_page(viewport=dict(width=900, height=1150))
             page.goto((work/'audit.html').as_uri())
             shot(page, 'audit_page', 760, full=False)
             terminal(browser, '$ make silkworm DATA=pictures\n' + '\n'.join((work/'train.txt').read_text().splitlines()[-30:]), 'train')
