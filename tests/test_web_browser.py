@@ -165,7 +165,7 @@ def test_many_pictures(page, pictures, tmp_path):
     got.value.save_as(tmp_path / 'a.csv')
     assert (tmp_path / 'a.csv').read_bytes()[:3] == b'\xef\xbb\xbf'          # Excel knows by this that it is UTF-8
     lines = (tmp_path / 'a.csv').read_text(encoding='utf-8-sig').splitlines()
-    assert len(lines) == len(files) + 1 and lines[0].startswith('file,day,kind,label,labels')
+    assert len(lines) == len(files) + 1 and lines[0].startswith('file,folder,day,kind,label,probability,labels')
     assert fits(page)
     column = lambda n: page.locator(f'#table .rows tbody td:nth-child({n})').all_inner_texts()
     def sort(name): page.locator('#table .rows th button', has_text=name).click()
@@ -338,4 +338,22 @@ def test_paper_shows_the_report_alone(browser, colours):
         assert 'Sick, or possibly sick: 2 of 2' in page.locator('#report').inner_text() and '2026-07-14' in page.locator('#report .days').inner_text()
         page.emulate_media(media='print')
         assert page.locator('#report').is_visible() and not any(page.locator(o).is_visible() for o in ('#files', '#go', '#csv', '#print'))
+        page.context.close()
+
+
+def test_a_whole_folder_is_counted_by_its_folders(browser, colours, tmp_path):
+    for tray, kinds in {'tray 1': ('one', 'several'), 'tray 2': ('one',)}.items():
+        (tmp_path / 'trays' / tray).mkdir(parents=True)
+        for kind in kinds: shutil.copy(next(colours.glob(f'*{kind}.jpg')), tmp_path / 'trays' / tray)
+    (tmp_path / 'trays/tray 2/notes.txt').write_text('no picture')
+    with serving(Keeper()) as demo:
+        page = visit(browser, demo.local_url, phone=False)
+        page.get_by_role('tab', name='Many pictures').click()
+        page.locator('input[type=file][webkitdirectory]').set_input_files(str(tmp_path / 'trays'))
+        page.wait_for_function("document.querySelectorAll('#files tr.file, #files .file').length >= 3")
+        page.locator('#go').click()
+        page.wait_for_selector('#table .rows tbody tr img')
+        rows = [r.split('\t') for r in page.locator('#report .days').inner_text().splitlines()]
+        assert rows[0] == ['Folder', 'Grasserie', 'Grasserie or Muscardine'] and rows[1:] == [['tray 1', '1', '1'], ['tray 2', '1', '0']], rows
+        assert sorted(page.locator('#table .rows .file').all_inner_texts())[0].startswith('tray 1/IMG-')
         page.context.close()

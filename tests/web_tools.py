@@ -55,7 +55,7 @@ class Keeper:
     def trust(self):
         answer, tried = lambda n, right: dict(n=n, right=right, low=.8, high=.99), dict(healthy=111, grasserie=36, **self.few)
         row = lambda n: dict(n=n, kept=n, low=.8, high=1., answered=n // 2, found=round(.9 * n) if n > 9 else 1, size=2.)
-        measured = dict(photographs=163, nothing=60, one=dict(grasserie=answer(32, 30), healthy=answer(60, 58)), several=answer(11, 10), companions={},
+        measured = dict(photographs=163, nothing=60, one=dict(grasserie=answer(32, 30), healthy=answer(60, 58)), several=answer(11, 10),
             classes={c: row(n) for c, n in tried.items()})
         confusion = [[1, 3, 3, 0, 0], [0, 30, 6, 0, 0], [0, 2, 109, 0, 0], [0, 0, 5, 2, 0], [0, 0, 3, 0, 0]]
         return Trust(self.classes, calibrated=True, note='', scores={c: [.1] * n for c, n in tried.items()}, measured=measured, confusion=confusion,

@@ -17,7 +17,8 @@ def trust_warnings(
 )->list: # of `Reason`
     "What whoever relies on this model must know first; nothing where there is nothing."
     if trust.scores is None and trust.calibrated: return [Reason('old_rule')]
-    out = [] if trust.calibrated else [Reason('refuses', why=trust.note)]
+    few = trust.scores is not None and Reason('refuses_few', seen=trust.seen, needed=trust.needed)
+    out = [] if trust.calibrated else [few or Reason('refuses', why=trust.note)]
     found = {c: (m['found'], m['n']) for c, m in trust.measured.get('classes', {}).items()}
     out += [Reason('hardly_found', label=c, found=f, n=n) for c, (f, n) in found.items() if f < n / 2]
     none = [c for c, n in trust.seen.items() if not n]

@@ -78,37 +78,22 @@ def _answer(right, n):
     low, high = interval(right, n)
     return dict(n=int(n), right=int(right), low=round(low, 4), high=round(high, 4))
 
-# %% ../../nbs/serve/03_calibrate.ipynb #ceb13db0
-def _companions(left, single, labels, proven, enough=2/3):
-    "For each class that alone was not right often enough: the true classes of its wrong answers; all others where it was never said alone."
-    out, said, k = {}, left.argmax(1), left.shape[1]
-    for c in np.flatnonzero(proven):
-        true = labels[single & (said == c)]
-        if ((true == c).sum() + 1) / (len(true) + 2) < enough:
-            out[int(c)] = sorted(map(int, np.unique(true[true != c]) if len(true) else set(range(k)) - {c}))
-    return out
-
 # %% ../../nbs/serve/03_calibrate.ipynb #523fd4fe
 def measure(
     probs:np.ndarray, # [P, K], one row a photograph
     labels:np.ndarray, # [P]
     classes:list, # K names
     risk:float # part of the photographs of a class that may lose it
-)->dict: # photographs, one, several, nothing, classes, companions
+)->dict: # photographs, one, several, nothing, classes
     """What answers at this risk were worth on photographs not trained on. `one` holds for each class the answers that named it alone; an
     answer of several classes is right where it doesn't exclude the true one; `classes` says how often each class was kept (`kept`),
     answered alone and rightly (`answered`), the most likely (`found`), and how many classes were left on average (`size`)."""
     scores = class_scores(probs, labels)
     proven = np.array([len(v) >= photographs_needed(risk) for v in scores])
     pvalues, rows = left_out_p_values(probs, labels, scores), np.arange(len(labels))
-    def sets(companions=None):
-        keep = class_sets(probs, pvalues, proven, risk, companions)
-        left = keep & proven
-        return keep, left, (left.sum(1) == 1) & ~keep.all(1)
-    keep, left, single = sets()
-    companions = _companions(left, single, labels, proven)
-    if companions: keep, left, single = sets(companions)
-    said, nothing, kept = left.argmax(1), keep.all(1), keep[rows, labels]
+    keep, named = class_sets(probs, pvalues, proven, risk)
+    said, nothing, kept = named.argmax(1), keep.all(1), keep[rows, labels]
+    single = (named.sum(1) == 1) & ~nothing
     several, size, found = ~single & ~nothing, keep.sum(1), probs.argmax(1) == labels
     out = dict(photographs=len(labels), nothing=int(nothing.sum()), several=_answer(kept[several].sum(), several.sum()), one={}, classes={})
     for k, c in enumerate(classes):
@@ -118,7 +103,7 @@ def measure(
         out['classes'][c] = dict(n=n, kept=int(kept[is_k].sum()), low=round(low, 4), high=round(high, 4),
                                  answered=int((is_k & single & (said == k)).sum()), found=int(found[is_k].sum()),
                                  size=round(float(size[is_k].mean()), 2))
-    return out | dict(companions={classes[k]: [classes[o] for o in v] for k, v in companions.items()})
+    return out
 
 # %% ../../nbs/serve/03_calibrate.ipynb #c330eaf5
 def _leaky(leak):
@@ -146,13 +131,11 @@ def _checked(logits, labels, k, what):
     return logits, labels
 
 # %% ../../nbs/serve/03_calibrate.ipynb #9409ced4
-def _note(n, photographs, source, checked, unproven, needed):
+def _note(n, photographs, source, leak, unproven, needed):
     "How it was calibrated, or that it can't say anything."
-    if checked is None: unknown = '; whether these occur in train was not checked'
-    else: unknown = ''
-    tried = (
-        f'tried on {n} {"cross-validated" if source == "cross-validation" else "validation"} pictures of {photographs} photographs{unknown}'
-    )
+    crossed = source == 'cross-validation'
+    tried = f'tried on {n} {"cross-validated" if crossed else "validation"} pictures of {photographs} photographs'
+    if leak is None and not crossed: tried += '; whether these occur in train was not checked'
     if unproven is None: return tried
     seen = listed([f'{c} {n}' for c, n in list(unproven.items())[:8]])
     return f'of each class {needed} photographs that it did not train on are needed, and of no class there are so many ({seen}); {tried}'
@@ -169,7 +152,6 @@ def fit_trust(
     train_stats:np.ndarray=None, # [M, 2 or more] of the training pictures; default: the validation pictures tell their own look
     groups:list=None, # [N] photograph from which each validation picture comes
     leak=None, # `Splits.leak`, or the part of the validation pictures that occur in train; None: not checked
-    clean:np.ndarray=None, # [N] which validation pictures are known not to occur in train
     held_out:tuple=None, # of a cross-validation over photographs: logits [H, K], labels [H], photographs [H]; scores come from these then
     risk: float = 0.1,  # part of the photographs of each class that may lose it
     risks: tuple = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3),  # also measured, for another choice later
@@ -181,10 +163,6 @@ def fit_trust(
     classes = [str(i) for i in range(k)] if classes is None else [str(c) for c in classes]
     if not 0 < risk <= .5: raise ValueError(f'fit_trust: risk must lie above 0 and up to 0.5, not {risk}')
     why = _leaky(leak)
-    if clean is not None:
-        clean = np.asarray(clean, bool)
-        logits, labels, why = logits[clean], labels[clean], None
-        features, stats, groups = (None if o is None else np.asarray(o)[clean] for o in (features, stats, groups))
     limits = fit_limits(features, labels, train_features, train_labels, stats, train_stats, quantile)
     source = 'validation' if held_out is None else 'cross-validation'
     if held_out is not None:
@@ -204,8 +182,7 @@ def fit_trust(
     at = {f'{r:g}': measure(probs, true, classes, r) for r in sorted({*risks, risk})}
     seen, needed = {c: len(s) for c, s in scores.items()}, photographs_needed(risk)
     able = max(seen.values()) >= needed
-    checked = 1 if held_out is not None or clean is not None else leak
-    note = _note(len(labels), len(true), source, checked, None if able else seen, needed)
+    note = _note(len(labels), len(true), source, leak, None if able else seen, needed)
     return Trust(**base, calibrated=able, note=note, scores=scores, confusion=confusion.tolist(), measured_at=at,
                  measured={}).measured_now()
 

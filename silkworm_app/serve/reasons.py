@@ -38,7 +38,7 @@ REASONS = dict(
     note=lambda text: text,
     close=lambda first, p, second, q: f'two classes are nearly equally likely: {first} {pct(p)}, {second} {pct(q)}',
     low=lambda label, p, threshold: f'the most likely class, {label}, reaches {pct(p)}, and an answer needs {pct(threshold)}',
-    ambiguous=lambda probs: f'it fits every class: {", ".join(f"{c} {pct(p)}" for c, p in probs.items())}',
+    ambiguous=lambda probs: f'no class stands out: {", ".join(f"{c} {pct(p)}" for c, p in probs.items())}',
     excluded=lambda labels: f'{_few(labels)} {_are(labels)} excluded',
     unproven=_unproven)
 
@@ -60,7 +60,12 @@ REASONS |= dict(
     collect_class=_collect,
     confused=lambda true, said, n, of: f'{true} is taken for {said}: {n} of {_photos(of)}',
     enough=lambda: 'every class has the photographs that it needs at this risk',
+    drawn=lambda: 'this model was trained on synthetic pictures (drawings made by a program): it knows nothing about real silkworms',
+    leaked=lambda part: f'{part:.0%} of the test pictures also occur in train: the accuracy is not a result',
     refuses=lambda why: f'this model can\'t tell anything about any picture: {why}',
+    refuses_few=lambda seen, needed: f'this model can\'t tell anything about any picture: of each class {needed} photographs that it did '
+                                     f'not train on are needed, and of no class there are so many '
+                                     f'({_few([f"{c} {n}" for c, n in seen.items()])})',
     hardly_found=lambda label, found, n: f'{label} is hardly found: the model named it in {found} of {_photos(n)} of it that it did '
                                          f'not train on, so do not rely on it for {label}',
     unchecked=lambda labels: f'the model was not tried on any photograph of {listed(labels)}, so it never excludes '

@@ -16,6 +16,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 import imagehash
@@ -112,7 +113,9 @@ class Store:
                 if p := self.find(buf.getvalue(), phash): return Kept('twice', p.parent.name)
                 if self.size() + len(buf.getvalue()) > self.max_mb * 2**20: return Kept('full', said)
                 now = time.gmtime()
-                file = Path(folder_of(said)) / f'{time.strftime("%Y%m%d-%H%M%S", now)}-{phash}.jpg'
+                stem = f'{time.strftime("%Y%m%d-%H%M%S", now)}'
+                names = (Path(folder_of(said)) / f'{stem}{n}-{phash}.jpg' for n in chain([''], (f'-{i}' for i in count(2))))
+                file = next(f for f in names if not (self.folder / f).exists())      # another with the same hash, in the same second
                 row = dict(file=str(file), said=said, kind=a['kind'], answer='; '.join(a['labels']), probability=a['probability'],
                     model=model,
                     time=time.strftime('%Y-%m-%dT%H:%M:%SZ', now), width=im.width, height=im.height, phash=str(phash))

@@ -117,10 +117,10 @@ def fetches(
 
 # %% ../../../nbs/serve/12_page_gate.ipynb #511e9da4
 def take_uploads(
-    component, # gr.Image or gr.File
+    component, # gr.Image, gr.File or gr.UploadButton
 ):
     "Hand uploads on as paths or bytes, undecoded, and refuse everything that isn't one."
-    folder, many = Path(component.GRADIO_CACHE).resolve(), isinstance(component, gr.File)
+    folder, many = Path(component.GRADIO_CACHE).resolve(), isinstance(component, (gr.File, gr.UploadButton))
     refuse = lambda text: gr.Error(text, print_exception=False)
     def one(f):
         url = getattr(f, 'url', None) or ''

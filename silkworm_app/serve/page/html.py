@@ -95,6 +95,8 @@ class Say:
         if f'reason_{name}' not in self.texts: return text[:1].upper() + text[1:].rstrip('.') + '.'
         if name in ('excluded', 'unproven'): return getattr(self, name)(**v)
         if name == 'unchecked': v = dict(classes=self.classes(v['labels']))
+        if name == 'leaked': v = dict(part=f'{v["part"]:.0%}')
+        if name == 'refuses_few': v['seen'] = self.list(f'{self.title(c)} {n}' for c, n in v['seen'].items())
         if name == 'collect_class': name += '' if v['crossed'] is None else '_crossed' if v['crossed'] else '_enough'
         if name == 'ambiguous': v = dict(list=self.list(f'{self.title(c)} {p:.0%}' for c, p in v['probs'].items()))
         for k in ('label', 'first', 'second', 'true', 'said'): v |= {k: self.title(v[k])} if k in v else {}
@@ -177,12 +179,15 @@ def many_html(
     model:str, # its name
     date:str, # today
 )->str:
-    "The report of many pictures: how often each answer, by day, and the table; a press on a column head sorts it."
-    total, days = count_rows(rows)
+    "The report of many pictures: how often each answer, by folder or day, and the table; a press on a column head sorts it."
+    by = 'folder' if any(r['folder'] for r in rows) else 'day'
+    total, parts = count_rows(rows, by)
     told = [r for r in rows if named(r)]
     sick = [r for r in told if any(canonical_name(c) in SILKWORM_DISEASES for c in named(r))] if say.silk else None
-    return render('many', say, rows=rows, total=total, days=days if set(days) != {''} else {}, told=told, sick=sick, model=model,
-        date=date, answer_name=answer_name)
+    common = next((t for r in told for t in r['codes'] if t['code'] == 'unproven'), None)      # once for all, not in each row
+    parts = parts if set(parts) != {''} else {}
+    return render('many', say, rows=rows, common=common, total=total, by=by, parts=parts, told=told, sick=sick, model=model, date=date,
+        answer_name=answer_name)
 
 # %% ../../../nbs/serve/11_page_html.ipynb #9ce739cd
 def answer_name(
@@ -230,7 +235,8 @@ def by_class(
         names = f['metrics'].get('classes') or f['classes']
         found = {c: row[i] / sum(row) if sum(row) else None for i, (c, row) in enumerate(zip(names, f['confusion_matrix']))}
     seen = lambda c: f['seen'].get(c, distinct.get(c))
-    return [dict(name=c, seen=seen(c), needed=f['needed'], found=found.get(c), n=round(n[c]) if n.get(c) else None) for c in f['classes']]
+    kept = {c: v['kept'] for c, v in (tried or {}).items()}
+    return [dict(name=c, seen=seen(c), found=found.get(c), kept=kept.get(c), n=round(n[c]) if n.get(c) else None) for c in f['classes']]
 
 # %% ../../../nbs/serve/11_page_html.ipynb #56da9e2e
 def engineers_html(

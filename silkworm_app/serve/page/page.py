@@ -124,7 +124,7 @@ class Page:
         rows = table_rows(self.predictor, self.checked(files, say), step=step)
         private_folder(folder := os.environ['GRADIO_TEMP_DIR'])
         path = Path(tempfile.mkdtemp(prefix='csv_', dir=folder)) / f'answers_{time.strftime("%Y-%m-%d")}.csv'
-        path.write_text(to_csv(rows, self.predictor.classes), encoding='utf-8', newline='')
+        path.write_text(to_csv(rows, self.predictor.classes), encoding='utf-8-sig', newline='')
         report = html.many_html(say, rows, self.name, time.strftime('%Y-%m-%d'))
         return '', gr.HTML(report, visible=True), gr.DownloadButton(value=str(path), visible=True), gr.Button(visible=True)
 
@@ -156,7 +156,7 @@ def build(
     net, group = dict(concurrency_id='net', concurrency_limit=workers), dict(api_visibility='private')
     title = page.title or say('title_silkworm' if say.silk else 'title_other')
     with gr.Blocks(title=title, analytics_enabled=False) as demo:
-        head = gr.HTML(head, padding=False)
+        head = gr.HTML(head, padding=False, js_on_load=html.asset('folder.js'))
         with gr.Tab(i18n('ui_identify')):
             with gr.Row(equal_height=False, elem_id='identify'):
                 with gr.Column(min_width=300):
@@ -190,6 +190,8 @@ def build(
             if page.store: keep.click(page.keep, [picture, said, consent], kept, **group, **net)
         with gr.Tab(i18n('ui_many')):
             many = take_uploads(gr.File(file_count='multiple', file_types=['image'], label=i18n('ui_files'), height=180, elem_id='files'))
+            whole = take_uploads(gr.UploadButton(i18n('ui_folder'), file_count='directory', size='sm', elem_id='folder'))
+            whole.upload(lambda files: files, whole, many, queue=False, show_progress='hidden', **group)
             with gr.Row(elem_id='buttons'):
                 go = gr.Button(i18n('ui_go'), variant='primary', elem_id='go')
                 csv_out = gr.DownloadButton(i18n('ui_csv'), visible=False, elem_id='csv')

@@ -19,7 +19,6 @@ function el(name, cls, ...inside) {
 const say = (key, v = {}) => words.texts[key].replace(/\{(\w+)\}/g, (_, k) => v[k]);
 const title = c => words.titles[c];
 const pct = p => `${half_even(100 * p)}%`;
-const cap = s => s.slice(0, 1).toUpperCase() + s.slice(1).replace(/\.+$/, '') + '.';
 
 function list(items, last = 'and', most = 8) {
   items = items.map(String);
@@ -37,7 +36,6 @@ function unproven({seen, needed}) {
 
 function reason({code, values}) {
   const v = {...values};
-  if (code === 'note') return cap(v.text);
   if (code === 'unproven') return unproven(v);
   if (code === 'ambiguous') v.list = list(Object.entries(v.probs).map(([c, p]) => `${title(c)} ${pct(p)}`));
   for (const k of ['label', 'first', 'second']) if (k in v) v[k] = title(v[k]);
@@ -50,7 +48,7 @@ function collect(a) {
   return items.length ? say('advice_collect_list', {list: list(items)}) : '';
 }
 
-const named = a => !['one', 'several'].includes(a.kind) ? [] : a.labels.length ? a.labels : Object.keys(a.unproven);
+const named = a => ['one', 'several'].includes(a.kind) ? a.labels : [];
 
 function verdict(a) {
   const told = named(a), p = text => el('p', '', text), box = el('div', `verdict ${a.kind}`, el('p', 'kicker', say(`kicker_${a.kind}`)));

@@ -83,16 +83,20 @@ function p_value(p, scores) {
 
 const by_size = p => p.map((_, i) => i).sort((i, j) => p[j] - p[i] || i - j);
 
-// The classes that stay possible.
-function class_set(p, pvalues, proven, risk, companions) {
-  const keep = pvalues.map((v, i) => v > risk || !proven[i]);
-  if (!keep.some((k, i) => k && proven[i])) {
-    let total = 0;
-    for (const i of by_size(p)) { keep[i] = true; total += p[i]; if (!(total < 1 - risk)) break; }
-  }
-  const left = keep.flatMap((k, i) => k && proven[i] ? [i] : []);
-  if (left.length === 1) for (const i of companions[left[0]] || []) keep[i] = true;
-  return keep;
+// The fewest classes that hold two thirds of the probability, and those that are at least half as probable as the last of these.
+function most_probable(p) {
+  let total = 0, last = 0;
+  for (const i of by_size(p)) { last = p[i]; total += last; if (total >= 2 / 3 - 1e-9) break; }
+  return p.map(v => v >= last / 2);
+}
+
+// The classes that stay possible, and those of them that are named.
+function class_sets(p, pvalues, proven, risk) {
+  const keep = pvalues.map((v, i) => v > risk || !proven[i]), named = keep.map((k, i) => k && proven[i]), count = v => v.filter(Boolean).length;
+  if (count(named) < 2) most_probable(p).forEach((likely, i) => { named[i] ||= likely; });
+  const hardly = keep.map((k, i) => k && !proven[i]);
+  if (count(named) === 1 && named.some((n, i) => n && hardly[i])) hardly.forEach((h, i) => { named[i] ||= h; });
+  return [keep.map((k, i) => k || named[i]), named];
 }
 
 const reason = (code, values = {}) => ({code, values});
@@ -119,15 +123,14 @@ function by_threshold(t, p, a) {
 
 function by_sets(t, p, a) {
   const names = t.classes, scores = names.map(c => t.scores[c]), needed = Math.ceil(1 / t.risk - 1e-9) - 1, m = t.measured || {};
-  const proven = scores.map(s => s.length >= needed), pvalues = p.map((v, i) => p_value(v, scores[i])), companions = {};
-  for (const [c, more] of Object.entries(m.companions || {})) companions[names.indexOf(c)] = more.map(o => names.indexOf(o));
-  const keep = class_set(p, pvalues, proven, t.risk, companions), order = by_size(p);
-  const labels = order.filter(i => keep[i] && proven[i]).map(i => names[i]), hardly = order.filter(i => !proven[i]);
-  const unproven = Object.fromEntries(hardly.map(i => [names[i], [scores[i].length, needed]]));
-  const seen = Object.fromEntries(hardly.map(i => [names[i], scores[i].length])), codes = hardly.length ? [reason('unproven', {seen, needed})] : [];
-  a = {...a, labels, unproven, codes, pvalues: Object.fromEntries(names.map((c, i) => [c, pvalues[i]]))};
-  if (keep.every(Boolean)) {
-    if (labels.length > 1) codes.unshift(reason('ambiguous', {probs: Object.fromEntries(labels.slice(0, 3).map(c => [c, p[names.indexOf(c)]]))}));
+  const proven = scores.map(s => s.length >= needed), pvalues = p.map((v, i) => p_value(v, scores[i]));
+  const [keep, named] = class_sets(p, pvalues, proven, t.risk), order = by_size(p), of = list => Object.fromEntries(list), all = keep.every(Boolean);
+  const labels = order.filter(i => named[i]).map(i => names[i]), hardly = names.map((_, i) => i).filter(i => !proven[i]);
+  const unproven = of(hardly.map(i => [names[i], [scores[i].length, needed]])), apart = hardly.filter(i => all || !named[i]);
+  const codes = apart.length ? [reason('unproven', {seen: of(apart.map(i => [names[i], scores[i].length])), needed})] : [];
+  a = {...a, labels, unproven, codes, pvalues: of(names.map((c, i) => [c, pvalues[i]]))};
+  if (all) {
+    if (labels.length > 1) codes.unshift(reason('ambiguous', {probs: of(labels.slice(0, 3).map(c => [c, p[names.indexOf(c)]]))}));
     const vague = (m.nothing || 0) > .5 * (m.photographs || 0);
     return {...a, kind: 'nothing', advice: hardly.length || vague ? 'collect' : 'camera'};
   }
