@@ -7,7 +7,11 @@
 set -u
 out=${1:-runs/gpu}; device=${DEVICE:-cuda}; minutes=${MINUTES:-10}; cifar=${CIFAR100:-}; python=${PYTHON:-python}
 mkdir -p "$out"
-tiny=""; if [ "$device" = cpu ]; then tiny="--quick"; fi
+tiny=""; epochs=15; pictures=0; grid=experiments/cifar100_gpu.yaml
+if [ "$device" = cpu ]; then
+    tiny="--quick"; epochs=1; pictures=200; grid="$out/tiny.yaml"; export TRITON_INTERPRET=1
+    sed 's/^base: {/base: {n_train: 200, n_test: 200, /; s/epochs: [0-9]*/epochs: 1/; s/batch_size: [0-9]*/batch_size: 64/; s/seed: \[.*\]/seed: [0]/' experiments/cifar100_gpu.yaml > "$grid"
+fi
 left_out="$out/left_out.txt"; : > "$left_out"
 step() { # name of the file that shows it is done, what it is, command
     done_file="$out/$1"; what=$2; shift 2
@@ -18,11 +22,18 @@ step() { # name of the file that shows it is done, what it is, command
 if [ "$device" = cuda ] && ! $python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     echo "gpu.sh: PyTorch sees no CUDA card here; DEVICE=cpu runs every line at tiny sizes"; exit 2
 fi
-checks() { $python -m pytest -q -m cuda -p no:cacheprovider tests/test_cuda.py tests/kernel_checks.py --override-ini addopts= -m "cuda or not slow" > "$out/exact.log" 2>&1; code=$?; tail -1 "$out/exact.log"; [ $code = 0 ] && cp "$out/exact.log" "$out/exact.txt"; }
+checks() {
+    $python -m pytest -q -rs -p no:cacheprovider tests/test_cuda.py tests/kernel_checks.py --override-ini addopts= -m "cuda or not slow" > "$out/exact.log" 2>&1; code=$?
+    tail -1 "$out/exact.log"; [ $code = 0 ] && cp "$out/exact.log" "$out/exact.txt"
+}
 bench() { name=$1; shift; $python -m silkworm_app.lab.bench --device "$device" $tiny --out "$out/$name.json" "$@" > "$out/$name.md" 2> "$out/$name.log"; }
-train() { $python -m silkworm_app.train.fit --data_path "$cifar" --data_set CIFAR100 --model vanillanet_5_x0_25 --output_dir "$out/cifar100" --epochs "$1" --batch_size 256 --n_train "$2" --n_test "$3" \
-    --use_amp true --device "$device" --aug light --bundle false --progress false > "$out/cifar100.log" 2>&1 && cp "$out/cifar100/metrics.json" "$out/cifar100.json"; }
-grid() { $python -m silkworm_app.lab.grid "$1" --source "$cifar" --out "$out/grid" > "$out/grid.log" 2>&1 && cp "$out/grid/report.md" "$out/grid.md"; }
+train() {
+    $python -m silkworm_app.train --data_path "$cifar" --data_set CIFAR100 --model vanillanet_5_x0_25 --output_dir "$out/cifar100" --epochs "$epochs" --batch_size 256 --n_train "$pictures" --n_test "$pictures" \
+        --use_amp true --device "$device" --aug light --bundle false --progress false > "$out/cifar100.log" 2>&1 && cp "$out/cifar100/metrics.json" "$out/cifar100.json"
+}
+compare() {
+    $python -c 'import sys; from silkworm_app.cli import experiment_main; sys.exit(experiment_main())' "$grid" --source "$cifar" --out "$out/grid" > "$out/grid.log" 2>&1 && cp "$out/grid/results.md" "$out/grid.md"
+}
 step exact.txt "exactness on the card" checks
 step layers.json "one layer: the definition, ours, series, relu, the Triton kernel, a copy" bench layers --sections layers --budget 60
 step nets.json "training steps of whole nets" bench nets --sections nets --budget 45
@@ -30,7 +41,8 @@ step act_num.json "time over the number of activations" bench act_num --sections
 step inference.json "fused and unfused nets" bench inference --sections inference --budget 20
 if [ -z "$cifar" ]; then echo "the trainings: CIFAR100 names no zip file of pictures" | tee -a "$left_out"
 else
-    if [ "$device" = cpu ]; then step cifar100.json "a CIFAR-100 training" train 1 200 200; else step cifar100.json "a CIFAR-100 training" train 15 0 0; fi
-    if [ "$minutes" -ge 40 ]; then step grid.md "the comparison on CIFAR-100" grid experiments/cifar100_gpu.yaml; fi
+    step cifar100.json "a CIFAR-100 training" train
+    if [ "$minutes" -ge 40 ]; then step grid.md "the comparison on CIFAR-100" compare; fi
 fi
+if [ "$device" = cpu ]; then echo "everything that needs a card: this was made on a CPU at tiny sizes, and no figure of it means anything" | tee -a "$left_out"; fi
 $python experiments/gpu_page.py "$out"
