@@ -437,6 +437,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'silkworm_app.cli': { 'silkworm_app.cli._command': ('cli.html#_command', 'silkworm_app/cli.py'),
                                   'silkworm_app.cli._plain_warnings': ('cli.html#_plain_warnings', 'silkworm_app/cli.py'),
                                   'silkworm_app.cli.app_main': ('cli.html#app_main', 'silkworm_app/cli.py'),
+                                  'silkworm_app.cli.cores': ('cli.html#cores', 'silkworm_app/cli.py'),
+                                  'silkworm_app.cli.share_machine': ('cli.html#share_machine', 'silkworm_app/cli.py'),
                                   'silkworm_app.cli.train_main': ('cli.html#train_main', 'silkworm_app/cli.py')},
             'silkworm_app.data.audit': { 'silkworm_app.data.audit._file_report': ( 'data/audit.html#_file_report',
                                                                                    'silkworm_app/data/audit.py'),

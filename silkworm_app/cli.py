@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['data_main', 'evaluate_main', 'plot_main', 'bench_main', 'experiment_main', 'page_main', 'export_main', 'fuse_main',
-           'predict_main', 'app_main', 'train_main']
+           'predict_main', 'cores', 'share_machine', 'app_main', 'train_main']
 
 # %% ../nbs/03_cli.ipynb #2cca9956
-import os, sys, warnings
+import math, os, sys, warnings
 from contextlib import contextmanager
 from importlib import import_module
 
@@ -29,12 +29,32 @@ def _plain_warnings():
             if was is None: del os.environ['PYTHONWARNINGS']
             else: os.environ['PYTHONWARNINGS'] = was
 
+# %% ../nbs/03_cli.ipynb #d3e5a702
+def cores(
+    root='/sys/fs/cgroup', # of the control groups
+)->int: # 1 or more
+    "Cores that this process may use: those that it is bound to, and no more than its container's share"
+    n = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    for file in ('cpu.max', 'cpu/cpu.cfs_quota_us'):
+        try:
+            found = open(f'{root}/{file}').read().split()
+            quota, period = found if file == 'cpu.max' else (found[0], open(f'{root}/{file}'.replace('quota', 'period')).read())
+            if float(quota) > 0: return max(1, min(n, math.ceil(float(quota) / float(period))))
+        except (OSError, ValueError): continue          # no control groups, or no limit ('max', -1)
+    return n
+
+def share_machine():
+    "Before torch is loaded: threads that wait sleep, and there are no more of them than `cores`"
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    if cores() < (os.cpu_count() or 1): os.environ.setdefault('OMP_NUM_THREADS', str(cores()))
+
 # %% ../nbs/03_cli.ipynb #c0a11e01
 def _command(where):
     "A command that loads the module of its `main` when it is called"
     module, _, name = where.partition(':')
     def main(argv=None):
         open_streams()
+        share_machine()
         with _plain_warnings(): return getattr(import_module(f'silkworm_app.{module}'), name or 'main')(argv)
     main.__doc__ = f'`silkworm_app.{module}`, see --help.'
     return main
@@ -59,6 +79,7 @@ def train_main(
     from silkworm_app.train.config import TrainError, read_settings # fastcore, which the other commands may not need
     from silkworm_app.train.run import RunFolder, finished, is_finished # as above
     open_streams()
+    share_machine()
     try: cfg = read_settings(argv)
     except TrainError as e:
         print(f'silkworm-train: {e}', file=sys.stderr)

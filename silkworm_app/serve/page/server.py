@@ -282,7 +282,7 @@ def main(
         root = args.root_path if args.root_path is not None else os.environ.get('GRADIO_ROOT_PATH') or None
         if root and not root.startswith(('/', 'http://',
             'https://')): raise ValueError(f'--root_path must begin with a slash, as in /silk, not {root}')
-        folder, threads = bundle_folder(args.bundle), max(1, (os.cpu_count() or 1) // args.workers)
+        folder, threads = bundle_folder(args.bundle), max(1, int(os.environ.get('OMP_NUM_THREADS') or os.cpu_count() or 1) // args.workers)
         read_config(folder)
         check_port(args.host, args.port)
         store = Store(args.collect, args.collect_mb) if args.collect else None
