@@ -85,7 +85,7 @@ def train_main(
         print(f'silkworm-train: {e}', file=sys.stderr)
         return 2
     if is_finished(cfg):
-        print(finished(RunFolder(cfg.output_dir)))
+        if not int(os.environ.get('RANK', 0)): print(finished(RunFolder(cfg.output_dir))) # of several processes the first
         return 0
     with _plain_warnings():
         from silkworm_app.plot import plot_run # these load torch: what stands above answers at once

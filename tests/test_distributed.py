@@ -6,11 +6,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from silkworm_app.data.sample import draw_sample
+from silkworm_app.train import one
+from silkworm_app.train.run import RunFolder
 
 SCRIPT = '''
 import sys, torch
@@ -117,3 +120,14 @@ def test_accelerate_launch(data, tmp_path, flag, several):
     assert code == 0 and out.count('Test split') == 1, out
     assert ('(2 processes x 8 pictures)' in out) == several and ('started one' in out) != several, out
     assert json.loads((run/'metrics.json').read_text())['test']['n'] == 25
+
+
+@pytest.mark.parametrize('recipe', ['full', 'head'])
+def test_only_the_first_process_reads_and_writes_the_best_weights(tmp_path, monkeypatch, recipe):
+    "The other processes came to the end first and looked for an average that was not written yet."
+    average = one.BestEMA(.9, 'best_ema_0.9.safetensors')
+    average.saved, average.best = True, .1
+    learn = SimpleNamespace(model=torch.nn.Linear(1, 1), save_best=SimpleNamespace(saved=True, best=.2), cbs=[average])
+    cfg = SimpleNamespace(recipe=recipe, model_ema=True, model_ema_eval=True)
+    monkeypatch.setattr(one, 'rank_distrib', lambda: 1)
+    assert not one.best_model(cfg, learn, RunFolder(tmp_path))[0].training and not list(tmp_path.iterdir())

@@ -1,8 +1,10 @@
 "The package says the same about itself everywhere, and importing it is cheap."
 import configparser
 import importlib
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,17 @@ def test_console_script_explains_itself(name):
 def test_importing_the_package_loads_no_framework():
     code = "import sys, silkworm_app; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == 'False'
+
+
+def test_the_wheel_holds_every_file_of_the_package(tmp_path):
+    "Texts, templates, styles and scripts of the page, names of diseases: all that is read at run time lies beside the modules."
+    source = tmp_path / 'source'
+    source.mkdir()
+    shutil.copytree(root / 'silkworm_app', source / 'silkworm_app', ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('setup.py', 'settings.ini', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE'): shutil.copy(root / name, source)
+    build = f'import setuptools.build_meta as b; b.build_wheel({str(tmp_path)!r})'
+    done = subprocess.run([sys.executable, '-c', build], cwd=source, capture_output=True, text=True, timeout=120)
+    wheel, = tmp_path.glob('*.whl')
+    have = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith('silkworm_app/')}
+    want = {p.relative_to(source).as_posix() for p in (source / 'silkworm_app').rglob('*') if p.is_file()}
+    assert have == want and {Path(n).suffix for n in want} >= {'.py', '.yaml', '.html', '.css', '.js'}, done.stderr[-500:]

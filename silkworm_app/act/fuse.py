@@ -221,8 +221,7 @@ def _sizes(model, input_size):
         s = (input_size,)*2 if isinstance(input_size, int) else tuple(input_size)
         return [s if len(s) == 3 else (_channels(model), *s)]
     cfg = getattr(model, 'build_cfg', None) or {}
-    plan = getattr(model, 'lslu_plan', None)
-    own = [getattr(plan, 'input_size', None), (cfg.get('plan') or {}).get('input_size'), (cfg.get('kwargs') or {}).get('input_size')]
+    own = [(cfg.get('plan') or {}).get('input_size'), (cfg.get('kwargs') or {}).get('input_size')]
     for m in model.modules():
         if isinstance(m, VanillaNet): own.append([m.in_chans, 2*m.reduction, 2*m.reduction] if m.reduction else None)
         own.append((getattr(m, 'pretrained_cfg', None) or {}).get('input_size'))

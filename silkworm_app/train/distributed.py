@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from fastai.distributed import DistributedDL, DistributedTrainer
 from fastai.metrics import AccumMetric
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -86,9 +87,7 @@ def sync_batch_norms(
     "Batch norms that see the whole batch: torch's (timm's for norms with an activation) on GPUs, ours on CPUs"
     done = nn.SyncBatchNorm, SyncBatchNormCPU
     old = {n: type(m) for n, m in model.named_modules() if isinstance(m, _BatchNorm) and not isinstance(m, done)}
-    if not cpu:
-        from timm.layers import convert_sync_batchnorm
-        model = convert_sync_batchnorm(model)
+    if not cpu: model = convert_sync_batchnorm(model)
     for n, cls in old.items():
         m = model.get_submodule(n)
         m.unsynced = cls

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..act.start import load_reference, net_of, open_weights, told_net
+from ..act.start import load_reference, net_of, open_weights
 from ..data.diseases import canonical_name
 from ..data.folder import DataError
 from ..data.imaging import ImageError, Preprocess
 from ..data.splits import Splits, find_splits
 from ..files import write_text
 from ..act.fuse import fuse
+from ..serve.deploy import add_net_options, source_of_file
 from ..serve.load import load_bundle
 from ..serve.metrics import evaluate_probs, metrics_report
 from ..serve.net import Predictor
@@ -31,13 +32,6 @@ from .run import find_run
 from .setup import load_splits
 
 # %% ../../nbs/train/09_evaluate.ipynb #0fbc581a
-def _class_names(text):
-    "Names from a list with commas, or a file with one a line"
-    if text is None: return None
-    file = Path(text)
-    names = file.read_text(encoding='utf-8-sig').splitlines() if file.is_file() else text.split(',')
-    return [n.strip() for n in names if n.strip()]
-
 def _run_classes(run, cfg):
     "The classes of a run, as it wrote them down"
     for f in (run.metrics, run.bundle/'config.json'):
@@ -78,23 +72,10 @@ def _of_bundle(src):
 # %% ../../nbs/train/09_evaluate.ipynb #1c1e095a
 def _of_weights(src, args):
     "Predictors of a file of weights that lies in no run folder"
-    stored = open_weights(src, args.model_key or 'model|module')
-    pictures, spec = stored.pictures or {}, stored.net_spec if not args.arch else None
-    if not spec and not args.arch: raise ValueError(f'{src} does not say what net it is of; say it with --arch')
-    classes = _class_names(args.classes) or pictures.get('classes')
-    if not classes and args.data: classes = find_splits(args.data, 0, 0, group=None, on_bad='skip').classes
-    if not classes: raise ValueError(f'{src} does not say what its classes are; name them with --classes')
-    pre = Preprocess(args.input_size or pictures.get('size', 224), args.crop_pct or pictures.get('crop_pct', 1.),
-                     pictures.get('interpolation', 'bicubic'), pictures.get('resize', 'crop'),
-                     *(pictures[k] for k in ('mean', 'std') if 'std' in pictures))
-    if spec and spec['num_classes'] != len(classes):
-        raise ValueError(f'{src} is of a net with {spec["num_classes"]} classes, not {len(classes)} ({", ".join(classes[:8])})')
-    if spec:
-        model = net_of(src, args.model_key or 'model|module')
-        return {'fused': Predictor(model, classes, pre)} if stored.fuse_plan else _both(model, classes, pre)
-    names = 'act_num', 'where', 'per_channel', 'form', 'act', 'stem_stride', 'input_size'
-    model = told_net(src, args.arch, len(classes), args.model_key or 'model|module', **{k: getattr(args, k) for k in names})
-    return _both(model, classes, pre)
+    classes = find_splits(args.data, 0, 0, group=None, on_bad='skip').classes if args.data and not args.classes else None
+    s = source_of_file(src, args, args.model_key or 'model|module', args.crop_pct, classes)
+    return {'fused': Predictor(s.fused, s.classes, s.preprocess)} if s.fused is not None else _both(s.model, s.classes, s.preprocess)
+
 
 # %% ../../nbs/train/09_evaluate.ipynb #ec6c1fb2
 def open_models(
@@ -143,17 +124,8 @@ def _parser():
     p.add_argument('--model_key', '--model-key', metavar='KEY', help='weights in the checkpoint or run, for example model_ema_0.9998')
     p.add_argument('--batch_size', '--batch-size', type=int, default=32)
     p.add_argument('--json', metavar='OUT', help='also write the numbers')
-    g = p.add_argument_group('for weights that lie in no run folder and do not say what they are of')
-    g.add_argument('--arch', help='architecture, for example vanillanet_5')
-    g.add_argument('--classes', help='names, separated by commas, or a file with one a line (default: those of the pictures)')
-    g.add_argument('--input_size', '--input-size', type=int, help='side of the pictures (default 224)')
-    g.add_argument('--crop_pct', '--crop-pct', type=float)
-    g.add_argument('--act_num', '--act-num', type=int)
-    g.add_argument('--stem_stride', '--stem-stride', type=int)
-    g.add_argument('--where')
-    g.add_argument('--per_channel', '--per-channel', action='store_true')
-    g.add_argument('--form', choices=('chain', 'sum'))
-    g.add_argument('--act', choices=('lslu', 'series', 'relu'))
+    p.add_argument('--crop_pct', '--crop-pct', type=float, help='part of the shorter side that is kept, of a file of weights')
+    add_net_options(p)
     return p
 
 # %% ../../nbs/train/09_evaluate.ipynb #120f8253

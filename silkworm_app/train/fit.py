@@ -20,7 +20,7 @@ from ..data.folder import DataError
 from ..data.imaging import ImageError
 from ..data.loaders import test_loader
 from ..act.fuse import compare, fuse
-from ..act.curves import describe_acts, layer_curves, lslu_layers
+from ..act.curves import describe_acts, layer_curves
 from ..serve.advice import closing_words
 from ..serve.bundle import save_bundle
 
@@ -37,7 +37,7 @@ from .learner import keep_memory
 from .log import say
 from .one import build_model, load_checkpoint, make_dls, Trained, net_args, train_net
 from .pictures import check_same, learned_pictures, learned_warning, run_splits, write_pictures
-from .resume import find_checkpoint
+from .resume import find_checkpoint, read_checkpoint
 from .run import RunFolder, find_run, finished, start_run, write_start
 from .setup import load_splits, pick_device, resolve
 
@@ -130,7 +130,7 @@ def save_deploy(
 # %% ../../nbs/train/08_fit.ipynb #1e68f9c7
 def _deploy(cfg, learn, model, run, res, dl, last):
     "Fuse, compare, write what is asked for"
-    curves = layer_curves(model) if lslu_layers(model) else []
+    curves = layer_curves(model)
     fused = fuse(model, cfg.input_size).cpu().float()
     pics = [b[0].as_subclass(torch.Tensor).cpu() for _, b in zip(range(16), dl)]
     proof = compare(model.cpu(), fused, pics)
@@ -221,16 +221,10 @@ def read_state(
     what:str, # of `start_run`
 ): # dictionary, or None
     "The state of a training to go on from. Raises `TrainError`."
-    state = None
-    if cfg.resume:
-        if not Path(cfg.resume).is_file(): raise TrainError(f'resume: there is no checkpoint {cfg.resume}')
-        try: state = torch.load(cfg.resume, map_location='cpu', weights_only=True)
-        except Exception as e:
-            raise TrainError(f'resume: {cfg.resume} is no checkpoint of a training ({" ".join(str(e).split())[:120]})') from None
-    elif what == 'begun': state = (find_checkpoint(run.checkpoints) or (None, None))[1]
-    if state is not None and (not isinstance(state, dict) or 'epoch' not in state):
-        raise TrainError(f'{cfg.resume or run} is no checkpoint of a training')
-    return state
+    if not cfg.resume: return find_checkpoint(run.checkpoints) if what == 'begun' else None
+    try: return read_checkpoint(cfg.resume)
+    except ValueError as e: raise TrainError(f'resume: {e}') from None
+
 
 # %% ../../nbs/train/08_fit.ipynb #64f40a07
 def _forget_lost(state, run):

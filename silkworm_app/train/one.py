@@ -201,6 +201,7 @@ def best_model(
 ): # (net in eval mode, name of the weights)
     "The net to deploy; its weights lie in the run's best file"
     model, cands = get_model(learn.model), []
+    if rank_distrib(): return model.eval(), '' # the first process chooses, evaluates and writes; its files may not be there yet
     if cfg.recipe != 'full':
         save_weights(model, run.best, pictures_of(learn.dls))
         return model.eval(), 'best'
