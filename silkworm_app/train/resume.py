@@ -139,8 +139,8 @@ def read_checkpoint(
     if not Path(file).is_file(): raise ValueError(f'there is no checkpoint {file}')
     try: state = torch.load(file, map_location='cpu', weights_only=True)
     except Exception as e: raise ValueError(f'{file} is no checkpoint of a training: {" ".join(str(e).split())[:120]}') from None
-    if not isinstance(state, dict) or state.get('version') != 1 or 'opt' not in state: raise ValueError(f'{file} is no checkpoint of a training')
-    return state
+    if isinstance(state, dict) and state.get('version') == 1 and 'opt' in state: return state
+    raise ValueError(f'{file} is no checkpoint of a training')
 
 
 # %% ../../nbs/train/02_resume.ipynb #c4eckpt1
