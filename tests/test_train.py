@@ -158,7 +158,9 @@ def test_pretrained(train, data, tmp_path, monkeypatch):
     (repo/'refs/main').write_text('abc')
     save_file(net.state_dict(), repo/'snapshots/abc/model.safetensors')
     code, out, m = train(*options)
-    assert code == 0, out
+    assert code == 0 and "pretrained (timm's cache (timm/test_resnet" in out, out
+    kept = yaml.safe_load((tmp_path/'run/settings.yaml').read_text())
+    assert [kept['mean'], kept['std']] == [list(net.pretrained_cfg[k]) for k in ('mean', 'std')]  # .5, the weights' own
     got, convs = load_file(tmp_path/'run/best.safetensors'), {k: v for k, v in net.state_dict().items() if v.ndim == 4}
     assert len(convs) > 10 and all(torch.equal(got[k], v) for k, v in convs.items())
 

@@ -288,7 +288,9 @@ def _create(arch, pretrained, num_classes, kwargs):
     except Exception as e:
         raise ValueError(f'The pretrained weights of {arch} could not be loaded ({type(e).__name__}: {short(e)}): '
                          'check the network connection, name a file of weights of this very net, or take pretrained=False.') from e
-    if not named: model.pretrained_cfg = model.default_cfg = {k: v for k,v in model.pretrained_cfg.items() if k != 'state_dict'}
+    if not named:
+        model.pretrained_cfg = model.default_cfg = {k: v for k,v in model.pretrained_cfg.items() if k != 'state_dict'}
+        model.weights_source = found.source
     return model
 
 # %% ../../nbs/act/07_patch.ipynb #a0294a61

@@ -254,8 +254,9 @@ def _introduce(cfg, learn, state):
     steps = f'steps of {np.prod([i for i, _ in many])} pictures'
     if many[0][0]*cfg.update_freq > 1: steps += f' ({" x ".join(f"{i} {w}" for i, w in many if i > 1)})'
     how = f'{steps}, {cfg.epochs} epochs at most, {cfg.opt} {cfg.lr:g} ({cfg.sched})'
-    if cfg.recipe == 'head': how = 'pretrained; the head only, on features computed once'
-    elif cfg.recipe != 'full': how = f'pretrained; the head first, then {cfg.recipe} with small steps for {cfg.epochs} epochs'
+    known = f'pretrained ({getattr(learn.model, "weights_source", cfg.finetune or "weights named")})'
+    if cfg.recipe == 'head': how = f'{known}; the head only, on features computed once'
+    elif cfg.recipe != 'full': how = f'{known}; the head first, then {cfg.recipe} with small steps for {cfg.epochs} epochs'
     say(f'\n{cfg.model} ({n/1e6:.2f} M parameters), {cfg.input_size} px, {how}, {pick_device(cfg.device)}')
     say(f'Activations: {describe_acts(learn.model)["text"]}')
     if state is not None: say(f'Going on after epoch {state["epoch"]}')
