@@ -11,6 +11,7 @@ import shutil
 import sys
 import uuid
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 # %% ../nbs/00_files.ipynb #f1a00005
@@ -41,14 +42,21 @@ def write_text(
 def replace_folder(
     new, # the finished folder
     dest, # where it is to be; what is there is replaced as a whole
-    mark:str, # a file that only such a folder has: others are not replaced
+    mark:str, # a file that only such a folder has
+    says:bytes, # what stands in that file
+    names:tuple, # patterns of the files that such a folder may hold
 ):
-    "Put a finished folder in the place of another of its kind; raises `ValueError` where something else is there"
+    """Put a finished folder in the place of another of its kind; raises `ValueError` where something else is there, or a file of somebody
+    else among its own"""
     new, dest, old = Path(new), Path(dest), None
     if dest.exists():
         if not dest.is_dir(): raise ValueError(f'{dest} is a file; name a folder')
-        if any(dest.iterdir()) and not (dest/mark).is_file():
-            raise ValueError(f'{dest} holds other files and no {mark}, so it is not replaced; name another folder')
+        there = [p.relative_to(dest).as_posix() for p in dest.rglob('*') if not p.is_dir()]
+        other = sorted(n for n in there if not any(fnmatch(n, o) for o in (mark, *names, '.DS_Store', 'Thumbs.db')))
+        if there and not ((dest/mark).is_file() and says in (dest/mark).read_bytes()):
+            raise ValueError(f'{dest} holds other files ({shown(sorted(there)[0])}) and is not replaced; name another folder')
+        if other: raise ValueError(f'{dest} holds {shown(other[0])}, which was not made here, and is not replaced; move that file out, or '
+                                   'name another folder')
         old = dest.with_name(f'.{dest.name}.{uuid.uuid4().hex[:8]}.old')
         os.replace(dest, old)
     try: os.replace(new, dest)

@@ -118,6 +118,17 @@ def test_failed_save_keeps_the_old_bundle(bundle, learn, tmp_path, monkeypatch):
     assert [f.name for f in tmp_path.iterdir()] == ['b']
 
 
+def test_what_others_put_beside_it_is_not_lost(bundle, learn, tmp_path):
+    "A note in a bundle, and a folder of another program that has a config.json, too"
+    d, other = tmp_path / 'b', tmp_path / 'other'
+    shutil.copytree(bundle, d)
+    (d / 'notes.txt').write_text('mine')
+    other.mkdir(), (other / 'config.json').write_text('{"architectures": ["ViT"]}'), (other / 'model.safetensors').write_text('mine')
+    with pytest.raises(BundleError, match='holds notes.txt, which was not made here'): save_bundle(d, learn)
+    with pytest.raises(BundleError, match='holds other files'): save_bundle(other, learn)
+    assert (d / 'notes.txt').read_text() == (other / 'model.safetensors').read_text() == 'mine'
+
+
 # ---- files that lie ----
 
 def rehash(d):

@@ -203,7 +203,7 @@ def init(**kw): calls.append(kw); return Run()
 
 
 BAD = [(['--nb_classes', 7], 'nb_classes is 7'), (['--model', 'vanilanet_5'], 'vanillanet_5'), (['--opt', 'adamy'], 'close to it'), (['--aa', 'rand-m7', '--aug', 'strong'], 'two ways to augment'),
-       (['--aa', 'nonsense'], 'timm augmentation'), (['--aug', 'nonsense'], 'augmentation'), (['--batch_size', 0], 'batch_size must be 2'), (['--epochs', 0], 'epochs must be 1'), (['--drop', 2], 'drop must lie'),
+       (['--aa', 'nonsense'], 'timm augmentation'), (['--aug', 'nonsense'], 'augmentation'), (['--batch_size', 0], 'batch_size must be 2'), (['--epochs', 0], 'epochs must be 1'), (['--drop', 2], 'drop must be'),
        (['--finetune', 'nofile.pth'], 'nofile.pth'), (['--resume', 'nofile.pth'], 'nofile.pth'), (['--device', 'cuda:9'], 'device'), (['--stem_stride', 9], 'stem_stride'), (['--form', 'spline'], 'form must be one of'),
        (['--opt', 'sgd', '--opt_betas', .9, .9], 'opt sgd'), (['--model_ema', 'true', '--model_ema_decay', 1.5], 'decay'), (['--config', 'nofile.yaml'], 'nofile.yaml'), (['--lr', 'fast'], 'lr must be a number')]
 
@@ -213,6 +213,16 @@ def test_bad_options(train, options, says):
     code, out, m = train(*options)
     assert code == 2 and says in out and m is None, out
     assert out.strip().splitlines()[-1].startswith('silkworm-train: ')
+
+
+def test_what_would_train_nothing_is_refused(data):
+    "Each of these was taken, and the net stayed as it was, or came out as nonsense"
+    from silkworm_app.train.config import TrainError
+    from silkworm_app.train.setup import resolve
+    splits = load_splits(read_settings(['--data_path', str(data), '--group', 'hash']))
+    for o in ['lr 0', 'lr -1', 'lr inf', 'min_lr 1', 'clip_grad -1', 'smoothing 1', 'drop 1', 'mixup -1', 'momentum 2', 'opt_betas 2 .9', 'model_ema_decay 1', 'layer_decay 0', 'weight_decay -1', 'weight_decay_end -1',
+              'bce_target_thresh 2', 'crop_pct 0', 'crop_pct 3', 'std 0 0 0', 'std 1 1', 'mean 1 2', 'num_workers -1', 'seed -1', 'seed 99999999999', 'cutmix_minmax 2 3', 'cutmix_minmax .5', 'n_train -5', 'recount 0', 'risk 1']:
+        with pytest.raises(TrainError, match=o.split()[0]): resolve(read_settings(['--data_path', str(data), '--device', 'cpu', *f'--{o}'.split()]), splits)
 
 
 def test_bad_data(train, data, tmp_path):

@@ -25,15 +25,17 @@ class DataError(ValueError):
     "A data set that cannot be used as it is; the message names the file or folder and what to do."
 
 # %% ../../nbs/data/02_folder.ipynb #8af64e72
-_litter = {'thumbs.db', 'ehthumbs.db', 'desktop.ini', 'picasa.ini', '__macosx', '@eadir', '@recycle', '#recycle', '#snapshot',
+_litter = {'thumbs.db', 'ehthumbs.db', 'ehthumbs_vista.db', 'network trash folder', 'temporary items', '@tmp', 'found.000',
+           'indexervolumeguid', 'wpsettings.dat', 'desktop.ini', 'picasa.ini', '__macosx', '@eadir', '@recycle', '#recycle', '#snapshot',
            '$recycle.bin', 'recycler', 'system volume information', 'lost+found', 'icon\r', '__pycache__'}
+_litter_ends = ':zone.identifier', ':encryptable', '@synoeastream', '@synoresource'
 
 def is_litter(
     name:str # of a file or folder, without its path
 )->bool:
     "Whether an operating system, a network drive or a picture manager left this behind."
     low = name.lower()
-    return low.startswith(('.', '~$')) or low in _litter or low.endswith((':zone.identifier', '@synoeastream', '@synoresource'))
+    return low.startswith(('.', '~$')) or low in _litter or low.endswith(_litter_ends)
 
 # %% ../../nbs/data/02_folder.ipynb #6a919f07
 def _han(c): return '\u3040' <= c <= '\u30ff' or '\u4e00' <= c <= '\u9fff'

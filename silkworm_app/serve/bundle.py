@@ -281,6 +281,8 @@ def _different(examples, splits):
     return out
 
 # %% ../../nbs/serve/11_bundle.ipynb #22f57b19
+_names = ('card.md', *BUNDLE_FILES, 'examples/[0-9][0-9].jpg') # of a bundle, beside config.json
+
 def _write(dest, config, predictor, onnx, examples, roots):
     "The files, whole or not at all."
     dest.parent.mkdir(parents=True, exist_ok=True)
@@ -301,7 +303,7 @@ def _write(dest, config, predictor, onnx, examples, roots):
         for n in names: os.chmod(new / n, 0o644)
         try: _try(new, predictor)
         except BundleError as e: raise BundleError(str(e).replace(str(new), str(dest))) from None
-        try: replace_folder(new, dest, 'config.json')
+        try: replace_folder(new, dest, 'config.json', BUNDLE_FORMAT['name'].encode(), _names)
         except ValueError as e: raise BundleError(str(e)) from None
     finally:
         shutil.rmtree(new, ignore_errors=True)

@@ -7,7 +7,7 @@ __all__ = ['Opt', 'GROUPS', 'OPTIONS', 'setting', 'TrainError', 'TrainConfig', '
            'read_settings', 'read_yaml', 'write_yaml']
 
 # %% ../../nbs/train/00_config.ipynb #93ac0b2b
-import argparse, difflib
+import argparse, difflib, math
 from collections import namedtuple
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -218,12 +218,12 @@ def _int(v):
     return int(float(v))
 
 def _float(v):
-    if isinstance(v, bool) or float(v) != float(v): raise ValueError
+    if isinstance(v, bool) or not math.isfinite(float(v)): raise ValueError
     return float(v)
 
 def _floats(v):
     if isinstance(v, str): v = v.replace(',', ' ').split()
-    return [float(i) for i in (v if isinstance(v, (list, tuple)) else [v])]
+    return [_float(i) for i in (v if isinstance(v, (list, tuple)) else [v])]
 
 # %% ../../nbs/train/00_config.ipynb #a3f82b1f
 def _dict(v):

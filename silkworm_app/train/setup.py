@@ -192,14 +192,31 @@ def resolve(
 
 # %% ../../nbs/train/04_setup.ipynb #081d06fe
 _least = dict(input_size=1, batch_size=2, epochs=1, update_freq=1, save_ckpt_freq=1, save_ckpt_num=1, test_freq=1, decay_epochs=0,
-              early_stop_epochs=0, act_num=0, warmup_epochs=0)
+              early_stop_epochs=0, act_num=0, warmup_epochs=0, recount=1)
+
+# outside of these a training would train nothing, or nonsense
+_ranges = {'above 0': (lambda v: v > 0, 'lr opt_eps layer_decay std'),
+           '0 or more': (lambda v: v >= 0, 'min_lr weight_decay weight_decay_end clip_grad mixup cutmix num_workers seed n_train n_test '
+                                           'color_jitter'),
+           '0 to 1': (lambda v: 0 <= v <= 1, 'mixup_prob mixup_switch_prob reprob cutmix_minmax'),
+           '0 or more and below 1': (lambda v: 0 <= v < 1, 'drop smoothing momentum opt_betas model_ema_decay bce_target_thresh'),
+           'above 0 and up to 1': (lambda v: 0 < v <= 1, 'crop_pct'),
+           'above 0 and up to 0.5': (lambda v: 0 < v <= .5, 'risk')}
+_lengths = dict(mean=3, std=3, cutmix_minmax=2)
 
 def _check_ranges(cfg):
     for k, lo in _least.items():
         if getattr(cfg, k) != 'auto' and getattr(cfg, k) < lo: raise TrainError(f'{k} must be {lo} or more, not {getattr(cfg, k)}')
-    if not 0 < cfg.risk <= .5: raise TrainError(f'risk must lie above 0 and up to 0.5, not {cfg.risk}')
-    for k in ('drop', 'smoothing', 'mixup_prob', 'mixup_switch_prob', 'reprob'):
-        if getattr(cfg, k) is not None and not 0 <= getattr(cfg, k) <= 1: raise TrainError(f'{k} must lie in 0 to 1, not {getattr(cfg, k)}')
+    for words, (right, names) in _ranges.items():
+        for k in names.split():
+            v = getattr(cfg, k)
+            if v is None or v == 'auto': continue
+            if not all(map(right, v if isinstance(v, (list, tuple)) else [v])): raise TrainError(f'{k} must be {words}, not {v}')
+    for k, n in _lengths.items():
+        v = getattr(cfg, k)
+        if isinstance(v, (list, tuple)) and len(v) != n: raise TrainError(f'{k} must be {n} numbers, not {len(v)}')
+    if cfg.min_lr > cfg.lr: raise TrainError(f'min_lr {cfg.min_lr} must not lie above lr {cfg.lr}')
+    if cfg.seed >= 2**32: raise TrainError(f'seed must be below {2**32}, not {cfg.seed}')
 
 # %% ../../nbs/train/04_setup.ipynb #339f287a
 def _check_deep_training(cfg):

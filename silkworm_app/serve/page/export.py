@@ -149,7 +149,7 @@ def export_web(
         os.chmod(new, 0o755)
         (new / 'ort').mkdir()
         for n, data in files.items(): (new / n).write_bytes(data)
-        replace_folder(new, dest, 'sw.js')
+        replace_folder(new, dest, 'sw.js', b'const CACHE = ', (*files, 'ort/*'))
     finally: shutil.rmtree(new, ignore_errors=True)
     return dest
 
