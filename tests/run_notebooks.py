@@ -72,7 +72,7 @@ def kept(outputs):
         if any(k.startswith('image') for k in data): data = {k: v for k, v in data.items() if k.startswith('image')}
         if 'image/png' in data: data.pop('image/jpeg', None)
         plain = ''.join(data.get('text/plain', ''))
-        if set(data) == {'text/plain'} and (plain.startswith(('<', '[<')) or not plain): continue
+        if set(data) == {'text/plain'} and (plain.startswith(('<', '[<', 'Text(')) or not plain): continue
         if data: out.append({k: v for k, v in dict(o, data=data, metadata={}).items()})
     return out
 
