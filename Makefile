@@ -65,7 +65,7 @@ test: env
 
 # A net that was trained is another one on another processor; no test may hang on the luck of one.
 OTHER_CPU := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
-TRAINS := $(addprefix nbs/train/,01_callback.ipynb 02_resume.ipynb 03_recipe.ipynb 04_learner.ipynb)
+TRAINS := $(addprefix nbs/train/,01_callback.ipynb 02_resume.ipynb 05_recipe.ipynb 06_learner.ipynb)
 
 test-other-cpu: env
 	$(OTHER_CPU) $(BIN)/python tests/run_notebooks.py --check $(TRAINS)

@@ -107,3 +107,9 @@ def test_there_is_one_notebook_a_module():
         for c in json.loads(p.read_text(encoding='utf-8'))['cells']:
             exported += [o.split()[-1] for o in ''.join(c['source']).splitlines() if o.startswith('#| default_exp')]
     assert sorted(f'silkworm_app.{o}' for o in exported) == sorted(generated) and len(set(exported)) == len(exported)
+
+
+def test_notebooks_of_a_room_are_numbered_in_one_order():
+    for folder in {p.parent for p in (root / 'nbs').rglob('*.ipynb')}:
+        numbers = [p.name.split('_')[0] for p in folder.glob('*.ipynb')]
+        assert len(set(numbers)) == len(numbers), sorted(numbers)
