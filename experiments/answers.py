@@ -59,7 +59,7 @@ def files_of(name, data, cache):
         unpack(data / (f'{name}.zip' if name.startswith('cifar') else f'{name}.tar'), folder)
     found = [(p, p.parent.name) for p in sorted(folder.rglob('*.jpg')) if not name.startswith('cifar') or 'train' in p.parts]
     if name == 'cifar10': found = [found[i] for i in np.random.default_rng(0).permutation(len(found))[:6000]]
-    if name == 'cifar100': found = [f for f in found if f[1] in LEAVES][::40]
+    if name == 'cifar100': found = [f for f in found if f[1] in LEAVES][::80]
     return found
 
 
@@ -185,17 +185,17 @@ def strangers(name, data, cache):
     "Kind of thing -> features and stats of pictures that show no class of this set."
     size, file, rng = 96 if name == 'cifar' else 224, cache / f'strange_{name}.npz', np.random.default_rng(0)
     if not file.is_file():
-        own = [p for p, c in files_of('cifar10' if name == 'cifar' else name, data, cache) if name != 'cifar' or c in KNOWN][::7][:60]
+        own = [p for p, c in files_of('cifar10' if name == 'cifar' else name, data, cache) if name != 'cifar' or c in KNOWN][::7][:30]
         blur = [(im := open_image(p)).filter(ImageFilter.GaussianBlur(.06 * max(im.size))) for p in own]
         made = dict(
-            blank=[np.full((96, 96, 3), v, np.uint8) + rng.integers(0, 3, (96, 96, 3), dtype=np.uint8) for v in range(0, 250, 5)],
-            noise=[rng.integers(0, 256, (96, 96, 3), dtype=np.uint8) for _ in range(50)],
+            blank=[np.full((96, 96, 3), v, np.uint8) + rng.integers(0, 3, (96, 96, 3), dtype=np.uint8) for v in range(0, 250, 10)],
+            noise=[rng.integers(0, 256, (96, 96, 3), dtype=np.uint8) for _ in range(25)],
             blurred=blur,
             leaves=[p for p, _ in files_of('cifar100', data, cache)],
         )
         if name == 'cifar': made['four other classes'] = [p for p, c in files_of('cifar10', data, cache) if c not in KNOWN][:400]
-        else: made['CIFAR-10'] = [p for p, _ in files_of('cifar10', data, cache)[:100]]
-        if name != 'hymenoptera' and name != 'cifar': made['ants and bees'] = [p for p, _ in files_of('hymenoptera', data, cache)[::4]]
+        else: made['CIFAR-10'] = [p for p, _ in files_of('cifar10', data, cache)[:50]]
+        if name != 'hymenoptera' and name != 'cifar': made['ants and bees'] = [p for p, _ in files_of('hymenoptera', data, cache)[::8]]
         out = {k: features(v, size) for k, v in made.items()}
         np.savez(file, **{f'{k}|{j}': v[j] for k, v in out.items() for j in (0, 1)})
     d = np.load(file)
