@@ -50,6 +50,7 @@ def short(text):
     "Without what belongs to this machine and this moment; a long text is cut."
     text = re.sub(r'\x1b\[[0-9;]*m', '', ''.join(text))
     text = re.sub(r'[^\n]*\r', '', text).replace(str(root) + '/', '').replace(str(root), '.')
+    text = re.sub(r'[^\s\'"(]*/site-packages/', '', text)
     text = re.sub(r'(/[\w.-]+)*/tmp[a-z0-9_]{8}\b', '/tmp/here', text)
     lines = [o if len(o) <= WIDTH else o[:WIDTH - 3] + '...' for o in text.splitlines()]
     if len(lines) > LINES: lines = lines[:LINES] + [f'... and {len(lines) - LINES} lines more']
@@ -86,7 +87,7 @@ def text_of(outputs):
 
 def alike(a, b, numbers=True):
     "The same words, the same whole numbers; other numbers to a twentieth; rounding errors and times whatever they are."
-    a, b = (CLOCK.sub('', o) for o in (a, b))
+    a, b = (CLOCK.sub('', re.sub(r'\b[0-9a-f]{16,}\b', '', o)) for o in (a, b))        # nor sums of files
     if NUMBER.sub('#', ' '.join(a.split())) != NUMBER.sub('#', ' '.join(b.split())): return False
     for x, y in zip(NUMBER.findall(a), NUMBER.findall(b)) if numbers else ():
         if x == y: continue
