@@ -959,6 +959,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'silkworm_app.data.splits._layout': ('data/splits.html#_layout', 'silkworm_app/data/splits.py'),
                                           'silkworm_app.data.splits._listed': ('data/splits.html#_listed', 'silkworm_app/data/splits.py'),
                                           'silkworm_app.data.splits._mend': ('data/splits.html#_mend', 'silkworm_app/data/splits.py'),
+                                          'silkworm_app.data.splits._of_class': ( 'data/splits.html#_of_class',
+                                                                                  'silkworm_app/data/splits.py'),
                                           'silkworm_app.data.splits._skipped': ('data/splits.html#_skipped', 'silkworm_app/data/splits.py'),
                                           'silkworm_app.data.splits._take': ('data/splits.html#_take', 'silkworm_app/data/splits.py'),
                                           'silkworm_app.data.splits._told': ('data/splits.html#_told', 'silkworm_app/data/splits.py'),

@@ -18,7 +18,13 @@ from conftest import untar
 from silkworm_app.data import copies
 from silkworm_app.data.audit import audit
 from silkworm_app.data.copies import copy_groups, group_pictures, hash_groups
+from silkworm_app.data.loaders import image_dls
+from silkworm_app.data.prepare import prepare
 from silkworm_app.data.same import same_photo, sketch
+from silkworm_app.data.splits import find_splits
+from silkworm_app.train.config import read_settings
+from silkworm_app.train.cross import distinct_pictures
+from silkworm_app.train.setup import load_splits
 
 ROOT = Path(__file__).resolve().parent.parent
 spec = importlib.util.spec_from_file_location('bench_copies', ROOT / 'data_prep/bench_copies.py')
@@ -152,22 +158,47 @@ def test_pupae_are_126_photographs(tmp_path_factory):
     assert ('Pictures1_13_30_07', 'Pictures2_13_33_55') in again and len(again) <= 6
 
 
+def film(seed, places=((20, 40), (120, 210))):
+    "A larva moves over one leaf."
+    rng = np.random.default_rng(seed)
+    n = lambda s: cv2.GaussianBlur(rng.normal(size=(240, 320, 3)), (0, 0), s)
+    leaf, bug = 110 + 60 * (n(2) / .14 * .4 + n(8) / .035 * .3), np.clip(200 + 400 * n(1.5)[:90, :60], 0, 255)
+    out = []
+    for y, x in places:
+        f = leaf.copy()
+        f[y:y + 90, x:x + 60] = bug
+        out.append(Image.fromarray(f.clip(0, 255).astype(np.uint8)))
+    return out
+
+
 def test_frames_of_one_scene_are_kept_together_unless_told_otherwise(tmp_path):
     "The larva moves over the same leaf: two photographs, one scene; nothing else is."
-    rng = np.random.default_rng(0)
-    n = lambda s: cv2.GaussianBlur(rng.normal(size=(240, 320, 3)), (0, 0), s)
-    leaf = lambda: 110 + 60 * (n(2) / .14 * .4 + n(8) / .035 * .3)
-    one, other, films = leaf(), leaf(), []
-    bug = np.clip(200 + 400 * n(1.5)[:90, :60], 0, 255)
-    for y, x in ((20, 40), (120, 210)):
-        f = one.copy()
-        f[y:y + 90, x:x + 60] = bug
-        films.append(f)
-    files = [put(tmp_path, f'{k}.png', Image.fromarray(x.clip(0, 255).astype(np.uint8))) for k, x in enumerate([*films, other])]
+    files = [put(tmp_path, f'{k}.png', im) for k, im in enumerate([*film(0), film(1)[0]])]
     g = group_pictures(files)
     assert g.copies == [0, 1, 2] and g.scenes == [0, 0, 1]
     assert copy_groups(files) == [0, 0, 1] and copy_groups(files, scenes='apart') == [0, 1, 2]
     with pytest.raises(ValueError, match="scenes must be 'together' or 'apart'"): g.kept_together('both')
+
+
+def test_the_choice_of_scenes_reaches_training(tmp_path, monkeypatch):
+    "Two films of two frames, the second film under two classes: as found, in the loaders, in a training, cross-validated, and prepared."
+    monkeypatch.setenv('SILKWORM_CACHE', str(tmp_path / 'cache'))
+    one, two = film(0), film(1)
+    for c, ims in (('a', [*one, two[0], *(film(k)[0] for k in (2, 3, 4))]), ('b', [two[1], *(film(k)[0] for k in (5, 6, 7, 8))])):
+        (tmp_path / 'set' / c).mkdir(parents=True)
+        for k, im in enumerate(ims): put(tmp_path / 'set' / c, f'{c}{k}.png', im)
+    def groups(s): return [len({g for p, g in s.groups.items() if p.name in pair}) for pair in (('a0.png', 'a1.png'), ('a2.png', 'b0.png'))]
+    def settings(scenes): return read_settings(['--data_path', str(tmp_path / 'set'), '--group', 'copies', '--scenes', scenes, '--valid_pct', '.2', '--test_pct', '.2'])
+    for scenes, n in (('together', 1), ('apart', 2)):
+        for s in (find_splits(tmp_path / 'set', .2, .2, group='copies', scenes=scenes), load_splits(settings(scenes)),
+                  image_dls(tmp_path / 'set', size=32, bs=2, aug='none', valid_pct=.2, test_pct=.2, group='copies', scenes=scenes).splits):
+            assert groups(s) == [n, n] and len(set(s.photos.values())) == 11
+            assert s.leak['label_conflicts'] == 0 and s.leak['test_seen_in_train'] == 0 and s.leak['distinct'] == dict(a=6, b=5), s.leak
+            assert len(distinct_pictures(s)[0]) == 11                # a scene under two classes is no photograph under two classes
+        prepare(tmp_path / 'set', tmp_path / scenes, folds=0, valid_pct=.2, test_pct=.2, scenes=scenes, show=False)
+        s = find_splits(tmp_path / scenes)
+        assert len(set(s.groups.values())) == (9 if n == 1 else 11) and s.leak['label_conflicts'] == 0 and sum(map(len, (s.train, s.valid, s.test))) == 11
+    with pytest.raises(ValueError, match="scenes must be 'together' or 'apart', not 'both'"): find_splits(tmp_path / 'set', scenes='both')
 
 
 def test_what_was_found_is_remembered(larvae, tmp_path, monkeypatch):

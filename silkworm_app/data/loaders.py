@@ -192,7 +192,7 @@ def image_dls(
     fast=False, # True: fitted pictures in memory, augmented by the batch; 'auto': for `size` up to 64 where `aug` allows it
     cache=None, # folder for decoded pictures that later runs reuse
     max_gb:float=4., # limit of the memory that `fast` takes, and of the cache folder
-    valid_pct:float=.2, test_pct:float=.2, group='hash', on_bad:str='raise', # see `find_splits`
+    valid_pct:float=.2, test_pct:float=.2, group='hash', on_bad:str='raise', scenes:str='together', # see `find_splits`
     val_bs:int=None, # batch size for validation
     crop_pct:float=1., interpolation:str='bicubic', resize:str='crop', mean=IMAGENET_MEAN, std=IMAGENET_STD, # see `Preprocess`
     preprocess:Preprocess=None, # instead of the line above and `size`
@@ -203,7 +203,7 @@ def image_dls(
     if not (isinstance(bs, int) and bs > 0): raise DataError(f'bs must be a whole number above 0, not {bs!r}')
     pre = preprocess or Preprocess(size, crop_pct, interpolation, resize, mean, std)
     item_aug, batch_aug, fast = _augmentation(aug, pre, fast, timm_args)
-    splits = data if isinstance(data, Splits) else find_splits(data, valid_pct, test_pct, seed, group, on_bad)
+    splits = data if isinstance(data, Splits) else find_splits(data, valid_pct, test_pct, seed, group, on_bad, scenes=scenes)
     if not splits.train or not splits.valid:
         where = shown(splits.path) if splits.path else 'the splits'
         raise DataError(f'{where}: there are {len(splits.train)} training and {len(splits.valid)} validation pictures; both are needed')

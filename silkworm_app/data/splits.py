@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from .copies import copy_groups, hash_groups
+from .copies import group_pictures
 from .folder import MANIFEST, DataError, Scan, check_pictures, top_folder, why_unusable
 from ..files import shown
 
@@ -89,19 +89,20 @@ def carve(
 # %% ../../nbs/data/04_splits.ipynb #780781fa
 def leaks(
     splits:dict, # 'train', 'valid', 'test' -> list of `(path, class)`
-    groups:dict, # path -> photograph
+    groups:dict, # path -> what belongs on one side
     level:str, # how the photographs were found
-    carved:bool=False # whether the validation pictures were taken from train by us: they count as train
+    carved:bool=False, # whether the validation pictures were taken from train by us: they count as train
+    photos:dict=None # path -> photograph, where several photographs of a scene belong on one side
 )->dict: # fractions of pictures whose photograph occurs in another split, conflicting labels, distinct photographs per class
     "How far a result on these splits measures memory."
     seen = {s: {groups[p] for p, _ in splits[s]} for s in splits}
     if carved: seen['train'], seen['valid'] = seen['train'] | seen['valid'], set()
     def frac(a, b): return sum(groups[p] in seen[b] for p, _ in splits[a]) / max(1, len(splits[a]))
-    labels, distinct = defaultdict(set), defaultdict(set)
+    labels, distinct, photos = defaultdict(set), defaultdict(set), photos or groups
     for s in splits.values():
         for p, c in s:
-            labels[groups[p]].add(c)
-            distinct[c].add(groups[p])
+            labels[photos[p]].add(c)
+            distinct[c].add(photos[p])
     return dict(level=level, test_seen_in_train=frac('test', 'train'), valid_seen_in_train=0. if carved else frac('valid', 'train'),
                 test_seen_in_valid=frac('test', 'valid'), label_conflicts=sum(len(v) > 1 for v in labels.values()),
                 distinct={c: len(g) for c, g in sorted(distinct.items())}, files=sum(map(len, splits.values())))
@@ -137,11 +138,12 @@ class Splits:
     valid:list
     test:list
     classes:list # sorted names
-    groups:dict=None # path -> number of its group of copies, or None
+    groups:dict=None # path -> number of what is kept on one side: copies and, unless told otherwise, nearly the same scene; or None
     warnings:list=field(default_factory=list) # plain sentences for the user
     leak:dict=field(default_factory=dict) # of `leaks`
     path:Path=None # the folder
     folds:dict=field(default_factory=dict) # of a set prepared with folds: name -> its list of `(Path, class)`; else empty
+    photos:dict=None # path -> photograph; None: as `groups`
 
     def counts(self)->dict:
         "`{split: {class: number of pictures}}`."
@@ -157,7 +159,7 @@ class Splits:
         if name not in self.folds: raise DataError(f'{shown(self.path)} has no fold {name}; it has {", ".join(self.folds) or "none"}')
         rest = [it for n, f in self.folds.items() if n != name for it in f]
         (valid, train), notes = carve(rest, self.groups, (valid_pct,), seed, ('validation',))
-        own = Splits(train, valid, self.folds[name], self.classes, self.groups, notes, {}, self.path, self.folds)
+        own = Splits(train, valid, self.folds[name], self.classes, self.groups, notes, {}, self.path, self.folds, self.photos)
         return _told(own, 'manifest', carved=True)
 
     def __str__(self):
@@ -168,19 +170,26 @@ class Splits:
 def _told(splits, level, carved):
     "`splits` with its leak measured and said."
     if splits.groups is None: return splits
-    splits.leak = leaks(dict(train=splits.train, valid=splits.valid, test=splits.test), splits.groups, level, carved)
+    splits.leak = leaks(dict(train=splits.train, valid=splits.valid, test=splits.test), splits.groups, level, carved, splits.photos)
     splits.warnings = splits.warnings + leak_warnings(splits.leak)
     return splits
 
+def _of_class(groups, items):
+    "Photographs of a prepared set: none stands under two classes there, so what a group holds of two are two of one scene."
+    return {p: (groups[p], c) for p, c in items}
+
 def find_groups(
     files:list, # paths
-    how:str # 'hash', 'copies', 'auto' or None
-)->tuple: # number of the photograph that each file shows, or None; level used
+    how:str, # 'hash', 'copies', 'auto' or None
+    scenes:str='together' # 'together': nearly the same scene stays on one side; 'apart': only copies of one photograph do
+)->tuple: # path -> number of what stays together, path -> photograph, level used; None for all three where `how` is
     "Which files show one photograph. Raises `DataError`."
+    if scenes not in ('together', 'apart'): raise DataError(f"scenes must be 'together' or 'apart', not {scenes!r}")
     if how == 'auto': how = 'copies' if len(files) <= 2000 else 'hash'
-    if how is None: return None, None
+    if how is None: return None, None, None
     if how not in ('hash', 'copies'): raise DataError(f"group must be 'hash', 'copies', 'auto' or None, not {how!r}")
-    return {'hash': hash_groups, 'copies': copy_groups}[how](files), how
+    g = group_pictures(files, how)
+    return dict(zip(files, g.kept_together(scenes))), dict(zip(files, g.photos)), how
 
 # %% ../../nbs/data/04_splits.ipynb #a1e1d028
 MANIFEST_COLUMNS = ('path', 'sha256', 'class', 'split', 'group', 'source')
@@ -216,7 +225,7 @@ def _folds(path, rows, fold, valid_pct, seed, on_bad):
         if p not in bad and p.is_file(): folds[r['split']].append((p, r['class']))
     items = [it for f in folds.values() for it in f]
     groups = {p: int(r['group']) for p, r in there}
-    whole = Splits([], [], [], sorted({c for _, c in items}), groups, [], {}, path, folds)
+    whole = Splits([], [], [], sorted({c for _, c in items}), groups, [], {}, path, folds, _of_class(groups, items))
     if isinstance(fold, int): fold = f'fold_{fold}'
     out = whole.fold(fold or next(iter(folds)), valid_pct or .2, seed)
     first = (f'{shown(path)} was prepared with {len(folds)} folds, of which {next(iter(folds))} is the test here: '
@@ -290,7 +299,8 @@ def find_splits(
     group='hash', # 'hash', 'copies', 'auto' or None: what counts as the same picture; a manifest knows better
     on_bad:str='raise', # 'raise' or 'skip' files that cannot be opened (they are listed in `warnings`)
     valid_as_test:bool=False, # use a given valid folder as the test split and take validation pictures from train
-    fold=None # name or number of the fold to test on, where the set was prepared with folds; None: the first
+    fold=None, # name or number of the fold to test on, where the set was prepared with folds; None: the first
+    scenes:str='together' # 'together': nearly the same scene stays on one side; 'apart': only copies do; a manifest knows better
 )->Splits:
     "The train, validation and test pictures of an image folder, with what makes them untrustworthy said in `warnings`. Raises `DataError`."
     if on_bad not in ('raise', 'skip'): raise DataError(f"on_bad must be 'raise' or 'skip', not {on_bad!r}")
@@ -310,8 +320,9 @@ def find_splits(
     items = {s: [(f, c) for c, fs in cs.items() for f in fs] for s, cs in found.items()}
     files = [(f, c) for its in items.values() for f, c in its]
     known = listed and group is not None and all((c, f.name) in listed for f, c in files)
-    numbers, level = ([listed[c, f.name] for f, c in files], 'manifest') if known else find_groups([f for f, _ in files], group)
-    groups = None if numbers is None else dict(zip([f for f, _ in files], numbers))
+    groups, photos, level = find_groups([f for f, _ in files], None if known else group, scenes)
+    if known: groups, level = {f: listed[c, f.name] for f, c in files}, 'manifest'
+    if known: photos = _of_class(groups, files)
     more = []
     if 'all' in items: (valid, test, train), more = carve(items['all'], groups, (valid_pct, test_pct), seed, ('validation', 'test'))
     else:
@@ -320,5 +331,5 @@ def find_splits(
         if not test:
             notes.append('there is no test split: the validation pictures choose the best epoch, so the accuracy on them '
                          'is a little too good')
-    out = Splits(train, valid, test, sorted({c for _, c in train}), groups, notes + more, {}, given)
+    out = Splits(train, valid, test, sorted({c for _, c in train}), groups, notes + more, {}, given, {}, photos)
     return _told(out, level, carved='valid' not in items)

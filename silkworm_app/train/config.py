@@ -60,6 +60,8 @@ class TrainConfig:
     fold:str = setting(None, 'find_splits') # of a set that was prepared with folds: test on this one only, for example fold_2
     # what counts as the same picture, and so stays in one split
     group:Literal['hash', 'copies', 'auto', 'none'] = setting('auto', 'find_splits', basic=True)
+    # nearly the same scene (frames, bursts, one object photographed again) in one split, too; apart: only copies of one photograph
+    scenes:Literal['together', 'apart'] = setting('together', 'find_splits', basic=True)
     on_bad:Literal['raise', 'skip'] = setting('raise', 'find_splits', basic=True) # what to do about files that cannot be opened
     n_train:int = setting(0, 'cifar_splits') # CIFAR: number of training pictures; 0: all
     n_test:int = setting(0, 'cifar_splits') # CIFAR: number of test pictures; 0: all

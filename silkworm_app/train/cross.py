@@ -27,15 +27,15 @@ def distinct_pictures(
 )->tuple: # ([(file, class, photograph)], sentence about what is left out)
     "All splits together, without exact copies and photographs that stand under two classes"
     items = sorted((p, c, splits.groups[p]) for p, c in splits.train + splits.valid + splits.test)
-    labels, seen, out = {}, set(), []
-    for p, c, g in items: labels.setdefault(g, set()).add(c)
+    labels, seen, out, photo = {}, set(), [], splits.photos or splits.groups
+    for p, c, _ in items: labels.setdefault(photo[p], set()).add(c)
     for p, c, g in items:
         sha = hashlib.sha256(Path(p).read_bytes()).hexdigest()
-        if len(labels[g]) > 1 or sha in seen: continue
+        if len(labels[photo[p]]) > 1 or sha in seen: continue
         seen.add(sha)
         out.append((str(p), c, g))
     n = sum(len(v) > 1 for v in labels.values())
-    return out, (f'{len(items)} files: {len(out)} distinct files of {len({g for *_, g in out})} photographs; '
+    return out, (f'{len(items)} files: {len(out)} distinct files of {len({photo[Path(p)] for p, *_ in out})} photographs; '
                  f'{n} photographs under two classes are left out')
 
 # %% ../../nbs/train/15_cross.ipynb #b60f7fdc
@@ -51,10 +51,11 @@ def whole_split(
     (valid, train), notes = carve([(Path(p), c) for p, c, _ in items], groups, (valid_pct,), seed, ('validation',))
     if lost := set(splits.classes) - {c for _, c in train}:
         raise TrainError(f'no picture of {", ".join(sorted(lost))} is left to train on: all stand under two classes')
-    leak = leaks(dict(train=train, valid=valid, test=[]), groups, splits.leak['level'], carved=True)
+    photos = splits.photos and {Path(p): n for p, n in splits.photos.items()}
+    leak = leaks(dict(train=train, valid=valid, test=[]), groups, splits.leak['level'], True, photos)
     left = [note] if len(items) < sum(map(len, (splits.train, splits.valid, splits.test))) else []
     warnings = [w for w in splits.warnings if 'were skipped' in w] + left + notes + leak_warnings(leak)
-    whole = Splits(train, valid, [], splits.classes, groups, warnings, leak, splits.path)
+    whole = Splits(train, valid, [], splits.classes, groups, warnings, leak, splits.path, photos=photos)
     whole.folds = splits.folds
     return whole
 

@@ -37,10 +37,10 @@ def load_splits(
         raise DataError(f'{path} is a zip file: unpack it, or say which set it is with --data_set CIFAR10 or CIFAR100')
     if cfg.cross_validate and cfg.eval_data_path:
         raise TrainError('cross_validate cuts an image folder by itself: leave out eval_data_path, or cross_validate')
-    kw = dict(seed=cfg.seed, group=None if cfg.group == 'none' else cfg.group, on_bad=cfg.on_bad)
+    kw = dict(seed=cfg.seed, group=None if cfg.group == 'none' else cfg.group, on_bad=cfg.on_bad, scenes=cfg.scenes)
     if cfg.cross_validate and cfg.group == 'auto': kw['group'] = 'copies'
     if not cfg.eval_data_path: return _prepared(cfg, find_splits(path, cfg.valid_pct, cfg.test_pct, **kw))
-    return _with_valid(find_splits(path, 0, 0, **kw), find_splits(cfg.eval_data_path, 0, 0, **kw), kw['group'])
+    return _with_valid(find_splits(path, 0, 0, **kw), find_splits(cfg.eval_data_path, 0, 0, **kw), kw['group'], cfg.scenes)
 
 # %% ../../nbs/train/13_setup.ipynb #2621f327
 def _prepared(cfg, splits):
@@ -71,7 +71,7 @@ def _is_cifar10(path):
     except DataError: return False
 
 # %% ../../nbs/train/13_setup.ipynb #8a425f1b
-def _with_valid(splits, other, group):
+def _with_valid(splits, other, group, scenes):
     "`splits` with the pictures of `other` (its valid, test or only ones) as the validation split"
     if other.classes != splits.classes:
         raise DataError(f'{other.path} has the classes {", ".join(other.classes[:8])}, {splits.path} has {", ".join(splits.classes[:8])}: '
@@ -79,9 +79,8 @@ def _with_valid(splits, other, group):
     splits.valid = other.valid or other.test or other.train
     parts = dict(train=splits.train, valid=splits.valid, test=splits.test)
     files = [f for its in parts.values() for f, _ in its]
-    numbers, level = find_groups(files, group)
-    splits.groups = None if numbers is None else dict(zip(files, numbers))
-    splits.leak = {} if numbers is None else leaks(parts, splits.groups, level)
+    splits.groups, splits.photos, level = find_groups(files, group, scenes)
+    splits.leak = {} if level is None else leaks(parts, splits.groups, level, photos=splits.photos)
     notes = [] if splits.test else ['there is no test split: the validation pictures choose the best epoch, so the accuracy on them is a '
                                     'little too good']
     splits.warnings = notes + (leak_warnings(splits.leak) if splits.leak else [])
