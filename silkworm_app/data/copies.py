@@ -7,8 +7,10 @@ __all__ = ['Union', 'Groups', 'group_pictures', 'hash_groups', 'copy_groups']
 
 # %% ../../nbs/data/02g_copies.ipynb #3aa41800
 import hashlib, json, os
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -16,12 +18,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from .imaging import ImageError, open_image
-from .look import Look, look
+from .look import Look, look, unpacked
 from .memory import Memory, pack, stat_key, unpack
 from .near import hashes, near_links, same_thumbs, thumb_side, thumbnail, trims
 from .progress import Progress, each, n_threads
 from .propose import bags, by_wheels, by_words
-from .same import Overlay, Sketch, overlay, pose, same_look, sketch, tiny_relief, tiny_shift
+from .same import Overlay, features, overlay, same_look, sketch, tiny_relief, tiny_shift
 
 # %% ../../nbs/data/02g_copies.ipynb #bb3d9b46
 class Union:
@@ -57,6 +59,7 @@ def _bound(scores):
 # %% ../../nbs/data/02g_copies.ipynb #3b4abc4e
 class _Laid:
     "Pairs of sketches laid over each other, each once, and remembered by the content of the files."
+    nothing = Overlay()                                            # of most pairs: kept once
     def __init__(self, sketches, sha, memory, workers):
         self.sketches, self.sha, self.memory, self.workers, self.done = sketches, sha, memory, workers or n_threads(), {}
 
@@ -64,11 +67,12 @@ class _Laid:
         if p in self.done: return self.done[p]
         key = f'{self.sha[p[0]]} {self.sha[p[1]]} {p[2]}'
         known = self.memory.get(_kind('pair'), key)
-        if known: o = Overlay(**json.loads(known))
+        if known is not None: o = Overlay(**json.loads(known)) if known else self.nothing
         else:
             a, b = self.sketches[p[0]], self.sketches[p[1]]
             o = overlay(a, b.mirrored() if p[2] else b)
-            self.memory.put(_kind('pair'), key, json.dumps(asdict(o)).encode())
+            if o == self.nothing: o = self.nothing
+            self.memory.put(_kind('pair'), key, b'' if o is self.nothing else json.dumps(asdict(o)).encode())
         self.done[p] = o
         return o
 
@@ -83,9 +87,8 @@ class _Laid:
 def _is_copy(o, least): return o.score >= least and o.shared >= .2 and o.odd < .05 and not o.again
 
 
-def _supported(i, j, least, laid, union, members):
-    "Whether another pair of the two groups agrees, where both have several members."
-    a, b = members(i), members(j)
+def _supported(i, j, least, laid, a, b):
+    "Whether another pair of the two groups `a` and `b` agrees, where both have several members."
     if len(a) == 1 or len(b) == 1: return True
     others = [(x, y) for x in a[:4] for y in b[:4] if {x, y} != {i, j}][:4]
     for x, y in others:
@@ -97,11 +100,11 @@ def _supported(i, j, least, laid, union, members):
 def _copy_links(sketches, sha, union, memory, each_=8, rounds=3, workers=None, show=True):
     "Join in `union` the sketches of one photograph; `(links, pairs that show nearly the same scene)`, as `(i, j, Overlay)`."
     if len(sketches) < 2: return [], []
-    words, laid, links = bags(sketches, show), _Laid(sketches, sha, memory, workers), []
+    words, laid, links = bags(sketches, workers, show), _Laid(sketches, sha, memory, workers), []
     for r in range(rounds):
         group, before = np.array(union.groups()), len(links)
-        found = by_words(words, group, each_)
-        for p, v in by_wheels(sketches, group, each_).items(): found.setdefault(p, v)
+        found = by_words(words, group, each_, show)
+        for p, v in by_wheels(sketches, group, each_, show=show).items(): found.setdefault(p, v)
         todo = [p for p in sorted(found, key=lambda p: (-found[p], p)) if p not in laid.done]
         bar = Progress(f'laying pairs over each other (round {r + 1} of at most {rounds})', len(todo), show)
         for k in range(0, len(todo), 64):
@@ -117,11 +120,13 @@ def _copy_links(sketches, sha, union, memory, each_=8, rounds=3, workers=None, s
 # %% ../../nbs/data/02g_copies.ipynb #9a543867
 def _weaker_links(laid, union, least):
     "Links below `_sure`, the surest first."
-    links = []
-    def members(i): return [k for k in range(len(union.parent)) if union.find(k) == union.find(i)]
+    links, members = [], defaultdict(list)
+    for k in range(len(union.parent)): members[union.find(k)].append(k)
     for p, o in sorted(((p, o) for p, o in laid.done.items() if _is_copy(o, least)), key=lambda x: (-x[1].score, x[0])):
-        if union.find(p[0]) == union.find(p[1]) or not _supported(*p[:2], least, laid, union, members): continue
-        union.join(*p[:2])
+        i, j = union.find(p[0]), union.find(p[1])
+        if i == j or not _supported(*p[:2], least, laid, members[i], members[j]): continue
+        union.join(i, j)
+        members[union.find(i)] = sorted(members.pop(i) + members.pop(j))
         links.append((*p[:2], o))
     return links
 
@@ -129,8 +134,9 @@ def _weaker_links(laid, union, least):
 def _scene_links(laid, union):
     "Pairs of different photographs that show nearly the same scene."
     def scene(p, o):
-        plain = laid.sketches[p[0]].look.plain or laid.sketches[p[1]].look.plain
-        return o.again and o.score >= .7 or not plain and o.inliers >= 20 and o.shared >= .5 and o.score >= .3
+        if o.again and o.score >= .7: return True
+        like = o.inliers >= 20 and o.shared >= .5 and o.score >= .3
+        return like and not any(laid.sketches[k].look.plain for k in p[:2])
     return [(*p[:2], o) for p, o in sorted(laid.done.items()) if union.find(p[0]) != union.find(p[1]) and scene(p, o)]
 
 # %% ../../nbs/data/02g_copies.ipynb #85b88167
@@ -217,15 +223,13 @@ class _Read:
 # %% ../../nbs/data/02g_copies.ipynb #7649efe0
 def _same(thumbs, looks):
     "Function of two numbers: whether small pictures agree, or the objects in them where the ground is plain."
-    small = {}
     def plain(k): return looks[k] is not None and looks[k][1][0] == 1
-    def tiny(k):
-        if k not in small: small[k] = tiny_relief(Look.unpack(*looks[k]))
-        return small[k]
+    @lru_cache(4096)
+    def tiny(k): return tiny_relief(Look.unpack(*looks[k]))
     def same(i, j):
         if not (plain(i) or plain(j)) or looks[i] is None or looks[j] is None: return same_thumbs(thumbs[i], thumbs[j])
         fit, x, y = tiny_shift(tiny(i), tiny(j))
-        return fit > .4 and same_look(Look.unpack(*looks[i]), Look.unpack(*looks[j]), (x, y))    # most different objects end at the first
+        return fit > .4 and same_look(unpacked(*looks[i]), unpacked(*looks[j]), (x, y))    # most different objects end at the first
     return same
 
 # %% ../../nbs/data/02g_copies.ipynb #3ff8c0f3
@@ -310,10 +314,11 @@ def _sketched(sha, packed, memory):
     l, known = Look.unpack(*packed), memory.get(_kind('features'), sha)
     if known:
         points, desc = (np.frombuffer(x, t) for x, t in zip(unpack(known), (np.float32, np.uint8)))
-        return Sketch(l, points.reshape(-1, 4), desc.reshape(-1, 128), pose(l))
-    s = sketch(l)
-    memory.put(_kind('features'), sha, pack([s.points.tobytes(), s.desc.tobytes()]))
-    return s
+        found = points.reshape(-1, 4), desc.reshape(-1, 128)
+    else:
+        found = features(l)
+        memory.put(_kind('features'), sha, pack([x.tobytes() for x in found]))
+    return sketch(l, packed, found)
 
 # %% ../../nbs/data/02g_copies.ipynb #cbaf03d9
 def _join_copies(seen, union, g, memory, workers, show):

@@ -8,8 +8,8 @@ __all__ = ['bags', 'by_words', 'by_wheels']
 # %% ../../nbs/data/02f_propose.ipynb #f9f7e2d4
 import numpy as np
 
-from .progress import Progress
-from .same import mirror_bins, turns, unit, wheel
+from .progress import Progress, each
+from .same import mirror_bins, turns, unit
 
 # %% ../../nbs/data/02f_propose.ipynb #734547f0
 def _words(sketches, n=2048):
@@ -21,35 +21,36 @@ def _words(sketches, n=2048):
     return unit(np.stack([sketches[o].desc[p - have[o] + len(sketches[o].desc)] for o, p in zip(owner, pick)]))
 
 # %% ../../nbs/data/02f_propose.ipynb #dd050dca
+def _two_nearest(d, words):
+    "The numbers of the two words nearest to each of the features."
+    sims = d @ words.T
+    first = sims.argmax(1)
+    sims[np.arange(len(d)), first] = -1
+    return np.concatenate([first, sims.argmax(1)])
+
 def bags(
     sketches:list,
-    show:bool=True # see `Progress`
+    workers:int=None, show:bool=True # see `each`
 )->np.ndarray: # float32 [2, n, words], None without any feature
     "Unit vectors of word weights of the sketches, as they are and mirrored"
     words = _words(sketches)
     if words is None: return None
     out = np.zeros((2, len(sketches), len(words)), np.float32)
-    bar = Progress('sorting features', len(sketches), show)
-    for k, s in enumerate(sketches):
-        for side, d in enumerate((s.desc, s.desc[:, mirror_bins])):
-            if not len(d): continue
-            sims = unit(d) @ words.T
-            two = np.argpartition(-sims, 2, axis=1)[:, :2] if len(words) > 2 else sims.argmax(1)
-            out[side, k, two.ravel()] = 1
-        bar.step()
-    bar.done()
+    def two(s): return [_two_nearest(unit(d), words) for d in (s.desc, s.desc[:, mirror_bins])]
+    for k, sides in enumerate(each(two, sketches, 'sorting features', workers, show)):
+        for side, hit in enumerate(sides): out[side, k, hit] = 1
     out *= np.log((len(sketches) + 1) / (out[0].sum(0) + 1))
     return out / np.maximum(np.linalg.norm(out, axis=2, keepdims=True), 1e-6)
 
 # %% ../../nbs/data/02f_propose.ipynb #947dca9a
-def _nearest(s, lo, group, each_, found, side, least=0.):
+def _nearest(s, lo, group, each_, found, side):
     "Add to `found` the `each_` largest of the rows `s` (pictures from `lo` on) outside their groups."
     s[group[lo:lo + len(s), None] == group[None]] = -1
     n = s.shape[1]
     top = np.argpartition(-s, each_, axis=1)[:, :each_] if n > each_ else np.tile(np.arange(n), (len(s), 1))
     for i, row in enumerate(top):
         for j in row:
-            if s[i, j] > least:
+            if s[i, j] > 0:
                 p = *sorted((lo + i, int(j))), side
                 found[p] = max(found.get(p, 0.), float(s[i, j]))
 
@@ -57,27 +58,42 @@ def _nearest(s, lo, group, each_, found, side, least=0.):
 def by_words(
     bags:np.ndarray, # see `bags`
     group:np.ndarray, # number of the group of each
-    each_:int # proposals of each picture and side
+    each_:int, # proposals of each picture and side
+    show:bool=True # see `Progress`
 )->dict: # `{(i, j, mirrored): likeness}`
     "Pairs of different groups that share most words"
     found = {}
     if bags is None: return found
+    bar = Progress('looking for pairs with like features', len(group), show)
     for lo in range(0, len(group), 512):
         for side in (0, 1): _nearest(bags[side][lo:lo + 512] @ bags[0].T, lo, group, each_, found, side)
+        bar.step(512)
+    bar.done()
     return found
 
 # %% ../../nbs/data/02f_propose.ipynb #d000a177
 def by_wheels(
     sketches:list,
     group:np.ndarray, each_:int, # see `by_words`
-    least:float=.35 # correlation
+    least:float=.35, # correlation
+    first:int=128, # those with the likest lengths of the coefficients, which no turn changes, are turned
+    show:bool=True # see `Progress`
 )->dict: # `{(i, j, mirrored): likeness}`
     "Pairs of single objects of different groups that turn into each other best"
-    has = [(k, w) for k, s in enumerate(sketches) if (w := wheel(s)) is not None]
-    if len(has) < 2: return {}
-    at, w, found = np.array([k for k, _ in has]), np.stack([w for _, w in has], 1), {}
-    rows = max(1, 2**22 // (64 * len(at)))
-    for lo in range(0, len(at), rows):
-        for side, a in ((0, w[:, lo:lo + rows]), (1, w[:, lo:lo + rows].conj())):
-            _nearest(turns(a, w).max(0), lo, group[at], each_, found, side, least)
-    return {(int(at[i]), int(at[j]), side): v for (i, j, side), v in found.items()}
+    at, found = np.array([k for k, s in enumerate(sketches) if s.wheel is not None]), {}
+    if len(at) < 2: return found
+    w, group = np.stack([sketches[k].wheel for k in at], 1), group[at]
+    long = np.abs(w).transpose(1, 0, 2).reshape(len(at), -1)
+    long -= long.mean(0)
+    bar = Progress('looking for objects that turn into each other', len(at), show)
+    for i, k in enumerate(at):
+        others = np.flatnonzero(group != group[i])
+        if len(others) > first: others = others[np.argpartition(-(long[others] @ long[i]), first)[:first]]
+        for side, a in ((0, w[:, [i]]), (1, w[:, [i]].conj())):
+            c = turns(a, w[:, others])[:, 0].max(0) if len(others) else np.zeros(0)
+            for j in np.argsort(-c)[:each_]:
+                p = *sorted((int(k), int(at[others[j]]))), side
+                if c[j] > least: found[p] = max(found.get(p, 0.), float(c[j]))
+        bar.step()
+    bar.done()
+    return found
