@@ -125,10 +125,10 @@ def some(folder, n, rng):
     return [open_image(files[i]) for i in sorted(rng.permutation(len(files))[:n])]
 
 
-def main(folder, looked, n, seed, tools):
+def main(folder, looked, only_looked, n, seed, tools):
     logging.disable(logging.INFO)
     print('| set | tool | pairs found | false pairs | s |\n|---|---|---|---|---|')
-    for name, source in [('drawn cocoons', None), *(f.split('=', 1) for f in folder)]:
+    for name, source in [*[('drawn cocoons', None)] * (not only_looked), *(f.split('=', 1) for f in folder)]:
         rng = np.random.default_rng(seed)
         with tempfile.TemporaryDirectory() as tmp:
             tmp = Path(tmp)
@@ -144,6 +144,7 @@ if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--folder', nargs='*', default=[], metavar='NAME=FOLDER', help='different pictures, of which copies are made')
     p.add_argument('--looked', nargs='*', default=[], metavar='NAME=FOLDER', help='sets as they are, whose groups were looked at')
+    p.add_argument('--only-looked', action='store_true', help='no drawn cocoons')
     p.add_argument('--n', type=int, default=40, help='pictures taken of each set (default: %(default)s)')
     p.add_argument('--seed', type=int, default=0)
     p.add_argument('--tools', nargs='*', default=list(TOOLS), choices=list(TOOLS))

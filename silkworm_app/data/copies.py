@@ -224,7 +224,7 @@ class _Read:
 def _same(thumbs, looks):
     "Function of two numbers: whether small pictures agree, or the objects in them where the ground is plain."
     def plain(k): return looks[k] is not None and looks[k][1][0] == 1
-    @lru_cache(4096)
+    @lru_cache(2**15)
     def tiny(k): return tiny_relief(Look.unpack(*looks[k]))
     def same(i, j):
         if not (plain(i) or plain(j)) or looks[i] is None or looks[j] is None: return same_thumbs(thumbs[i], thumbs[j])

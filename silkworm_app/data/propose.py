@@ -40,7 +40,8 @@ def bags(
     for k, sides in enumerate(each(two, sketches, 'sorting features', workers, show)):
         for side, hit in enumerate(sides): out[side, k, hit] = 1
     out *= np.log((len(sketches) + 1) / (out[0].sum(0) + 1))
-    return out / np.maximum(np.linalg.norm(out, axis=2, keepdims=True), 1e-6)
+    out /= np.maximum(np.sqrt(np.einsum('skw,skw->sk', out, out)), 1e-6)[..., None]
+    return out
 
 # %% ../../nbs/data/02f_propose.ipynb #947dca9a
 def _nearest(s, lo, group, each_, found, side):
@@ -75,7 +76,7 @@ def by_words(
 def by_wheels(
     sketches:list,
     group:np.ndarray, each_:int, # see `by_words`
-    least:float=.35, # correlation
+    least:float=.45, # correlation
     first:int=128, # those with the likest lengths of the coefficients, which no turn changes, are turned
     show:bool=True # see `Progress`
 )->dict: # `{(i, j, mirrored): likeness}`
@@ -87,8 +88,9 @@ def by_wheels(
     long -= long.mean(0)
     bar = Progress('looking for objects that turn into each other', len(at), show)
     for i, k in enumerate(at):
+        if i % 256 == 0: like = long[i:i + 256] @ long.T
         others = np.flatnonzero(group != group[i])
-        if len(others) > first: others = others[np.argpartition(-(long[others] @ long[i]), first)[:first]]
+        if len(others) > first: others = others[np.argpartition(-like[i % 256, others], first)[:first]]
         for side, a in ((0, w[:, [i]]), (1, w[:, [i]].conj())):
             c = turns(a, w[:, others])[:, 0].max(0) if len(others) else np.zeros(0)
             for j in np.argsort(-c)[:each_]:

@@ -239,11 +239,11 @@ def turns(
     return np.fft.irfft(c, _angles, axis=0) * _angles
 
 # %% ../../nbs/data/02d_same.ipynb #01ed67d2
-def _by_place(a, b):
-    "Maps of `b` onto `a` that the objects' places and best turns give."
+def _by_place(a, b, least=.45):
+    "Maps of `b` onto `a` that the objects' places and best turns give, where their wheels are as like as `least`; copies' are above .7."
     if a.pose is None or b.pose is None: return []
     c = turns(a.wheel[:, None], b.wheel[:, None])[:, 0, 0]
-    top = [k for k in np.argsort(-c)[:6] if c[k] >= max(c[k - 1], c[(k + 1) % _angles])][:2]
+    top = [k for k in np.argsort(-c)[:6] if c[k] >= max(least, c[k - 1], c[(k + 1) % _angles])][:2]
     out, scale = [], a.pose[2] / b.pose[2]
     for k in top:
         t = 2 * np.pi * k / _angles
@@ -323,9 +323,9 @@ def overlay(
 # %% ../../nbs/data/02d_same.ipynb #1f0aee5e
 def tiny_relief(
     l:Look
-)->np.ndarray: # float32 [64, 64]
+)->np.ndarray: # uint8 [64, 64]
     "The relief of a look, small"
-    return cv2.resize(l.relief, (64, 64), interpolation=cv2.INTER_AREA).astype(np.float32)
+    return cv2.resize(l.relief, (64, 64), interpolation=cv2.INTER_AREA)
 
 
 def tiny_shift(
