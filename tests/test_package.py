@@ -1,6 +1,7 @@
 "The package says the same about itself everywhere, and importing it is cheap."
 import configparser
 import importlib
+import re
 import shutil
 import subprocess
 import sys
@@ -57,3 +58,14 @@ def test_the_wheel_holds_every_file_of_the_package(tmp_path):
     have = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith('silkworm_app/')}
     want = {p.relative_to(source).as_posix() for p in (source / 'silkworm_app').rglob('*') if p.is_file()}
     assert have == want and {Path(n).suffix for n in want} >= {'.py', '.yaml', '.html', '.css', '.js'}, done.stderr[-500:]
+
+
+def test_every_module_that_is_run_by_name_does_something():
+    "`python -m` of a module without an entry ends well and does nothing."
+    texts = [p.read_text(encoding='utf-8') for d in ('docs', 'experiments', 'nbs') for p in (root / d).rglob('*') if p.suffix in ('.md', '.sh', '.ipynb')]
+    named = {m for t in (*texts, (root / 'README.md').read_text(encoding='utf-8')) for m in re.findall(r'-m (silkworm_app[\w.]*\w)', t)}
+    assert 'silkworm_app.train' in named
+    for m in named:
+        file = root / m.replace('.', '/')
+        source = (file / '__main__.py' if file.is_dir() else file.with_suffix('.py')).read_text(encoding='utf-8')
+        assert "__name__ == '__main__'" in source, f'python -m {m} does nothing'
