@@ -61,6 +61,15 @@ def test_a_torchvision_file_starts_a_patched_net(tmp_path, arch, name):
     net = lslu_model(arch, 1000, where='stem', act_num='auto', input_size=64).double()
     start_from(net, tmp_path/'tv.pth')
     assert far(net, plain) < 1e-9
+    net = lslu_model(arch, 3, where='stem', act_num='auto', input_size=64).double()  # other classes
+    assert len(start_from(net, tmp_path/'tv.pth').fresh) == 2
+    assert torch.equal(*(next(v for v in m.state_dict().values() if v.ndim == 4) for m in (net, plain)))
+
+
+def test_the_package_s_file_starts_a_net_of_other_classes():
+    net = lslu_model('tf_efficientnet_lite0', 3, act_num='auto', input_size=64)
+    file = find_weights('tf_efficientnet_lite0').file
+    assert len(start_from(net, file).fresh) == 2 and torch.equal(net.conv_stem.weight, next(iter(find_weights('tf_efficientnet_lite0').state.values())))
 
 
 def test_a_torchvision_file_of_other_names_is_refused(tmp_path):

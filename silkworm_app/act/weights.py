@@ -213,10 +213,11 @@ def by_order(
     state:dict, # weights under other names
     names:dict, # name -> tensor of the net, in the order of its state dict
 )->dict:
-    "The weights under the names of the net, if their shapes and kinds are the same in this order; a last layer may be missing. Else None"
-    kind = lambda k: k.rpartition('.')[2]
+    "The weights under the names of the net, if they are the same in this order; a last layer may be missing, or for other classes. Else None"
+    def like(k, a, n, b, last): return k.rpartition('.')[2] == n.rpartition('.')[2] and (a.ndim == b.ndim if last else a.shape == b.shape)
     if not len(names) - 2 <= len(state) <= len(names): return
-    if any(a.shape != b.shape or kind(k) != kind(n) for (k,a),(n,b) in zip(state.items(), names.items())): return
+    pairs = enumerate(zip(state.items(), names.items()))
+    if not all(like(k, a, n, b, i >= len(names) - 2) for i,((k,a),(n,b)) in pairs): return
     return dict(zip(names, state.values()))
 
 # %% ../../nbs/act/05_weights.ipynb #55e0854d
