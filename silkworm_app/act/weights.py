@@ -213,7 +213,7 @@ def by_order(
     state:dict, # weights under other names
     names:dict, # name -> tensor of the net, in the order of its state dict
 )->dict:
-    "The weights under the names of the net, if they are the same in this order; a last layer may be missing, or for other classes. Else None"
+    "The weights under the names of the net, if they are alike in this order; a last layer may be missing, or for other classes. Else None"
     def like(k, a, n, b, last): return k.rpartition('.')[2] == n.rpartition('.')[2] and (a.ndim == b.ndim if last else a.shape == b.shape)
     if not len(names) - 2 <= len(state) <= len(names): return
     pairs = enumerate(zip(state.items(), names.items()))
