@@ -1,6 +1,7 @@
 # make demo                 train on the built-in sample, fuse, prove, serve on 127.0.0.1:7860
 # make demo DATA=folder     the same on your own pictures      (SERVE=0 stops after the proof)
 # make silkworm DATA=folder cross-validate, then train on all pictures: a bundle with its card in runs/silkworm
+# make public DEST=folder   fetch the public silkworm pictures listed in data_prep/silkworms.csv, as a set with folds
 # make test                 every notebook and test that CI runs
 # make test-other-cpu       those that train, as a processor without AVX-512 computes them
 # make notebooks            runs them all and keeps what they show
@@ -14,18 +15,18 @@ DATA   ?=
 SERVE  ?= 1
 PORT   ?= 7860
 RUN    ?= runs/demo
-FOLDS  ?= 5
+FOLDS  ?= $(or $(filter-out 0,$(words $(wildcard $(DATA)/fold_*))),5)
 SAMPLE := data/synthetic_silkworm_sample
 TRAIN_ARGS ?=
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 export GRADIO_ANALYTICS_ENABLED := False
 
-.PHONY: demo silkworm has-data test notebooks docs pictures lab env clean
+.PHONY: demo silkworm has-data public test notebooks docs pictures lab env clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,8s/^# //p' Makefile
+	@sed -n '1,10s/^# //p' Makefile
 
 env: $(VENV)/.ready
 
@@ -56,6 +57,10 @@ silkworm: RUN = runs/silkworm
 silkworm: has-data env
 	$(BIN)/silkworm-train --data_path "$(DATA)" --output_dir "$(RUN)" --overwrite --cross_validate $(FOLDS) $(TRAIN_ARGS)
 	@echo; cat "$(RUN)/bundle/card.md"
+
+public: env
+	@test -n "$(strip $(DEST))" || { echo "make: name the folder to make: make public DEST=folder"; exit 2; }
+	$(BIN)/python data_prep/public.py "$(DEST)" $(PUBLIC_ARGS)
 
 test: env
 	$(BIN)/python tests/check_notebooks.py

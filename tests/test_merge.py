@@ -16,10 +16,10 @@ from silkworm_app.serve.page.collect import ELSE, TABLE, UNSURE, Store
 def rows_of(dest, split): return {(r['sha256'], r['class']) for r in read_manifest(dest) if r['split'] == split}
 
 
-def drawn(root, classes, n, seed, suffix='png'):
+def drawn(root, classes, n, seed, suffix='png', size=96):
     for k, c in enumerate(classes):
         (root/c).mkdir(parents=True, exist_ok=True)
-        for i in range(n): draw_larva(('healthy', 'pebrine')[k], 96, seed + 100*k + i).save(root/c/f'{seed + i}.{suffix}', quality=95)
+        for i in range(n): draw_larva(('healthy', 'pebrine')[k], size, seed + 100*k + i).save(root/c/f'{seed + i}.{suffix}', quality=95)
     return root
 
 
@@ -88,3 +88,34 @@ def test_a_class_whose_name_is_no_folder_is_known_by_the_table(tmp_path):
     prepare(drawn(tmp_path/'first', ('a&b', 'c'), 12, 0), tmp_path/'old', folds=0, show=False)
     Store(tmp_path/'collected').keep(draw_larva('healthy', 96, 900), 'a&b', dict(kind='one', labels=['c'], probability=.9))
     assert (tmp_path/'collected'/TABLE).is_file() and merge(tmp_path/'old', tmp_path/'collected', tmp_path/'new', show=False)['added'] == {'a&b': 1}
+
+
+def run(*options):
+    from silkworm_app.cli import train_main
+    base = '--epochs 1 --batch_size 16 --log_dir none --progress false --device cpu --num_workers 0 --onnx false --pretrained false --model vanillanet_5_x0_125'.split()
+    return train_main([*map(str, options), *base])
+
+
+def test_a_run_says_whether_it_became_better(tmp_path, capsys):
+    "Beside the run that learned from the earlier set, without being told; against a named one; from a cross-validation, with the page of doubtful labels"
+    from silkworm_app.data.merge import merge
+    first, more = (drawn(tmp_path/n, ('healthy', 'pebrine'), k, s, size=32) for n, k, s in (('first', 10, 0), ('more', 4, 50)))
+    prepare(first, tmp_path/'old', folds=0, level='hash', show=False)
+    merge(tmp_path/'old', more, tmp_path/'new', level='hash', show=False)
+    assert run('--data_path', tmp_path/'new', '--output_dir', tmp_path/'alone/new', '--bundle', 'false') == 0
+    assert 'name the run that learned from old with --better_than' in capsys.readouterr().out
+    assert run('--data_path', tmp_path/'old', '--output_dir', tmp_path/'runs/old', '--bundle', 'false') == 0
+    assert run('--data_path', tmp_path/'new', '--output_dir', tmp_path/'runs/new') == 0
+    n = len(rows_of(tmp_path/'old', 'test'))
+    out, card = capsys.readouterr().out, (tmp_path/'runs/new/bundle/card.md').read_text()
+    for text in (out, card): assert f'than old, on the same {n} photographs, which neither had learned from' in text, out
+    one = first/'healthy/0.png'
+    shutil.copy(one, first/'pebrine/same.png')                     # one photograph under two classes
+    assert run('--data_path', first, '--output_dir', tmp_path/'x', '--cross_validate', 2, '--group', 'hash', '--better_than',
+               tmp_path/'runs/old', '--bundle', 'false') == 0
+    out, page = capsys.readouterr().out, (tmp_path/'x/label_trouble.html').read_text()
+    assert f'than old, on the same ' in out and 'look like another class than their label says' in out
+    assert 'Under two classes' in page and 'pebrine/same.png: pebrine' in page and f'healthy/{one.name}: healthy' in page
+    table = list(csv.DictReader((tmp_path/'x/label_trouble.csv').open(encoding='utf-8-sig')))
+    assert all((first/r['file']).is_file() and r['label'] != r['looks like'] for r in table)
+    assert run('--data_path', first, '--output_dir', tmp_path/'y', '--better_than', tmp_path/'nothing') == 2

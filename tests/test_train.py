@@ -64,8 +64,8 @@ def test_options(train, tmp_path, name):
 
 def test_every_option_is_tried():
     tried = {o.split()[0] for g in GROUPS.values() for o in g.split('--')[1:]} | {b[2:] for b in BASE if str(b).startswith('--')} | {'data_path', 'output_dir'}
-    elsewhere = {'cross_validate', 'fold', 'model_kwargs', 'mean', 'std', 'recipe', 'pretrained', 'enable_wandb', 'project', 'data_set', 'n_train', 'n_test', 'eval_data_path', 'cache', 'config', 'overwrite', 'resume', 'finetune', 'eval', 'switch_to_deploy', 'onnx', 'auto_resume', # below
-                 'deploy', 'compile'} # test_distributed.py; slow; cross_validate: test_experiment.py
+    elsewhere = {'cross_validate', 'better_than', 'fold', 'model_kwargs', 'mean', 'std', 'recipe', 'pretrained', 'enable_wandb', 'project', 'data_set', 'n_train', 'n_test', 'eval_data_path', 'cache', 'config', 'overwrite', 'resume', 'finetune', 'eval', 'switch_to_deploy', 'onnx', 'auto_resume', # below
+                 'deploy', 'compile'} # test_distributed.py; slow; cross_validate: test_experiment.py; better_than: test_merge.py
     assert tried | elsewhere == set(OPTIONS), tried ^ elsewhere ^ set(OPTIONS)
 
 

@@ -151,6 +151,9 @@ class TrainConfig:
     config:str = setting(None, 'train.run', basic=True) # YAML file with options; the command line wins
     output_dir:str = setting(None, 'train.run', basic=True) # run folder
     log_dir:str = setting('auto', 'torch SummaryWriter') # folder of the TensorBoard scalars; auto: logs in the run folder; none: no scalars
+    # an earlier run: say whether this one is better on the photographs that neither learned from; default: where silkworm-data prepare
+    # added pictures to an earlier set, the run beside this one that learned from that set
+    better_than:str = setting(None, 'train.compare', basic=True)
     overwrite:bool = setting(False, 'train.run', basic=True) # start anew over an earlier run in that folder
     resume:str = setting(None, 'Checkpoint') # checkpoint of a run to go on from
     auto_resume:bool = setting(True, 'Checkpoint') # go on from the last checkpoint in the run folder

@@ -6,7 +6,7 @@
 __all__ = ['warn_box', 'finish', 'save_deploy', 'evaluate', 'read_state', 'train', 'main']
 
 # %% ../../nbs/train/16_fit.ipynb #a1576008
-import errno, os, re, signal, sys, time
+import errno, json, os, re, signal, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +21,16 @@ from ..data.imaging import ImageError
 from ..data.loaders import test_loader
 from ..act.fuse import compare, fuse
 from ..act.curves import describe_acts, layer_curves
+from ..files import write_text
 from ..serve.advice import closing_words
 from ..serve.bundle import save_bundle
 
 # %% ../../nbs/train/16_fit.ipynb #4618ff1f
-from ..serve.card import cross_text
+from ..serve.card import better_text, cross_text
 from ..serve.load import load_bundle
 from ..serve.metrics import evaluate_probs, metrics_report
 from .callback import pictures_of
+from .compare import compare_answers, earlier_answers, held_out, write_answers
 from .config import TrainConfig, TrainError, read_settings
 from .cross import cross_validate, hardly_found, held_out_answers, whole_split
 from .distributed import leave
@@ -40,6 +42,7 @@ from .pictures import check_same, learned_pictures, learned_warning, run_splits,
 from .resume import find_checkpoint, read_checkpoint
 from .run import RunFolder, find_run, finished, start_run, write_start
 from .setup import load_splits, pick_device, resolve
+from .trouble import under_two_classes, write_trouble
 
 # %% ../../nbs/train/16_fit.ipynb #a1dea243
 def warn_box(
@@ -65,12 +68,15 @@ def _one_answer(metrics):
             'a pretrained net (--pretrained), or more pictures are needed']
 
 # %% ../../nbs/train/16_fit.ipynb #bb6c2fe7
-def _tested(done, classes):
-    "Metrics of the validation and test splits, by name, and the loaders; none of pictures that the net learned from"
+def _tested(done, classes, run):
+    """Metrics of the validation and test splits, by name, and the loaders; none of pictures that the net learned from. What was said to the
+    test pictures is kept."""
     dls = done.learn.dls
     loaders = {k: dl for k, dl in dict(valid=dls.valid, test=test_loader(dls)).items() if dl is not None}
     new = [k for k in loaders if k == 'test' or not (done.recipe and done.recipe.refit)]
-    return {k: evaluate_probs(*predict_logits(done.model, loaders[k]), classes, logits=True) for k in new}, loaders
+    said = {k: predict_logits(done.model, loaders[k]) for k in new}
+    if 'test' in said: write_answers(run, dls.splits, said['test'][0].numpy())
+    return {k: evaluate_probs(*o, classes, logits=True) for k, o in said.items()}, loaders
 
 _titles = dict(test='Test split, read once, with the weights of the best epoch', valid='Validation split, which chose the best epoch')
 
@@ -82,6 +88,7 @@ def _report(res, last, which, splits, cross):
         if splits.leak and _misleading(splits.leak): notes.append(f'so read the accuracy of {100*res[last]["accuracy"]:.1f} % with care')
     if notes: print(warn_box(notes), flush=True)
     if cross: print(f'\n{cross_text(cross)}', flush=True)
+    if res.get('before'): print(f'\n{better_text(res["before"])}', flush=True)
 
 # %% ../../nbs/train/16_fit.ipynb #e42142a6
 def _results(cfg, done, seconds, cross):
@@ -93,6 +100,12 @@ def _results(cfg, done, seconds, cross):
                train_loss=float(values[-1][0]) if values else None)
     if done.recipe: res['recipe'] = str(done.recipe)
     return res | (dict(cross_validation=cross) if cross else {})
+
+# %% ../../nbs/train/16_fit.ipynb #1d01c0aa
+def _against(run, classes):
+    "This run against the earlier one, on photographs that neither had seen"
+    was = json.loads(run.before.read_text(encoding='utf-8'))
+    return dict(name=was['name']) | (compare_answers(was['answers'], held_out(run, classes)) or {})
 
 # %% ../../nbs/train/16_fit.ipynb #973e456a
 def finish(
@@ -106,11 +119,12 @@ def finish(
     learn, model = done.learn, done.model
     learn.model = model
     splits, res = learn.dls.splits, _results(cfg, done, seconds, cross)
-    metrics, loaders = _tested(done, res['classes'])
+    metrics, loaders = _tested(done, res['classes'], run)
     last = 'test' if 'test' in loaders else 'valid'
     found = hardly_found(cross, 'photographs') if cross else _one_answer(metrics[last]) or hardly_found(metrics[last])
     splits.warnings = [*splits.warnings, *found]
     res |= metrics | dict(warnings=splits.warnings)
+    if run.before.is_file(): res['before'] = _against(run, res['classes'])
     _report(res, last, done.which, splits, cross)
     if cfg.bundle or cfg.switch_to_deploy: _deploy(cfg, learn, model, run, res, loaders[last], last)
     run.write_metrics(res)
@@ -161,7 +175,7 @@ def _bundle(cfg, learn, run, res, inherit):
     settings = {k: v for k, v in cfg.to_dict().items() if v is not None}
     extra = dict(data_path=Path(cfg.data_path).name, counts=res['counts'], settings=settings)
     save_bundle(run.bundle, learn, held_out=held_out_answers(run) if cfg.cross_validate else None, onnx=cfg.onnx, extra=extra,
-                metrics={k: res[k] for k in ('cross_validation', 'test', 'valid') if k in res}, inherit=inherit,
+                metrics={k: res[k] for k in ('cross_validation', 'test', 'valid', 'before') if k in res}, inherit=inherit,
                 examples=_shown(learn.dls.splits), risk=cfg.risk)
 
 # %% ../../nbs/train/16_fit.ipynb #e5b00001
@@ -277,8 +291,9 @@ def train(
     "The whole run. Raises `TrainError`, `DataError`, `ImageError`, `FuseError` or `BundleError` with one sentence."
     if not cfg.output_dir: raise TrainError('output_dir is missing: name the run folder with --output_dir')
     splits = load_splits(cfg)
-    if cfg.cross_validate: splits = whole_split(splits, cfg.valid_pct, cfg.seed)
+    if cfg.cross_validate: splits, twice = whole_split(splits, cfg.valid_pct, cfg.seed), under_two_classes(splits)
     resolve(cfg, splits)
+    earlier, note = earlier_answers(cfg)
     run, what, moved = start_run(cfg)
     if what == 'done':
         say(finished(run))
@@ -290,11 +305,14 @@ def train(
     own = None if rank_distrib() else write_start(run, cfg)
     if own:
         write_pictures(run, splits)
+        if earlier: write_text(run.before, json.dumps(earlier))
         own.note()
     _forget_lost(state, run)
     say(f'{splits.path}\n{splits}')
+    if note: say(note)
     _check_processes(cfg)
     cross = cross_validate(cfg, splits, run, say) if cfg.cross_validate else None
+    if cross: say('\n' + '\n'.join(write_trouble(run, splits, twice)))
     if own: own.note()
     start = time.time()
     done = train_net(cfg, splits, run, state, begun=lambda learn: _introduce(cfg, learn, state))
