@@ -332,11 +332,14 @@ def test_examples_carry_their_class_and_none_is_there_twice(tmp_path):
     assert {c for _, c in find_examples(tmp_path)} == {''} and {c for _, c in find_examples(tmp_path, {'3.jpg': 'red'})} == {'', 'red'}
 
 
-def test_page_of_leaves_says_nothing_of_silkworms():
-    class Leaves(Colours): classes = ['healthy', 'rust', 'scab']
-    with serving(Leaves()) as demo, httpx.Client(base_url=demo.local_url.rstrip('/'), timeout=30) as http:
+@pytest.mark.parametrize('names', [('healthy', 'rust', 'scab'), ('female', 'male', 'broken')])
+def test_page_of_other_things_says_nothing_of_diseases_of_silkworms(names):
+    from silkworm_app.data.diseases import CLASS_INFO, silkworm_info
+    class Others(Colours): classes = list(names)
+    with serving(Others()) as demo, httpx.Client(base_url=demo.local_url.rstrip('/'), timeout=30) as http:
         page = http.get('/config').text.lower()
         assert 'picture check' in page and 'silkworm' not in page and 'tray' not in page
+        assert not any(c in page for c in set(CLASS_INFO) - set(names)) and not silkworm_info(names)
 
 
 def test_a_bundle_that_refuses_everything_says_so_on_top():
