@@ -170,7 +170,7 @@ def test_a_name_that_is_no_utf8_loses_nothing(tmp_path, encoding):
     shutil.copy(d / 'pabrin/0.png', d / 'pabrin' / os.fsdecode(b'copy\xf1.png'))
     tree(d, classes=(os.fsdecode(b'Espa\xf1a'), '健康'), n=5, seed=9)
     env = {**os.environ, 'PYTHONIOENCODING': encoding, 'PYTHONPATH': str(ROOT)}
-    run = lambda *a: subprocess.run([sys.executable, '-W', 'ignore', '-c', 'import sys; from silkworm_app.data.cli import main; sys.exit(main())', *map(str, a)], capture_output=True, env=env)
+    run = lambda *a: subprocess.run([sys.executable, '-W', 'ignore', '-c', 'import sys; from silkworm_app.cli import data_main; sys.exit(data_main())', *map(str, a)], capture_output=True, env=env)
     out = run('audit', d, '--level', 'hash', '--json', tmp_path / 'a.json', '--html', tmp_path / 'a.html')
     assert out.returncode == 0 and b'\\xf1.jpg' in out.stdout and b'Traceback' not in out.stderr, out.stderr[-400:]
     r = json.loads((tmp_path / 'a.json').read_text(encoding='utf-8'))

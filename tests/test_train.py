@@ -64,8 +64,8 @@ def test_options(train, tmp_path, name):
 
 def test_every_option_is_tried():
     tried = {o.split()[0] for g in GROUPS.values() for o in g.split('--')[1:]} | {b[2:] for b in BASE if str(b).startswith('--')} | {'data_path', 'output_dir'}
-    elsewhere = {'cross_validate', 'better_than', 'fold', 'model_kwargs', 'mean', 'std', 'recipe', 'pretrained', 'enable_wandb', 'project', 'data_set', 'n_train', 'n_test', 'eval_data_path', 'cache', 'config', 'overwrite', 'resume', 'finetune', 'eval', 'switch_to_deploy', 'onnx', 'auto_resume', # below
-                 'deploy', 'compile'} # test_distributed.py; slow; cross_validate: test_experiment.py; better_than: test_merge.py
+    elsewhere = {'cross_validate', 'better_than', 'fold', 'model_kwargs', 'mean', 'std', 'recipe', 'pretrained', 'enable_wandb', 'project', 'data_set', 'n_train', 'n_test', 'eval_data_path', 'cache', 'scenes', 'config', 'overwrite', 'resume', 'finetune', 'eval', 'switch_to_deploy', 'onnx', 'auto_resume', # below
+                 'deploy', 'compile'} # test_distributed.py; slow; cross_validate: test_experiment.py; better_than: test_merge.py; scenes: test_copies.py
     assert tried | elsewhere == set(OPTIONS), tried ^ elsewhere ^ set(OPTIONS)
 
 
@@ -317,6 +317,16 @@ def test_a_run_is_tested_on_the_pictures_that_it_left_out(grown, capsys):
     assert evaluate([str(top/'run/bundle'), '--data', str(top/'p')]) == 0 and f'trained on {n} of these 64 pictures' in capsys.readouterr().out
     shutil.copytree(top/'p', top/'again', dirs_exist_ok=True)
     assert main(['--data_path', str(top/'again'), *line[2:], '--eval', 'true', '--finetune', str(top/'run/bundle')]) == 0 and 'the net was trained on' in capsys.readouterr().out
+
+
+def test_prepared_then_trained(grown):
+    "The README's two lines: what prepare wrote is known by its manifest; its folds are parts to test on, not classes"
+    from silkworm_app.cli import data_main
+    top, line = grown
+    assert data_main(['prepare', str(top/'p'), str(top/'clean'), '--level', 'hash', '--folds', '2']) == 0
+    assert main(['--data_path', str(top/'clean'), *line[2:], '--epochs', '1', '--output_dir', str(top/'two')]) == 0
+    m = json.loads((top/'two/metrics.json').read_text())
+    assert m['classes'] == ['healthy', 'pebrine'] and m['cross_validation']['folds'] == 2 and m['cross_validation']['n'] == 64
 
 
 def test_a_start_that_knows_the_test(grown, capsys):
