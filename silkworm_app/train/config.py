@@ -68,7 +68,7 @@ class TrainConfig:
     num_workers:int = setting('auto', 'fastai DataLoader', basic=True) # processes that prepare pictures
     # pictures in memory, augmented by the batch; auto: where the pipeline has such a form and the pictures fit into 1 GB
     fast:bool = setting('auto', 'FastDL')
-    cache:str = setting(None, 'image_dls', basic=True) # folder for decoded pictures that later runs reuse
+    cache:str = setting(None, 'image_dls') # folder for decoded pictures that later runs reuse
     # albumentations pipeline: a name (none, light, silkworm, strong) or a YAML file; auto: silkworm, light for CIFAR
     aug:str = setting('auto', 'albumentations in a fastai Transform', basic=True)
     aa:str = setting(None, 'timm.data.create_transform') # timm policy instead of aug, for example rand-m7-mstd0.5-inc1
@@ -153,7 +153,7 @@ class TrainConfig:
     log_dir:str = setting('auto', 'torch SummaryWriter') # folder of the TensorBoard scalars; auto: logs in the run folder; none: no scalars
     # an earlier run: say whether this one is better on the photographs that neither learned from; default: where silkworm-data prepare
     # added pictures to an earlier set, the run beside this one that learned from that set
-    better_than:str = setting(None, 'train.compare', basic=True)
+    better_than:str = setting(None, 'train.compare')
     overwrite:bool = setting(False, 'train.run', basic=True) # start anew over an earlier run in that folder
     resume:str = setting(None, 'Checkpoint') # checkpoint of a run to go on from
     auto_resume:bool = setting(True, 'Checkpoint') # go on from the last checkpoint in the run folder
