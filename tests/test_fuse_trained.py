@@ -13,9 +13,6 @@ from silkworm_app.train.learner import lslu_learner
 from silkworm_app.act.lslu import LSLU
 
 
-pytestmark = pytest.mark.trains
-
-
 def trained(folder, **kw):
     "A learner after a short deep training, with alphas and biases that have moved, and its test pictures."
     dls = image_dls(folder, 32, 32, fast=True, group=None, device='cpu', seed=0)

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from silkworm_app.data.sample import draw_sample
+
 root = Path(__file__).resolve().parent.parent
 text = (root / 'README.md').read_text()
 blocks = re.findall(r'```python\n(.*?)```', text, re.S)
 
 
-def test_the_ten_lines_from_pictures_to_a_decision(tmp_path, sample_dir):
-    (tmp_path / 'pictures').symlink_to(sample_dir)
-    (tmp_path / 'new.jpg').symlink_to(next((sample_dir / 'test').rglob('*.jpg')))
+def test_the_ten_lines_from_pictures_to_a_decision(tmp_path):
+    pictures = draw_sample(tmp_path / 'pictures', n_per_class=10, size=128)
+    (tmp_path / 'new.jpg').symlink_to(next((pictures / 'test').rglob('*.jpg')))
     code = blocks[0]
     assert len([o for o in code.splitlines() if o.strip()]) <= 11
     out = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1'})
