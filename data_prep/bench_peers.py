@@ -12,7 +12,6 @@ import logging
 import os
 import sys
 import tempfile
-from collections import Counter
 from itertools import combinations
 from pathlib import Path
 

@@ -12,14 +12,13 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections import Counter
 from pathlib import Path
 
 from silkworm_app.data.folder import DataError
 from silkworm_app.data.merge import combine
 from silkworm_app.data.prepare import check_places
 from silkworm_app.data.progress import Progress
-from silkworm_app.files import replacing, shown
+from silkworm_app.files import one_line, replacing, sha256_of, shown
 
 LIST = Path(__file__).with_name('silkworms.csv')
 AGENT = 'silkworm_app-public-benchmark/1.0'
@@ -61,7 +60,7 @@ def fetch_all(rows, folder, mirror, pause=.2, wait=2.):
     for r in rows:
         to = folder/f'{r["sha256"][:16]}{Path(r["path"]).suffix.lower()}'
         bar.step()
-        if to.is_file() and hashlib.sha256(to.read_bytes()).hexdigest() == r['sha256']: files.append(to); continue
+        if to.is_file() and sha256_of(to) == r['sha256']: files.append(to); continue
         try:
             if failed >= 5: raise Gone('was not tried, since the last five could not be fetched either: run it again later')
             data = fetch(address(r, mirror), wait=wait)
@@ -99,7 +98,7 @@ def main(argv=None):
         known = [r | dict(file=f, split=r['fold'], source=f'{r["repository"]}/{r["path"]}') for r, f in zip(rows, files) if f]
         if len({r['class'] for r in known}) < 2 or len({r['split'] for r in known}) < 2: raise DataError('too few pictures could be fetched to make a set of them; what came is kept, run it again')
         out = combine(known, args.source, dest, 'the public list of silkworm pictures', notes=[f'{len(said)} of {len(rows)} listed pictures are missing' if said else 'all listed pictures are there'])
-    except (DataError, OSError) as e: print(f'public: {shown(" ".join(str(e).split()))}', file=sys.stderr); return 2
+    except (DataError, OSError) as e: print(f'public: {shown(one_line(e, None))}', file=sys.stderr); return 2
     except KeyboardInterrupt: print(f'public: interrupted; what was fetched is kept in {fetched}, run it again', file=sys.stderr); return 130
     for n in out['notes']: print(f'note: {n}')
     print(f'{len(known)} of {len(rows)} pictures fetched; ' + ', '.join(f'{c} {n}' for c, n in out['distinct'].items()) + ' photographs')

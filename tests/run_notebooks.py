@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from unittest.mock import patch
 
 os.environ |= dict(NO_ALBUMENTATIONS_UPDATE='1', GRADIO_ANALYTICS_ENABLED='False', IN_TEST='1', TQDM_DISABLE='1', COLUMNS='110', OMP_NUM_THREADS='1')
 
@@ -123,14 +124,13 @@ def run_cells(nb, path, skip_flags):
         sys.modules['__main__'] = main
 
 
+@patch.dict(os.environ)                                               # what a notebook sets there ends with it
 def run(path, check, skip_flags):
     "`(sentence of what is wrong or '', seconds)`"
     start, was, nb = time.time(), read_nb(path), read_nb(path)
-    data = os.environ.pop('SILKWORM_DATA', None) if path.parent.name == 'examples' else None
+    if path.parent.name == 'examples': os.environ.pop('SILKWORM_DATA', None)
     try: run_cells(nb, path, skip_flags)
     except Exception as e: return str(e)[-3000:], time.time() - start
-    finally:
-        if data: os.environ['SILKWORM_DATA'] = data
     tests = False
     for c in nb.cells:
         if c.cell_type == 'markdown' and re.match(r'#+ Tests?\s*$', c.source): tests = True

@@ -2,7 +2,6 @@
 import csv
 import shutil
 
-import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
@@ -114,7 +113,7 @@ def test_a_run_says_whether_it_became_better(tmp_path, capsys):
     assert run('--data_path', first, '--output_dir', tmp_path/'x', '--cross_validate', 2, '--group', 'hash', '--better_than',
                tmp_path/'runs/old', '--bundle', 'false') == 0
     out, page = capsys.readouterr().out, (tmp_path/'x/label_trouble.html').read_text()
-    assert f'than old, on the same ' in out and 'look like another class than their label says' in out
+    assert 'than old, on the same ' in out and 'look like another class than their label says' in out
     assert 'Under two classes' in page and 'pebrine/same.png: pebrine' in page and f'healthy/{one.name}: healthy' in page
     table = list(csv.DictReader((tmp_path/'x/label_trouble.csv').open(encoding='utf-8-sig')))
     assert all((first/r['file']).is_file() and r['label'] != r['looks like'] for r in table)

@@ -21,6 +21,7 @@ from .places import arch_of,net_cfg,noise
 from .weights import Stored,WeightsError,fit_names,read_weights
 from .fuse import fuse_like
 from .lslu import LSLU
+from ..files import one_line
 
 # %% ../../nbs/act/09_start.ipynb #20fca28c
 def _rename_lslus(state, model):
@@ -136,7 +137,7 @@ def _fill(twin, state, model, what):
         raise WeightsError(f'{what} is for another net than {arch_of(model)}: it lacks {missing[:3] or "nothing"} '
                            f'and has {extra[:3] or "nothing"} too many.')
     try: twin.load_state_dict(state, strict=False)
-    except RuntimeError as e: raise WeightsError(f'{what} does not fit {arch_of(model)}: {" ".join(str(e).split())[:300]}') from None
+    except RuntimeError as e: raise WeightsError(f'{what} does not fit {arch_of(model)}: {one_line(e, 300)}') from None
     return left
 
 # %% ../../nbs/act/09_start.ipynb #cbb9d793
@@ -312,7 +313,7 @@ def net_of(
         model = fuse_like(model, stored.fuse_plan)
         try: model.load_state_dict(stored.state)
         except RuntimeError as e:
-            raise WeightsError(f'{file} does not fit the net that it says it is of: {" ".join(str(e).split())[:300]}') from None
+            raise WeightsError(f'{file} does not fit the net that it says it is of: {one_line(e, 300)}') from None
         return model.eval()
     load_reference(model, stored)
     return model.eval()

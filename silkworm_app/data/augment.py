@@ -25,7 +25,7 @@ from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
 
 from .folder import DataError
-from ..files import shown
+from ..files import one_line, shown
 
 # %% ../../nbs/data/05_augment.ipynb #5c4dc18a
 def _quiet_albumentations():
@@ -73,7 +73,7 @@ def _strictly(make, what):
         with warnings.catch_warnings():
             warnings.simplefilter('error')
             return make()
-    except Exception as e: raise DataError(f'{what}: {" ".join(str(e).split())}') from None
+    except Exception as e: raise DataError(f'{what}: {one_line(e, None)}') from None
 
 # %% ../../nbs/data/05_augment.ipynb #724731b9
 def _build(step, size):
@@ -95,7 +95,7 @@ def _build(step, size):
 def _from_file(path):
     try: return yaml.safe_load(Path(path).read_text(encoding='utf-8-sig'))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise DataError(f'augmentation file {shown(path)}: {" ".join(str(e).split())}') from None
+        raise DataError(f'augmentation file {shown(path)}: {one_line(e, None)}') from None
 
 
 def _takes_whole(pipe):
@@ -107,7 +107,7 @@ def _augmented(pipe, a, size):
     "The augmented array; raises `DataError` where it isn't `size` x `size` pixels of 8 bits."
     try: out = pipe(image=a)['image']
     except Exception as e:
-        raise DataError(f'the augmentation fails on a picture of {a.shape[1]} x {a.shape[0]} pixels: {" ".join(str(e).split())}') from None
+        raise DataError(f'the augmentation fails on a picture of {a.shape[1]} x {a.shape[0]} pixels: {one_line(e, None)}') from None
     if isinstance(out, np.ndarray) and out.shape == (size, size, 3) and out.dtype == np.uint8: return out
     what = f'{list(out.shape)} {out.dtype}' if hasattr(out, 'shape') else type(out).__name__
     raise DataError(f'the augmentation returns {what} instead of [{size}, {size}, 3] uint8; it must keep the picture size and leave '
@@ -167,7 +167,7 @@ class TimmTransform(DisplayedTransform):
                 raise ValueError(f'unknown policy {policy!r}; for example rand-m7-mstd0.5-inc1')
             self.tfm = create_transform(preprocess.size, is_training=True, auto_augment=policy, mean=preprocess.mean, std=preprocess.std,
                                         separate=True, **self.kwargs)[:2]
-        except Exception as e: raise DataError(f'timm augmentation {policy!r}: {" ".join(str(e).split()) or type(e).__name__}') from None
+        except Exception as e: raise DataError(f'timm augmentation {policy!r}: {one_line(e, None)}') from None
     def encodes(self, x:PILImage):
         im = x.convert('RGB')
         for t in self.tfm: im = t(im)

@@ -29,7 +29,7 @@ from .imaging import FORMAT_SUFFIXES, ImageError, open_image
 from .loaders import PictureDataLoaders, image_dls
 from .progress import Progress
 from .splits import Splits
-from ..files import shown
+from ..files import one_line, shown
 
 # %% ../../nbs/data/09_cifar.ipynb #2f608ddb
 _original = {'cifar10': datasets.CIFAR10, 'cifar100': datasets.CIFAR100}
@@ -207,7 +207,7 @@ def cifar(
     if source is None:
         try: source = untar_data({'cifar10': URLs.CIFAR, 'cifar100': URLs.CIFAR_100}[name])
         except Exception as e:
-            why = f'{type(e).__name__}: {" ".join(str(e).split())[:120]}'
+            why = f'{type(e).__name__}: {one_line(e, 120)}'
             raise DataError(f'{name} could not be downloaded ({why}); give a file you have with --source') from None
     work = dest.parent/f'.{dest.name}.partial'
     shutil.rmtree(work, ignore_errors=True)

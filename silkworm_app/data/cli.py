@@ -18,7 +18,7 @@ from .crop import crop
 from .folder import DataError, Scan, opened
 from .merge import merge
 from .prepare import prepare
-from ..files import shown, write_text
+from ..files import one_line, shown, write_text
 
 # %% ../../nbs/data/12_cli.ipynb #7823da71
 _level = dict(default='auto', choices=('auto', 'hash', 'copies'),
@@ -149,4 +149,4 @@ def main(
         return {'audit': _run_audit, 'prepare': _run_prepare, 'crop': _run_crop}.get(args.what, _run_cifar)(args)
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1); return 0
     except KeyboardInterrupt: print('silkworm-data: interrupted; nothing half-made is left, run it again', file=sys.stderr); return 130
-    except (ValueError, OSError) as e: print(f'silkworm-data: {shown(" ".join(str(e).split()))}', file=sys.stderr); return 2
+    except (ValueError, OSError) as e: print(f'silkworm-data: {shown(one_line(e, None))}', file=sys.stderr); return 2

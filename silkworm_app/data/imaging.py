@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageCms
 from pillow_heif import HeifImageFile
 
-from ..files import shown
+from ..files import one_line, shown
 
 # %% ../../nbs/data/00_imaging.ipynb #72c2a12a
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -238,7 +238,7 @@ def _decoded(im, name, data, small=False):
             try: im = load(_image(d))
             except Exception: continue
             break
-        else: raise ImageError(f'{name} is damaged or cut short: {" ".join(str(e).split()) or type(e).__name__}') from None
+        else: raise ImageError(f'{name} is damaged or cut short: {one_line(e, None)}') from None
     return _to_rgb(_upright(im), name)
 
 # %% ../../nbs/data/00_imaging.ipynb #d382ca6a

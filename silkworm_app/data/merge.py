@@ -7,7 +7,6 @@ __all__ = ['BEFORE', 'merge', 'combine']
 
 # %% ../../nbs/data/11a_merge.ipynb #2e3639b8
 import csv
-import hashlib
 import io
 import json
 from collections import Counter, defaultdict
@@ -20,7 +19,7 @@ from .diseases import silkworm_names
 from .folder import MANIFEST, DataError, opened, why_unusable
 from .prepare import by_class, check_places, choose, finish_set, read_mapping, strange_files, whole_folder, write_set
 from .splits import carve, cut, read_manifest
-from ..files import shown, write_text
+from ..files import sha256_of, shown, write_text
 
 # %% ../../nbs/data/11a_merge.ipynb #43612b3f
 BEFORE = 'before.json' # in a set that was made from an earlier one: which one
@@ -123,7 +122,7 @@ def merge(
     for src in (old, *sources): check_places(src, dest, overwrite)
     mapping = mapping if isinstance(mapping, dict) else read_mapping(mapping) if mapping else {}
     known = _known(old)
-    before = dict(name=shown(old.name), manifest=hashlib.sha256((old/MANIFEST).read_bytes()).hexdigest())
+    before = dict(name=shown(old.name), manifest=sha256_of(old/MANIFEST))
     about = f'{shown(old.name)} and pictures that came later'
     return combine(known, sources, dest, about, before, mapping, level, scenes, seed, workers, show)
 

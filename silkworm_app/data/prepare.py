@@ -27,7 +27,7 @@ from .folder import MANIFEST, SPLIT_NAMES, DataError, Scan, opened, why_unusable
 from .imaging import FORMAT_SUFFIXES, open_image, picture_header
 from .progress import each
 from .splits import MANIFEST_COLUMNS, carve, cut
-from ..files import shown, write_text
+from ..files import one_line, sha256_of, shown, write_text
 from .audit import audit_scan, headlines
 
 # %% ../../nbs/data/11_prepare.ipynb #d9a5ccd0
@@ -44,7 +44,7 @@ def read_mapping(
         if any(len(r) != 2 for r in rows): raise DataError(f'the mapping file {name} must have two columns: class as found, class wanted')
         return {a.strip(): b.strip() or None for a, b in rows}
     try: m = yaml.safe_load(text)
-    except yaml.YAMLError as e: raise DataError(f'the mapping file {name} is not valid YAML: {" ".join(str(e).split())}') from None
+    except yaml.YAMLError as e: raise DataError(f'the mapping file {name} is not valid YAML: {one_line(e, None)}') from None
     ok = isinstance(m, dict) and all(isinstance(k, str) and (v is None or isinstance(v, str)) for k, v in m.items())
     if not ok: raise DataError(f'the mapping file {name} must say "found: wanted" for each class')
     return m
@@ -164,7 +164,7 @@ def write_set(
     def save(t):
         k, c, s, to = t
         p = _saved(files[k], size, to)
-        return p.relative_to(work).as_posix(), hashlib.sha256(p.read_bytes()).hexdigest(), c, s, order[photo[k]], sources[k]
+        return p.relative_to(work).as_posix(), sha256_of(p), c, s, order[photo[k]], sources[k]
     rows = sorted(each(save, todo, 'writing pictures', workers, show))
     if folds:                                                     # each fold is an image folder of its own; links, so it takes no space
         for path, _, c, s, *_ in rows:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from silkworm_app.act.fuse import fuse
 from silkworm_app.act.lslu import reference_series, series, series_sum
 from silkworm_app.figures import save_figure
-from silkworm_app.files import write_text
+from silkworm_app.files import one_line, write_text
 from silkworm_app.lab.kernels import to_triton, triton
 from silkworm_app.lab.timing import (in_turns, layer_arms, machine, net_arms, onnx_runner, peak_allocated, peak_growth,
                                      saved_bytes, stats_of, there_anyway, train_step)
@@ -158,7 +158,7 @@ def _inference_arms(o, name, net, x):
             c = torch.compile(copy.deepcopy(f))
             with torch.no_grad(): c(x)
             fs[f'{name}, fused, torch.compile'] = call(c)
-        except Exception as e: fs[f'{name}, fused, torch.compile'] = ' '.join(str(e).split())[:200]
+        except Exception as e: fs[f'{name}, fused, torch.compile'] = one_line(e)
     return fs
 
 # %% ../../nbs/lab/03_bench.ipynb #32efcc8b
@@ -328,7 +328,7 @@ def main(
         print('silkworm-bench: interrupted, nothing written', file=sys.stderr)
         return 1
     except (ValueError, OSError, RuntimeError) as e:
-        print(f'silkworm-bench: {" ".join(str(e).split())}', file=sys.stderr)
+        print(f'silkworm-bench: {one_line(e, None)}', file=sys.stderr)
         return 2
 
 # %% ../../nbs/lab/03_bench.ipynb #a4c9d7a6

@@ -7,15 +7,14 @@ __all__ = ['COLUMNS', 'PASSED', 'family_of', 'smallest_members', 'randomise', 'c
            'coverage', 'main']
 
 # %% ../../nbs/lab/01_coverage.ipynb #4303a4e1
-import argparse,csv,json,math,os,re,resource,subprocess,sys,time
+import argparse,csv,json,os,re,resource,subprocess,sys,time
 from pathlib import Path
 
 import timm,torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..act.lslu import LSLU
-from ..files import replacing,write_text
+from ..files import one_line, replacing, write_text
 from ..act.fuse import fuse,fuse_like
 from ..act.patch import lslu_model,lslus,rebuild_model
 
@@ -163,7 +162,7 @@ def check_family(
             if not row['export_error'] <= tol: raise ValueError(f'relative error {row["export_error"]:.1e}')
         row['outcome'] = 'ok'
         if tol > 1e-10: row['outcome'] += f', ill-conditioned: the last bit of the input moves the output by {row["rounding"]:.0e}'
-    except Exception as e: row['outcome'] = f'failed: {step}: {type(e).__name__}: {" ".join(str(e).split())[:300]}'
+    except Exception as e: row['outcome'] = f'failed: {step}: {type(e).__name__}: {one_line(e, 300)}'
     return {**row, 'seconds': round(time.perf_counter() - start, 1)}
 
 # %% ../../nbs/lab/01_coverage.ipynb #517eac16

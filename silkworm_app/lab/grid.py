@@ -24,6 +24,7 @@ from ..train.config import OPTIONS, TrainConfig, TrainError, convert
 from ..train.cross import part_splits, photographs_of, whole_split
 from ..train.learner import keep_memory
 from ..train.log import PrintEpoch
+from ..files import one_line
 
 # %% ../../nbs/lab/04_grid.ipynb #dffea787
 from ..train.head import predict_logits
@@ -115,7 +116,7 @@ def read_grid(
     path = Path(path)
     try: d = yaml.safe_load(path.read_text(encoding='utf-8'))
     except OSError as e: raise GridError(f'{path} cannot be read: {e.strerror or e}') from None
-    except yaml.YAMLError as e: raise GridError(f'{path} is not YAML: {" ".join(str(e).split())}') from None
+    except yaml.YAMLError as e: raise GridError(f'{path} is not YAML: {one_line(e, None)}') from None
     if isinstance(d, dict): d.setdefault('name', path.stem)
     return make_grid(d, path.name)
 
@@ -276,7 +277,7 @@ def _job(s):
     "One run in a process of its own; an error is part of the answer"
     keep_memory()
     try: return s, *run_one(s), ''
-    except (ValueError, OSError, RuntimeError) as e: return s, {}, {}, f'{type(e).__name__}: {" ".join(str(e).split())[:300]}'
+    except (ValueError, OSError, RuntimeError) as e: return s, {}, {}, f'{type(e).__name__}: {one_line(e, 300)}'
 
 # %% ../../nbs/lab/04_grid.ipynb #bb911178
 def _each(todo, procs):

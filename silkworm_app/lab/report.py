@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from ..files import replacing, write_text
+from ..files import one_line, replacing, write_text
 from ..act.fuse import fuse
 from .grid import Grid, GridError, make_model, read_grid, read_results, rows_of, run_grid, run_id, setting
 from .timing import latency, machine
@@ -323,6 +323,6 @@ def main(
         if rows: print(report(grid, out))
         return 0 if len(rows) == len(grid.runs) else 1
     except KeyboardInterrupt: code, text = 1, 'interrupted; the same command goes on'
-    except (ValueError, OSError) as e: code, text = 2, ' '.join(str(e).split())
+    except (ValueError, OSError) as e: code, text = 2, one_line(e, None)
     print(f'silkworm-experiment: {text}', file=sys.stderr)
     return code

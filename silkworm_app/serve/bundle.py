@@ -6,7 +6,7 @@
 __all__ = ['plain', 'loader_preprocess', 'learner_trust', 'save_bundle']
 
 # %% ../../nbs/serve/11_bundle.ipynb #36665bdc
-import json, math, os, platform, re, shutil, statistics, tempfile, time
+import json, math, os, platform, re, shutil, tempfile, time
 from copy import deepcopy
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,17 +21,17 @@ from ..data.diseases import silkworm_info
 from ..data.imaging import Preprocess, open_image
 from ..data.copies import copy_groups
 from ..act.fuse import compare, fuse
-from ..files import replace_folder
+from ..files import one_line, replace_folder
 from ..act.curves import describe_acts, layer_curves
 from .advice import trust_warnings
 
 # %% ../../nbs/serve/11_bundle.ipynb #7eec2b84
 from .calibrate import fit_trust, sampled_leak
 from .card import bundle_card
-from .format import BUNDLE_FILES, BUNDLE_FORMAT, BundleError, check_kwargs, file_entry, one_line
+from .format import BUNDLE_FILES, BUNDLE_FORMAT, BundleError, check_kwargs, file_entry
 from .load import load_bundle
 from .net import Predictor, save_onnx
-from .onnx import BasePredictor
+from .onnx import BasePredictor, median_seconds
 from .trust import Trust
 from .unlike import picture_stats
 
@@ -173,12 +173,8 @@ def _try(folder, predictor, tolerance=1e-3):
 # %% ../../nbs/serve/11_bundle.ipynb #d8af17be
 def _latency(predictor, n=20):
     "Milliseconds of one prepared picture, median of n after a warm-up."
-    x, times = np.zeros((1, 3, predictor.preprocess.size, predictor.preprocess.size), np.float32), []
-    for _ in range(n + 5):
-        start = time.perf_counter()
-        predictor.run(x)
-        times.append(time.perf_counter() - start)
-    return dict(ms=round(1000 * statistics.median(times[5:]), 3), n=n, threads=torch.get_num_threads())
+    x = np.zeros((1, 3, predictor.preprocess.size, predictor.preprocess.size), np.float32)
+    return dict(ms=round(1000*median_seconds(lambda: predictor.run(x), n, 5), 3), n=n, threads=torch.get_num_threads())
 
 # %% ../../nbs/serve/11_bundle.ipynb #b217b187
 def _fused(model, preprocess, batches, comparison):

@@ -22,6 +22,7 @@ from .bundle import save_bundle
 from .format import BundleError
 from .load import load_bundle
 from .net import Predictor,save_torch_export
+from ..files import one_line
 
 # %% ../../nbs/serve/13_deploy.ipynb #00b1cce1
 @dataclass
@@ -204,5 +205,5 @@ def fuse_main(
     try: return deploy(args)
     except ModuleNotFoundError: raise
     except (ValueError, OSError, RuntimeError) as e:
-        print(f'silkworm-fuse: {" ".join(str(e).split())}', file=sys.stderr)
+        print(f'silkworm-fuse: {one_line(e, None)}', file=sys.stderr)
         return 2

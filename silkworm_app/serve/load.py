@@ -11,9 +11,10 @@ from pathlib import Path
 import safetensors.numpy
 
 from ..data.imaging import Preprocess
-from .format import BundleError, hashed, one_line, read_config, tensors
+from .format import BundleError, hashed, read_config, tensors
 from .onnx import BasePredictor, OnnxPredictor
 from .trust import Trust
+from ..files import one_line
 
 # %% ../../nbs/serve/09_load.ipynb #cd09c27f
 class OnnxBundlePredictor(OnnxPredictor):

@@ -15,10 +15,10 @@ import safetensors.torch, torch
 from torch import nn
 
 from ..data.imaging import Preprocess
-from ..files import replacing
+from ..files import one_line, replacing
 from ..act.fuse import fuse_like
 from ..act.patch import rebuild_model
-from .format import BundleError, one_line, tensors
+from .format import BundleError, tensors
 from .onnx import BasePredictor, onnx_metadata
 from .trust import Trust
 

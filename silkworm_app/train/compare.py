@@ -6,7 +6,7 @@
 __all__ = ['write_answers', 'held_out', 'compare_answers', 'earlier_answers']
 
 # %% ../../nbs/train/15b_compare.ipynb #3861d541
-import hashlib, json
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 
 from ..data.folder import MANIFEST
 from ..data.merge import BEFORE
-from ..files import write_text
+from ..files import sha256_of, write_text
 from .config import TrainConfig, TrainError, read_yaml
 from .cross import content_key, cross_parts, photo_interval
 from .run import RunFolder, find_run
@@ -68,7 +68,7 @@ def _learned_from(folder, sha):
     "Whether a finished run learned from the prepared set with this manifest"
     run = RunFolder(folder)
     if not run.metrics.is_file(): return False
-    try: return hashlib.sha256((Path(read_yaml(run.settings)['data_path'])/MANIFEST).read_bytes()).hexdigest() == sha
+    try: return sha256_of(Path(read_yaml(run.settings)['data_path'])/MANIFEST) == sha
     except (OSError, TrainError, KeyError, TypeError): return False
 
 def _earlier(cfg):

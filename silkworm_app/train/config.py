@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import yaml
 from fastcore.docments import docments
 
-from ..files import write_text
+from ..files import one_line, write_text
 
 # %% ../../nbs/train/00_config.ipynb #ee2525e8
 def setting(
@@ -314,7 +314,7 @@ def read_yaml(
     "The settings of a file. Raises `TrainError`."
     try: d = yaml.safe_load(Path(path).read_text(encoding='utf-8-sig'))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise TrainError(f'the settings file {path} cannot be read: {" ".join(str(e).split())}') from None
+        raise TrainError(f'the settings file {path} cannot be read: {one_line(e, None)}') from None
     if not isinstance(d, dict): raise TrainError(f'the settings file {path} must hold lines such as "epochs: 30"')
     d = {str(k).replace('-', '_'): v for k, v in d.items()}
     for k in d:

@@ -7,14 +7,14 @@ __all__ = ['content_key', 'distinct_pictures', 'whole_split', 'cut_folds', 'phot
            'photographs_of', 'part_splits', 'test_part', 'cross_parts', 'held_out_answers', 'cross_validate']
 
 # %% ../../nbs/train/15_cross.ipynb #ade79ddf
-import contextlib, copy, hashlib, io, json, sys, tempfile, time
+import contextlib, copy, io, json, sys, tempfile, time
 from pathlib import Path
 
 import numpy as np
 
 from ..data.loaders import test_loader
 from ..data.splits import Splits, carve, cut, leak_warnings, leaks
-from ..files import write_text
+from ..files import sha256_of, write_text
 from .config import TrainConfig, TrainError
 from .log import PrintEpoch
 from .one import train_net
@@ -26,7 +26,7 @@ def content_key(
     path, # file
 )->str:
     "The same for the same bytes, wherever they lie: the beginning of their sha256"
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    return sha256_of(path)[:16]
 
 def distinct_pictures(
     splits # of `find_splits`, with groups

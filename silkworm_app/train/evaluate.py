@@ -16,7 +16,7 @@ from ..data.diseases import canonical_name
 from ..data.folder import DataError
 from ..data.imaging import ImageError, Preprocess
 from ..data.splits import Splits, find_splits
-from ..files import write_text
+from ..files import one_line, write_text
 from ..act.fuse import fuse
 from ..serve.deploy import add_net_options, source_of_file
 from ..serve.load import load_bundle
@@ -165,6 +165,6 @@ def main(
     args = _parser().parse_args(argv)
     try: _evaluate(args)
     except (ValueError, OSError, ImageError) as e:
-        print(f'silkworm-evaluate: {" ".join(str(e).split())}', file=sys.stderr)
+        print(f'silkworm-evaluate: {one_line(e, None)}', file=sys.stderr)
         return 2
     return 0

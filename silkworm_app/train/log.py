@@ -16,6 +16,7 @@ from fastai.torch_core import get_model, rank_distrib, set_seed
 
 from .callback import act_slope, quiet_run
 from .config import TrainConfig, TrainError
+from ..files import one_line
 
 # %% ../../nbs/train/09_log.ipynb #b59cc8d9
 def say(*text):
@@ -133,7 +134,7 @@ def open_wandb(
         return wandb.init(project=cfg.project, dir=str(folder), config=cfg.to_dict(), id=name.read_text(encoding='utf-8'),
                           resume='allow' if goes_on else None)
     except Exception as e:
-        raise TrainError(f'enable_wandb: {" ".join(str(e).split())[:200]} (WANDB_MODE=offline logs without the network)') from None
+        raise TrainError(f'enable_wandb: {one_line(e)} (WANDB_MODE=offline logs without the network)') from None
 
 # %% ../../nbs/train/09_log.ipynb #a5917c29
 def loggers(

@@ -22,7 +22,6 @@ from fastai.torch_core import get_model, num_distrib, rank_distrib, set_seed
 
 from sklearn.metrics import recall_score
 
-from ..act.curves import describe_acts
 from ..act.patch import lslu_model
 from ..act.start import start_from
 

@@ -17,6 +17,7 @@ from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_
 from torch.amp import GradScaler, autocast
 
 from .config import OPTIONS, TrainConfig, TrainError
+from ..files import one_line
 
 # %% ../../nbs/train/07_optim.ipynb #cadd4ebf
 def param_groups(
@@ -44,7 +45,7 @@ def make_opt_func(
     def build(groups, lr):
         try: opt = create_optimizer_v2(list(groups), opt=cfg.opt, lr=lr, momentum=cfg.momentum, weight_decay=0., **extra)
         except (TypeError, ValueError) as e:
-            why = ' '.join(str(e).split())
+            why = one_line(e, None)
             raise TrainError(f'opt {cfg.opt} cannot be made with {", ".join(extra) or "these options"}: {why}') from None
         for k in extra:
             if k not in opt.param_groups[0]: raise TrainError(f'opt {cfg.opt} has no {k}: leave out opt_{k}')

@@ -6,13 +6,13 @@
 __all__ = ['COLUMNS', 'write_pictures', 'read_pictures', 'check_same', 'run_splits', 'learned_pictures', 'learned_warning']
 
 # %% ../../nbs/train/12_pictures.ipynb #e5a00003
-import csv, hashlib, io, os
+import csv, io, os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..data.folder import DataError
 from ..data.splits import Splits, leak_warnings
-from ..files import replacing, shown
+from ..files import replacing, sha256_of, shown
 from .config import TrainConfig, TrainError
 from .run import RunFolder, find_run
 from .setup import load_splits
@@ -28,7 +28,7 @@ def _rows(splits):
 
 def _hashes(files):
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(lambda p: hashlib.sha256(Path(p).read_bytes()).hexdigest(), files))
+        return list(pool.map(sha256_of, files))
 
 # %% ../../nbs/train/12_pictures.ipynb #e5a00007
 def write_pictures(

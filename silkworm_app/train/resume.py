@@ -23,7 +23,7 @@ from fastai.learner import Learner
 from fastai.torch_core import get_model,rank_distrib
 from fastcore.foundation import L
 
-from ..files import replacing
+from ..files import one_line, replacing
 from .callback import quiet_run
 
 # %% ../../nbs/train/02_resume.ipynb #54ae408f
@@ -138,7 +138,7 @@ def read_checkpoint(
     "The state of a training. Raises `ValueError`."
     if not Path(file).is_file(): raise ValueError(f'there is no checkpoint {file}')
     try: state = torch.load(file, map_location='cpu', weights_only=True)
-    except Exception as e: raise ValueError(f'{file} is no checkpoint of a training: {" ".join(str(e).split())[:120]}') from None
+    except Exception as e: raise ValueError(f'{file} is no checkpoint of a training: {one_line(e, 120)}') from None
     if isinstance(state, dict) and state.get('version') == 1 and 'opt' in state: return state
     raise ValueError(f'{file} is no checkpoint of a training')
 

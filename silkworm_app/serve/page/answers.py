@@ -11,8 +11,6 @@ import base64
 import csv
 import io
 import re
-import statistics
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from PIL import Image
 
 from ...data.imaging import ImageError, open_image
 from ..advice import collect_next, trust_warnings
+from ..onnx import median_seconds
 from ..reasons import Reason
 
 # %% ../../../nbs/serve/15_page_answers.ipynb #ff6455ab
@@ -206,9 +205,4 @@ def latency(
 )->float: # seconds
     "Median time to decide on one picture, here and now (the first calls warm the net and don't count)."
     im = Image.fromarray(np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8))
-    times = []
-    for i in range(n + 3):
-        start = time.perf_counter()
-        predictor.decide([im])
-        if i >= 3: times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return median_seconds(lambda: predictor.decide([im]), n, 3)

@@ -6,12 +6,12 @@
 __all__ = ['ORT_WEB', 'ort_web', 'page_words', 'page_model', 'export_web', 'main']
 
 # %% ../../../nbs/serve/21_page_export.ipynb #a4b9ce3c
-import argparse, hashlib, io, json, os, shutil, subprocess, sys, tarfile, tempfile
+import argparse, hashlib, json, os, shutil, subprocess, sys, tarfile, tempfile
 from pathlib import Path
 
 from ...data.memory import cache_folder
-from ...files import open_streams, replace_folder
-from ..format import BundleError, one_line
+from ...files import one_line, replace_folder
+from ..format import BundleError
 from ..load import open_predictor
 from ..onnx import OnnxPredictor, pack_arrays
 from . import html
@@ -158,7 +158,6 @@ def main(
     argv:list=None, # default: the command line
 )->int: # exit code
     "silkworm-app export-web: a page without a server."
-    open_streams()
     p = argparse.ArgumentParser(prog='silkworm-app export-web', description='Write a bundle as a page of plain files that needs no server '
         'and, after it was opened once, no network.')
     p.add_argument('bundle', help='bundle folder, run folder of silkworm-train, or ONNX file')
