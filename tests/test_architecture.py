@@ -1,6 +1,7 @@
 "The house keeps its order: rooms import only from rooms above, without circles and without each other's private names; lines and modules stay short."
 import ast
 import json
+import re
 import statistics
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -113,3 +114,14 @@ def test_notebooks_of_a_room_are_numbered_in_one_order():
     for folder in {p.parent for p in (root / 'nbs').rglob('*.ipynb')}:
         numbers = [p.name.split('_')[0] for p in folder.glob('*.ipynb')]
         assert len(set(numbers)) == len(numbers), sorted(numbers)
+
+
+def test_a_notebook_comes_after_those_that_it_imports():
+    "But for lslu, which is read first: what makes it fast comes behind it."
+    place = {}
+    for p in (root / 'nbs').rglob('*.ipynb'):
+        found = re.search(r'#\| default_exp ([\w.]+)', p.read_text(encoding='utf-8'))
+        if found: place[f'silkworm_app.{found[1]}'] = p.parent.name, p.name
+    wrong = [f'{a[1]} imports {b[1]}' for m, _, target, _, _ in edges if (a := place.get(m)) and (b := place.get(target))
+             and a[0] == b[0] and a[1] < b[1] and (m, target) != ('silkworm_app.act.lslu', 'silkworm_app.act.fast')]
+    assert not wrong, '\n'.join(wrong)
