@@ -37,8 +37,6 @@ def outline(kind, rng, x, y):
     if kind == 'cocoon': return np.hypot(x / rng.uniform(.5, .62), y) / .97 + rng.uniform(0, .12) * np.exp(-(y / .3)**2)
     if kind == 'leaf': return np.hypot(x / (rng.uniform(.45, .6) * np.clip(1 - y * y, .05, 1)), y**3) / .97
     if kind == 'pupa': return np.hypot(x / (rng.uniform(.36, .42) * (1 - .2 * y)), y) / .97
-    if kind == 'leaf': return np.hypot(x / (rng.uniform(.45, .6) * np.clip(1 - y * y, .05, 1)), y**3) / .97
-    if kind == 'pupa': return np.hypot(x / (rng.uniform(.36, .42) * (1 - .2 * y)), y) / .97
     if kind == 'seed': return np.hypot(x / (rng.uniform(.6, .75) * (1 - .25 * y)), y) / .95
     return np.hypot(x / rng.uniform(.88, .97), y) / .97
 

@@ -117,4 +117,6 @@ def test_a_run_says_whether_it_became_better(tmp_path, capsys):
     assert 'Under two classes' in page and 'pebrine/same.png: pebrine' in page and f'healthy/{one.name}: healthy' in page
     table = list(csv.DictReader((tmp_path/'x/label_trouble.csv').open(encoding='utf-8-sig')))
     assert all((first/r['file']).is_file() and r['label'] != r['looks like'] for r in table)
+    assert [(r['file'], r['looks like']) for r in table[-2:]] == [(f'healthy/{one.name}', 'pebrine'), ('pebrine/same.png', 'healthy')]
+    assert f'healthy/{one.name} (healthy), pebrine/same.png (pebrine)' in out
     assert run('--data_path', first, '--output_dir', tmp_path/'y', '--better_than', tmp_path/'nothing') == 2

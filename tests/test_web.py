@@ -335,11 +335,15 @@ def test_examples_carry_their_class_and_none_is_there_twice(tmp_path):
 @pytest.mark.parametrize('names', [('healthy', 'rust', 'scab'), ('female', 'male', 'broken')])
 def test_page_of_other_things_says_nothing_of_diseases_of_silkworms(names):
     from silkworm_app.data.diseases import CLASS_INFO, silkworm_info
+    from silkworm_app.serve.page.html import Say, many_html, why_html
     class Others(Colours): classes = list(names)
     with serving(Others()) as demo, httpx.Client(base_url=demo.local_url.rstrip('/'), timeout=30) as http:
         page = http.get('/config').text.lower()
         assert 'picture check' in page and 'silkworm' not in page and 'tray' not in page
         assert not any(c in page for c in set(CLASS_INFO) - set(names)) and not silkworm_info(names)
+    say = Say('en', names)
+    told = many_html(say, [], 'net', 'today') + why_html(say, dict(probabilities={c: .5 for c in names}, pvalues={}), dict(risk=.1), 'map')
+    assert not any(w in told.lower() for w in ('diagnos', 'sick', 'disease'))
 
 
 def test_a_bundle_that_refuses_everything_says_so_on_top():

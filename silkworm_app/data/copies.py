@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from .imaging import ImageError, open_image
 from .look import Look, look, unpacked
 from .memory import Memory, pack, stat_key, unpack
-from .near import hashes, near_links, same_thumbs, thumb_side, thumbnail, trims
+from .near import fine, hashes, near_links, same_thumbs, signs, thumb_side, thumbnail, trims
 from .progress import Progress, each, n_threads
 from .propose import bags, by_wheels, by_words
 from .same import Overlay, features, overlay, same_look, sketch, tiny_relief, tiny_shift
@@ -272,8 +272,7 @@ def _remember(g, level, memory):
 # %% ../../nbs/data/02g_copies.ipynb #0edcb3a0
 def _group(files, level, workers, show, memory):
     n, g = len(files), Groups(files, [], [])
-    boxes, most = (trims, 10) if n <= 20_000 else (trims[:1], 6)
-    read = _Read(files, boxes, level == 'copies', memory)
+    read = _Read(files, trims if n <= 20_000 else [], level == 'copies', memory)
     g.sha256 = [read.sha(f)[0] for f in files]
     if all(g.sha256) and _recall(g, level, memory): return g        # an unchanged folder isn't read
     with memory.alone('\n'.join(map(str, files))):                  # of several processes one reads and searches
@@ -291,22 +290,27 @@ def _group(files, level, workers, show, memory):
             else: seen[k] = got
         if _recall(g, level, memory): return g                      # another folder with the same content
         g.exact = union.groups()
-        _join_near(seen, union, g, most, show)
+        _join_near(seen, union, g, show)
         g.near = union.groups()
         if level == 'copies': _join_copies(seen, union, g, memory, workers, show)
         _remember(g, level, memory)
     return g
 
 # %% ../../nbs/data/02g_copies.ipynb #33d8dfef
-def _join_near(seen, union, g, most, show):
+def _join_near(seen, union, g, show):
     "Join the near ones of what was read in `union`, and note the links in `g`."
     good = list(seen)
     if len(good) < 2: return
-    thumbs, looks = [seen[k][0] for k in good], [seen[k][2] for k in good]
-    whole, views = np.stack([seen[k][1][0] for k in good]), np.stack([np.packbits(seen[k][1], axis=1) for k in good])
-    for i, j, d in near_links(whole, views, _same(thumbs, looks), Union(len(good)), most, show):
+    thumbs, hashed, looks = zip(*(seen[k] for k in good))
+    if len(hashed[0]):
+        views = [signs(np.stack([h[k] for h in hashed])) for k in range(len(hashed[0]))]
+        links = near_links(views[0], views, _same(thumbs, looks), Union(len(good)), show=show)
+    else:
+        w = np.stack([fine(t) for t in thumbs])
+        links = near_links(w, [w], _same(thumbs, looks), Union(len(good)), .6, 4, show)
+    for i, j, v in links:
         union.join(good[i], good[j])
-        g.links.append((good[i], good[j], 'near', 1 - d / 64))
+        g.links.append((good[i], good[j], 'near', v))
 
 # %% ../../nbs/data/02g_copies.ipynb #42fb4fa5
 def _sketched(sha, packed, memory):

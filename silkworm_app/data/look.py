@@ -102,7 +102,10 @@ def look(
             rim = 4 + .06 * max(np.ptp(y), np.ptp(x))
             x0, y0, x1, y1 = (int(max(0, v / k)) for v in (x.min() - rim, y.min() - rim, x.max() + 1 + rim, y.max() + 1 + rim))
             a = a[y0:y1, x0:x1]
-    zoom = min(4, _side / max(a.shape[:2]))
-    small = _scaled(a, zoom)
-    inner = cv2.erode((~ground(small)).astype(np.uint8), np.ones((7, 7)), borderValue=1)
+    for side in (_side, 2 * _side):
+        zoom = min(4, side / max(a.shape[:2]))
+        small = _scaled(a, zoom)
+        things = (~ground(small)).astype(np.uint8)
+        inner = cv2.erode(things, np.ones((7, 7)), borderValue=1)
+        if not plain or side / max(a.shape[:2]) >= 1 or inner.sum() > .5 * things.sum(): break    # else many small ones: closer
     return Look(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), inner, bool(plain), zoom)

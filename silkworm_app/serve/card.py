@@ -30,8 +30,9 @@ def cross_text(
            f'without balancing the classes: {_pct(c["accuracy"])}.']
     if f := c.get('by_file'):
         what = 'the head alone, trained and tested' if f.get('head_only') else 'the same training'
-        out.append(f'Misleading: {what} on a random cut of the files has {_pct(f["balanced_accuracy"])} balanced accuracy and '
-                   f'{_pct(f["accuracy"])} accuracy, since it finds copies of its training pictures again.')
+        found = f'{what} on a random cut of the files has {_pct(f["balanced_accuracy"])} balanced accuracy and {_pct(f["accuracy"])} accuracy'
+        out.append(f'Misleading: {found}, since it finds copies of its training pictures again.'
+                   if f['balanced_accuracy'] > c['balanced_accuracy'] else f'With copies of its training pictures in the test, {found}.')
     few = [(titles or {}).get(k, k) for k, n in c['per_class_n'].items() if n < 5]
     narrow = (f' It is too narrow: {", ".join(few)} ha{"s" if len(few) == 1 else "ve"} fewer than five photographs, and what is hardly '
               f'there cannot vary.' if few else '')
@@ -148,8 +149,8 @@ def _limits(config, trust, title):
         out.append(_sentence(Reason('unproven', seen={title[c]: n for c, (n, _) in trust.unproven.items()}, needed=trust.needed)))
     out += ['It knows these classes only. Anything else should be turned away, but not everything is: a thing that resembles a class '
             'may be given its name.',
-            'The figures hold for photographs like these: same places, cameras, breeds and ages. Others were not tried.',
-            'It is no diagnosis.']
+            'The figures hold for photographs like these: same places, cameras, breeds and ages. Others were not tried.']
+    if config.get('class_titles'): out.append('It is no diagnosis.')       # silkworms, by a disease of theirs
     cross = (config.get('metrics') or {}).get('cross_validation')
     if not cross: return out
     if few := [c for c, n in cross['per_class_n'].items() if n < 5]:

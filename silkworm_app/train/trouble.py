@@ -25,7 +25,7 @@ def label_trouble(
     least = np.array([probs[labels == k, k].mean() if (labels == k).any() else np.inf for k in range(probs.shape[1])])
     sure = np.where(probs >= least, probs, -1)
     like = sure.argmax(1)
-    return np.where((sure.max(1) >= 0) & (like != labels), like, -1)
+    return np.where(sure.max(1) > probs[np.arange(len(labels)), labels], like, -1)
 
 # %% ../../nbs/train/15a_trouble.ipynb #a2cd07c1
 def troubled(
@@ -69,6 +69,7 @@ def write_trouble(
     table.writerow(['file', 'label', 'looks like', 'probability of the label', 'probability of what it looks like', 'copies'])
     table.writerows([rel(o['files'][0]), o['label'], o['looks_like'], f'{o["p_label"]:.3f}', f'{o["p_looks_like"]:.3f}', len(o['files'])]
                     for o in rows if o['files'])
+    table.writerows([rel(p), c, ', '.join(sorted({o for _, o in v} - {c})), '', '', len(v)] for v in twice for p, c in v)
     write_text(run.trouble, b.getvalue(), 'utf-8-sig')
     n = len({splits.groups[Path(p)] for p, *_ in photographs_of(splits)})
     say = [f'{len(rows)} of {n} photographs look like another class than their label says, to nets that had not seen them']
@@ -76,11 +77,12 @@ def write_trouble(
     groups = [(f'Labelled {a}, looks like {b}', 'The surest first. The net may be wrong, too: look.', [
         (o['files'][0], f'{rel(o["files"][0])}: {a} {o["p_label"]:.0%}, {b} {o["p_looks_like"]:.0%}')
         for o in rows if (o['label'], o['looks_like']) == (a, b) and o['files']]) for a, b in pairs]
-    groups.append(('Under two classes', 'One photograph, two labels: at least one is wrong. They were left out.',
+    groups.append(('Under two classes', 'One photograph, two labels: at least one is wrong.',
                    [(p, f'{rel(p)}: {c}') for v in twice for p, c in v]))
-    notes = say + ([f'{len(twice)} photographs stand under two classes'] if twice else [])
-    write_text(run.trouble_page, contact_sheet('Labels to look at', notes, groups))
+    if twice: say.append(f'{len(twice)} photograph(s) stand under two or more classes; they were left out')
+    write_text(run.trouble_page, contact_sheet('Labels to look at', say, groups))
     out = [f'{say[0]}{":" if rows else ""}', *(f'  {rel(o["files"][0])}: labelled {o["label"]}, looks like {o["looks_like"]} '
            f'({o["p_looks_like"]:.0%})' for o in rows[:5] if o['files'])]
     if len(rows) > 5: out.append(f'  and {len(rows) - 5} more')
+    out += [*(f'{s}:' for s in say[1:]), *('  ' + ', '.join(f'{rel(p)} ({c})' for c, p in {c: p for p, c in v}.items()) for v in twice[:5])]
     return out + ([f'Look at them: {run.trouble_page} ({run.trouble.name} is the table)'] if rows or twice else [])
