@@ -30,7 +30,8 @@ def cross_text(
            f'without balancing the classes: {_pct(c["accuracy"])}.']
     if f := c.get('by_file'):
         what = 'the head alone, trained and tested' if f.get('head_only') else 'the same training'
-        found = f'{what} on a random cut of the files has {_pct(f["balanced_accuracy"])} balanced accuracy and {_pct(f["accuracy"])} accuracy'
+        found = (f'{what} on a random cut of the files has {_pct(f["balanced_accuracy"])} balanced accuracy and '
+                 f'{_pct(f["accuracy"])} accuracy')
         out.append(f'Misleading: {found}, since it finds copies of its training pictures again.'
                    if f['balanced_accuracy'] > c['balanced_accuracy'] else f'With copies of its training pictures in the test, {found}.')
     few = [(titles or {}).get(k, k) for k, n in c['per_class_n'].items() if n < 5]
