@@ -27,16 +27,16 @@ from silkworm_app.serve.page.collect import Store
 from silkworm_app.serve.page.server import serve
 
 root = Path(__file__).resolve().parents[2]
-out, SIZE, EACH, LARGEST = root/'docs/img', 192, 40, 100_000
+out, SIZE, EACH, LARGEST = root/'docs/img', 192, 40, 60_000
 browser_path = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 
 
 def small(im, name, width):
     "The picture as a PNG of at most `LARGEST` bytes."
-    im = im.convert('RGB').resize((width, round(im.height*width/im.width)), Image.Resampling.LANCZOS)
-    for colours in (128, 64, 32):
-        f = io.BytesIO()
-        im.quantize(colours, dither=Image.Dither.NONE).save(f, 'PNG', optimize=True)
+    im = im.convert('RGB')
+    for scale, colours in ((1, 128), (1, 64), (1, 32), (.85, 32), (.7, 32)):
+        f, w = io.BytesIO(), round(scale*width)
+        im.resize((w, round(im.height*w/im.width)), Image.Resampling.LANCZOS).quantize(colours, dither=Image.Dither.NONE).save(f, 'PNG', optimize=True)
         if f.tell() <= LARGEST: break
     (out/f'{name}.png').write_bytes(f.getvalue())
     print(f'docs/img/{name}.png: {f.tell()//1000} KB')
