@@ -53,6 +53,7 @@ def save_figure(
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part: fig.savefig(part, format=f, dpi=144)
         out.append(path)
+        fig.set_layout_engine('none')  # laid out once
     return out
 
 # %% ../nbs/01_figures.ipynb #ad3154f3

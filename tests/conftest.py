@@ -65,3 +65,11 @@ def sample_dir(tmp_path_factory):
     "The built-in synthetic sample, drawn small."
     from silkworm_app.data.sample import draw_sample
     return Path(draw_sample(tmp_path_factory.mktemp('sample') / 'synthetic_silkworm_sample', n_per_class=24, size=64, seed=0))
+
+
+LONG = [f'test_{name}' for name in 'train web_browser experiment distributed patch kernels copies fuse_trained folder bundle survival web start recipe readme docs'.split()]
+
+
+def pytest_collection_modifyitems(items):
+    "The files that take longest first, so that at the end no process waits for another (with --no-loadscope-reorder)."
+    items.sort(key=lambda o: LONG.index(o.path.stem) if o.path.stem in LONG else len(LONG))

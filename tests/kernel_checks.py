@@ -51,8 +51,7 @@ def test_the_kernel_really_runs(monkeypatch):
     assert called
 
 
-@pytest.mark.parametrize('shape', [(2, 3, 5, 5), (1, 2, 17, 7), (3, 2, 1, 9), (1, 2, 20, 66)])
-@pytest.mark.parametrize('n', [1, 3])
+@pytest.mark.parametrize('shape, n', [((2, 3, 5, 5), 3), ((1, 2, 17, 7), 1), ((3, 2, 1, 9), 3), ((1, 2, 20, 66), 1)])
 def test_values_and_gradients(shape, n):
     "Tiles with tails in both directions, pictures smaller than the kernel."
     a, b = pair(shape[1], n)
@@ -60,7 +59,7 @@ def test_values_and_gradients(shape, n):
     assert error(run(b, x, g), run(a, x, g)) < 1e-9
 
 
-@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('seed', range(2))
 @pytest.mark.parametrize('kw', [{}, dict(per_channel=True), dict(form='series')], ids=['shared', 'per channel', 'series'])
 def test_any_parameters(seed, kw):
     "Falling lines, constants and upper bounds come up when alphas and biases are drawn at random."

@@ -161,7 +161,8 @@ def main():
     os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(root), os.environ.get('PYTHONPATH')]))
     sys.path.insert(0, str(root))
     given = [Path(o).resolve() for o in args.paths or [root/'nbs']]
-    files = sorted({f for g in given for f in (g.rglob('*.ipynb') if g.is_dir() else [g]) if '.ipynb_checkpoints' not in f.parts})
+    found = {f for g in given for f in (g.rglob('*.ipynb') if g.is_dir() else [g]) if '.ipynb_checkpoints' not in f.parts}
+    files = sorted(found, key=lambda f: (not TRAINS.search(f.read_text(encoding='utf-8')), f))     # what takes long first: none waits for the other at the end
     flags = get_config(root).tst_flags
     results = parallel(run, files, check=args.check, skip_flags=flags.split() if isinstance(flags, str) else flags,
                        n_workers=0 if len(files) == 1 else args.workers, pause=.01)

@@ -1,51 +1,59 @@
 "Two processes compute what one process with the whole batch computes; the reference's commands run with the program's name alone replaced."
 import csv
 import json
+import multiprocessing as mp
 import os
 import re
+import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-
-from silkworm_app.data.sample import draw_sample
-from silkworm_app.train import one
-from silkworm_app.train.run import RunFolder
-
-SCRIPT = '''
-import sys, torch
-from functools import partial
 from fastai.callback.core import Callback
 from fastai.metrics import AccumMetric
 from fastai.optimizer import SGD
-from fastai.torch_core import get_model, num_distrib, rank_distrib, set_seed
-from silkworm_app.train.callback import WeightEMA
+from fastai.torch_core import get_model, num_distrib, rank_distrib
+
 from silkworm_app.data.loaders import image_dls
+from silkworm_app.data.sample import draw_sample
+from silkworm_app.train.callback import WeightEMA, share_right
 from silkworm_app.train.distributed import Processes, WholeLoss, leave
+from silkworm_app.train.fit import main as train_main
 from silkworm_app.train.learner import lslu_learner
-from silkworm_app.train.callback import cross_entropy as _ce, share_right as _acc
+from silkworm_app.train import one
+from silkworm_app.train.run import RunFolder
 
 class Double(Callback):
     def before_batch(self): self.learn.xb = tuple(x.double() for x in self.xb)
 
-data, arch, out = sys.argv[1:]
-lr = .001 if 'efficient' in arch else .05
-torch.set_num_threads(1)
-dls = image_dls(data, 32, 16//max(1, num_distrib()), aug='none', fast=True, group=None, device='cpu', val_bs=4)
-kw = dict(stem_stride=2, per_channel=True, decay_epochs=1) if arch.startswith('vanilla') else dict(where='all', act_num=1)
-learn = lslu_learner(dls, arch, opt_func=partial(SGD, mom=.9), lr=lr, wd=.01, drop_rate=0., seed=0, path=out + '.run', metrics=[AccumMetric(_acc, flatten=False, name='accuracy')],
-                     cbs=[Double(), WeightEMA([.5, .9])], **kw)
-learn.model.double()
-learn.recorder.loss = WholeLoss(lambda p, t: torch.nn.functional.cross_entropy(p, t))
-if num_distrib() > 1: learn.add_cb(Processes(cpu=True))
-with learn.no_bar(), learn.no_logging(): learn.fit(2, lr)
-if not rank_distrib(): torch.save(dict(model=get_model(learn.model).state_dict(), ema=learn.weight_ema.module(.9).state_dict(), values=[list(map(float, v)) for v in learn.recorder.values],
-                                       kinds=sorted({type(m).__name__ for m in learn.model.modules()})), out)
-leave()
-'''
+
+def trained(data, arch, out):
+    "Train, as one of the processes that the environment names; the first writes what there is to compare"
+    lr = .001 if 'efficient' in arch else .05
+    dls = image_dls(data, 32, 16//max(1, num_distrib()), aug='none', fast=True, group=None, device='cpu', val_bs=4)
+    kw = dict(stem_stride=2, per_channel=True, decay_epochs=1) if arch.startswith('vanilla') else dict(where='all', act_num=1)
+    learn = lslu_learner(dls, arch, opt_func=partial(SGD, mom=.9), lr=lr, wd=.01, drop_rate=0., seed=0, path=f'{out}.run', metrics=[AccumMetric(share_right, flatten=False, name='accuracy')],
+                         cbs=[Double(), WeightEMA([.5, .9])], **kw)
+    learn.model.double()
+    learn.recorder.loss = WholeLoss(lambda p, t: torch.nn.functional.cross_entropy(p, t))
+    if num_distrib() > 1: learn.add_cb(Processes(cpu=True))
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, lr)
+    if not rank_distrib(): torch.save(dict(model=get_model(learn.model).state_dict(), ema=learn.weight_ema.module(.9).state_dict(), values=[list(map(float, v)) for v in learn.recorder.values],
+                                           kinds=sorted({type(m).__name__ for m in learn.model.modules()})), out)
+
+
+def process(rank, port, env, data, out):
+    "One of two processes, as torchrun would have started it; each net in its turn"
+    os.environ.update(env | dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='localhost', MASTER_PORT=str(port)))
+    torch.set_num_threads(1)
+    for arch in NETS:
+        trained(data, arch, out/f'{arch}-2.pt')
+    leave()
+
 
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'NO_ALBUMENTATIONS_UPDATE': '1'}
 
@@ -61,17 +69,30 @@ def launch(n, *args, tool=('-m', 'torch.distributed.run'), timeout=300):
 def data(tmp_path_factory): return draw_sample(tmp_path_factory.mktemp('data')/'sample', n_per_class=25, size=32, seed=1)
 
 
-@pytest.mark.parametrize('arch', ['vanillanet_5_x0_125', 'test_efficientnet', pytest.param('test_resnet', marks=pytest.mark.slow)]) # norms with their activation inside: test_efficientnet
-def test_two_processes_equal_one(data, tmp_path, arch):
+NETS = ['vanillanet_5_x0_125', 'test_efficientnet', 'test_resnet']       # norms with their activation inside: test_efficientnet
+forks = mp.get_context('forkserver')                     # torch and fastai are imported once for both
+forks.set_forkserver_preload(['silkworm_app.train.fit'])
+
+
+@pytest.fixture(scope='module')
+def together(data, tmp_path_factory):
+    "What two processes made of each net"
+    out = tmp_path_factory.mktemp('two')
+    with socket.socket() as s:
+        s.bind(('localhost', 0))
+        port = s.getsockname()[1]
+    both = [forks.Process(target=process, args=(rank, port, {k: ENV[k] for k in ('OMP_NUM_THREADS', 'CUDA_VISIBLE_DEVICES')}, data, out)) for rank in range(2)]
+    for p in both: p.start()
+    for p in both: p.join(300)
+    assert [p.exitcode for p in both] == [0, 0]
+    return out
+
+
+@pytest.mark.parametrize('arch', NETS)
+def test_two_processes_equal_one(data, together, tmp_path, arch):
     "Weights, averages and validation metrics in float64, over batch norms, deep training and an odd number of validation pictures"
-    script, res = tmp_path/'s.py', []
-    script.write_text(SCRIPT)
-    for n in (1, 2):
-        out = tmp_path/f'{n}.pt'
-        if n == 1: p = subprocess.run([sys.executable, script, data, arch, out], env=ENV, capture_output=True, text=True); code, text = p.returncode, p.stderr
-        else: code, text = launch(2, script, data, arch, out)
-        assert code == 0, text
-        res.append(torch.load(out))
+    trained(data, arch, tmp_path/'1.pt')
+    res = [torch.load(tmp_path/'1.pt'), torch.load(together/f'{arch}-2.pt')]
     one, two = res
     tol = 1e-9 if 'efficient' in arch else 1e-10 # of its ill-conditioned norms: the order of the pictures in a batch alone moves these weights by 1e-10
     assert one['kinds'] == two['kinds'] and not any(k.startswith('Sync') for k in two['kinds'])
@@ -87,10 +108,10 @@ REFERENCE = '''--model vanillanet_5_x0_125 --data_path {data} --batch_size 8 --u
 --opt lamb --aa rand-m7-mstd0.5-inc1 --mixup 0.1 --bce_loss --output_dir {out} --model_ema true --model_ema_eval true --model_ema_decay 0.99996 --use_amp true'''
 
 
-def test_reference_training_command(data, tmp_path):
+def test_reference_training_command(data, tmp_path, capsys):
     "The reference's options, two processes, then its two evaluation commands on what came out"
     run = tmp_path/'run'
-    code, out = launch(2, '-m', 'silkworm_app.train', *REFERENCE.format(data=data, out=run).split())
+    code, out = launch(2, '-m', 'silkworm_app.train', *REFERENCE.format(data=data, out=run).split(), '--onnx', 'false')
     assert code == 0, out
     assert out.count('Test split') == 1 and len(re.findall('^epoch 3/3 ', out, re.M)) == 1 and 'steps of 16 pictures (2 processes x 8 pictures)' in out, out
     rows = list(csv.DictReader((run/'history.csv').open()))
@@ -101,12 +122,11 @@ def test_reference_training_command(data, tmp_path):
     state = torch.load(run/'checkpoints/epoch_3.pth', weights_only=True)
     torch.save({'model': state['model'], 'model_ema': state['callbacks']['weight_ema']['averages'][0][1]}, tmp_path/'c.pth')
     evaluate = f'--model vanillanet_5_x0_125 --data_path {data} --finetune {tmp_path}/c.pth --eval True --model_key model_ema --crop_pct 0.875 --output_dir {tmp_path}/eval'.split()
-    code, out = launch(1, '-m', 'silkworm_app.train', *evaluate, '--switch_to_deploy', tmp_path/'deploy.pth')
+    code, out = train_main([*evaluate, '--switch_to_deploy', str(tmp_path/'deploy.pth')]), capsys.readouterr().out
     assert code == 0 and 'unfused' in out and (tmp_path/'deploy.pth').is_file(), out
     both = json.loads((tmp_path/'eval/eval.json').read_text())
     assert both['unfused']['accuracy'] == both['fused']['accuracy'] and abs(both['unfused']['loss'] - both['fused']['loss']) < 1e-4
-    code, out = launch(1, '-m', 'silkworm_app.train', *[a if a != f'{tmp_path}/c.pth' else f'{tmp_path}/deploy.pth' for a in evaluate], '--deploy', 'true')
-    assert code == 0, out
+    assert train_main([*[a if a != f'{tmp_path}/c.pth' else f'{tmp_path}/deploy.pth' for a in evaluate], '--deploy', 'true']) == 0
     assert json.loads((tmp_path/'eval/eval.json').read_text())['fused']['confusion_matrix'] == both['fused']['confusion_matrix']
 
 

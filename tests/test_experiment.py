@@ -169,7 +169,7 @@ def test_one_writer_at_a_time(drawings, done):
         with pytest.raises(GridError, match='another process'): run_grid(make_grid(small_grid(drawings)), done[0], **quiet)
 
 
-def test_model_card_of_cross_validated_bundle(tmp_path, capsys):
+def test_model_card_of_cross_validated_bundle(tmp_path, capsys, monkeypatch):
     "Drawings with turned copies, one of them under two classes: the bundle, its card and the page say how it does on photographs never seen; the same seed gives the same weights."
     import hashlib
     from PIL import Image
@@ -178,6 +178,7 @@ def test_model_card_of_cross_validated_bundle(tmp_path, capsys):
     from silkworm_app.serve.page.answers import facts
     from silkworm_app.serve.page.html import Say, model_html
     from silkworm_app.train.fit import main as train
+    monkeypatch.setenv('SILKWORM_CACHE', str(tmp_path / 'cache'))   # the pictures are compared once
     for split, c, kind, seeds in (('train', 'healthy', 'healthy', range(8)), ('test', 'healthy', 'healthy', range(6, 10)), ('train', 'muscardine', 'muscardine', range(5)), ('test', 'muscardine', 'muscardine', range(5, 8))):
         d = tmp_path / 'p' / split / c
         d.mkdir(parents=True)
@@ -188,7 +189,7 @@ def test_model_card_of_cross_validated_bundle(tmp_path, capsys):
     def run(name, *options):
         assert train(['--output_dir', str(tmp_path / name), *options]) == 0
         return json.loads((tmp_path / name / 'metrics.json').read_text()), {f: hashlib.sha256((tmp_path / name / f).read_bytes()).hexdigest() for f in ('best.safetensors', 'bundle/model.safetensors', 'cross_validation.jsonl')}
-    m, hashes = run('a', '--data_path', str(tmp_path / 'p'), '--cross_validate', '3', '--epochs', '2', '--batch_size', '8', '--input_size', '32', '--device', 'cpu', '--progress', 'false')
+    m, hashes = run('a', '--data_path', str(tmp_path / 'p'), '--cross_validate', '3', '--epochs', '1', '--batch_size', '8', '--input_size', '32', '--device', 'cpu', '--progress', 'false')
     said, cv = capsys.readouterr().out, m['cross_validation']
     records = [json.loads(o) for o in (tmp_path / 'a/cross_validation.jsonl').read_text().splitlines()]
     seen = [r for r in records if r['by'] == 'photo']

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from silkworm_app.cli import data_main
 from silkworm_app.data.augment import A, aug_pipeline
 from silkworm_app.data.diseases import silkworm_info, silkworm_names
 from silkworm_app.data.folder import DataError, Scan, opened, pictures_below, unpack
@@ -147,6 +148,13 @@ def test_one_name_written_in_two_ways_is_one_class(tmp_path):
     assert set(prepare(tmp_path / 'flat', tmp_path / 'out2', mapping={nfd: 'healthy'}, folds=0)['distinct']) == {'healthy', 'pebrine'}
 
 
+def test_names_that_differ_in_case_are_told(tmp_path):
+    tree(tmp_path / 'set/train', classes=('Ants', 'Bees')), tree(tmp_path / 'set/test', classes=('ants', 'bees'), seed=5)
+    with pytest.raises(DataError, match='missing Ants, Bees; unknown ants, bees; upper and lower case are told apart'): find_splits(tmp_path / 'set')
+    tree(tmp_path / 'flat', classes=('Ants', 'ants', 'bees'))
+    assert 'Ants, ants: these classes differ in upper and lower case only' in find_splits(tmp_path / 'flat').warnings
+
+
 @pytest.mark.parametrize('name,text', [('m.csv', 'a,pebrine\nb,grün\n'), ('m.yaml', 'a: pebrine\nb: grün\n'), ('m.json', '{"a": "pebrine", "b": "grün"}')])
 def test_mapping_files_with_the_mark_of_excel(tmp_path, name, text):
     (tmp_path / name).write_bytes(text.encode('utf-8-sig'))
@@ -162,21 +170,29 @@ def test_our_tables_open_in_excel(tmp_path):
 
 
 @pytest.mark.parametrize('encoding', ['utf-8', 'ascii', 'cp1252'])
-def test_a_name_that_is_no_utf8_loses_nothing(tmp_path, encoding):
+def test_a_name_that_is_no_utf8_loses_nothing(tmp_path, monkeypatch, encoding):
     d = tree(tmp_path / 'set', n=5)
     odd = os.fsdecode(b'Mu\xf1oz.png')
     draw_larva('healthy', 64, 77).save(d / 'pabrin' / odd)
     (d / 'pabrin' / os.fsdecode(b'cut\xf1.jpg')).write_bytes(b'x')
     shutil.copy(d / 'pabrin/0.png', d / 'pabrin' / os.fsdecode(b'copy\xf1.png'))
     tree(d, classes=(os.fsdecode(b'Espa\xf1a'), '健康'), n=5, seed=9)
-    env = {**os.environ, 'PYTHONIOENCODING': encoding, 'PYTHONPATH': str(ROOT)}
-    run = lambda *a: subprocess.run([sys.executable, '-W', 'ignore', '-c', 'import sys; from silkworm_app.cli import data_main; sys.exit(data_main())', *map(str, a)], capture_output=True, env=env)
-    out = run('audit', d, '--level', 'hash', '--json', tmp_path / 'a.json', '--html', tmp_path / 'a.html')
+    def here(*args):
+        "The command in this process, with streams of another encoding"
+        with monkeypatch.context() as m:
+            for o in ('stdout', 'stderr'): m.setattr(sys, o, io.TextIOWrapper(io.BytesIO(), encoding))
+            code = data_main([*map(str, args)])
+            said = [o.flush() or o.buffer.getvalue() for o in (sys.stdout, sys.stderr)]
+        return subprocess.CompletedProcess(args, code, *said)
+    def apart(*args):
+        env, code = {**os.environ, 'PYTHONIOENCODING': encoding, 'PYTHONPATH': str(ROOT)}, 'import sys; from silkworm_app.cli import data_main; sys.exit(data_main())'
+        return subprocess.run([sys.executable, '-W', 'ignore', '-c', code, *map(str, args)], capture_output=True, env=env)
+    out = (apart if encoding == 'ascii' else here)('audit', d, '--level', 'hash', '--json', tmp_path / 'a.json', '--html', tmp_path / 'a.html')
     assert out.returncode == 0 and b'\\xf1.jpg' in out.stdout and b'Traceback' not in out.stderr, out.stderr[-400:]
     r = json.loads((tmp_path / 'a.json').read_text(encoding='utf-8'))
     assert r['files'] == 23 and r['groups'] == [['pabrin/0.png', 'pabrin/copy\\xf1.png']] and 'cut\\xf1.jpg' in r['unusable'][0] and 'España' in r['distinct']
     assert 'copy\\xf1.png' in (tmp_path / 'a.html').read_text(encoding='utf-8')
-    out = run('prepare', d, tmp_path / 'out', '--level', 'hash', '--folds', '0')
+    out = here('prepare', d, tmp_path / 'out', '--level', 'hash', '--folds', '0')
     assert out.returncode == 0 and b'cut\\xf1.jpg' in out.stdout, out.stderr[-400:]
     with open(tmp_path / 'out/manifest.csv', encoding='utf-8-sig') as f: sources = {x['source'] for x in csv.DictReader(f)}
     assert 'pabrin/Mu\\xf1oz.png' in sources and len(sources) == 21

@@ -107,7 +107,7 @@ def test_same_picture_from_every_source(tmp_path):
 
 JPEG = save(PHOTO, format='JPEG', quality=90)
 BAD = {'zero.jpg': (b'', 'empty'), 'half.jpg': (JPEG[:len(JPEG) // 2], 'cut short'), 'half.png': (save(Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)), format='PNG')[:4000], 'cut short'),
-       'head.jpg': (JPEG[:20], ''), 'text.jpg': (b'hello', 'not a picture'), 'zeros.jpg': (bytes(5000), 'not a picture'), 'noise.png': (rng.bytes(5000), 'not a picture'),
+       'head.jpg': (JPEG[:20], 'damaged JPEG picture, or one cut short'), 'part.webp': (save(PHOTO, format='WEBP')[:400], 'damaged WebP'), 'head.png': (b'\x89PNG\r\n\x1a\n', 'damaged PNG'), 'text.jpg': (b'hello', 'not a picture'), 'zeros.jpg': (bytes(5000), 'not a picture'), 'noise.png': (rng.bytes(5000), 'not a picture'),
        'plan.svg': (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', 'SVG'), 'page.jpg': (b'\n <html><body>Not found', 'web page'), 'doc.jpg': (b'%PDF-1.7 ...', 'PDF'),
        'iphone.heic': (b'\0\0\0\x18ftypheic\0\0\0\0mif1heic', 'HEIC'), 'script.eps': (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage', 'not a picture'), 'prog.jpg': (b'\x7fELF' + bytes(99), 'not a picture')}
 

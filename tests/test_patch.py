@@ -1,8 +1,6 @@
 "LSLU in timm nets: every step from patching to export, on a sample of families; what must stay true of plans, starts and checkpoints."
 import argparse
 import json
-import subprocess
-import sys
 
 import pytest
 import timm
@@ -11,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from silkworm_app.act import vanillanet
-from silkworm_app.lab.coverage import check_family, coverage, randomise
+from silkworm_app.lab.coverage import check_family, coverage, main as coverage_main, randomise
 from silkworm_app.act.fuse import fuse
 from silkworm_app.act.lslu import LSLU
 from silkworm_app.act.plan import LSLUPlan, plan_lslu
@@ -217,14 +215,14 @@ def test_files_that_are_no_weights(tmp_path):
         assert '\n' not in str(e.value) and len(str(e.value)) < 300
 
 
-def test_coverage_command(tmp_path):
+def test_coverage_command(tmp_path, capsys):
     out = tmp_path / 'c.csv'
     coverage(out, ['starnet', 'mlp_mixer/gmlp'], timeout=120)
     assert '| starnet | starnet_s050 |' in out.with_suffix('.md').read_text()
     rows = coverage(out, ['starnet'])  # has it already
     assert [r['outcome'][:6] for r in rows] == ['cannot', 'ok'] and not list(tmp_path.glob('.*'))
-    bad = subprocess.run([sys.executable, '-m', 'silkworm_app.lab.coverage', '--families', 'resnot', '--out', str(out)], capture_output=True, text=True)
-    assert bad.returncode == 2 and "'resnot' is no family" in bad.stderr and 'Traceback' not in bad.stderr
+    with pytest.raises(SystemExit) as bad: coverage_main(['--families', 'resnot', '--out', str(out)])
+    assert bad.value.code == 2 and "'resnot' is no family" in capsys.readouterr().err
 
 
 @pytest.mark.slow

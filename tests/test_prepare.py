@@ -142,7 +142,8 @@ def test_archive_equals_folder_and_damage_is_said(tmp_path, capsys):
     a, b = audit(d), audit(tmp_path / 'set.zip')
     assert {k: v for k, v in a.items() if k != 'source'} == {k: v for k, v in b.items() if k != 'source'}
     (tmp_path / 'cut.zip').write_bytes((tmp_path / 'set.zip').read_bytes()[:2000])
-    for p, words in ((tmp_path / 'cut.zip', 'no zip or tar archive'), (tmp_path / 'none', 'does not exist')):
+    (tmp_path / 'list.txt').write_text('no archive')
+    for p, words in ((tmp_path / 'cut.zip', 'no zip or tar archive'), (tmp_path / 'list.txt', 'is no folder, and no zip or tar archive that can be unpacked\n'), (tmp_path / 'none', 'does not exist')):
         assert main(['audit', str(p)]) == 2 and words in capsys.readouterr().err
     (tmp_path / 'empty').mkdir()
     assert main(['audit', str(tmp_path / 'empty')]) == 2 and 'no pictures' in capsys.readouterr().err

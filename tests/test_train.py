@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from silkworm_app.data.sample import draw_larva, draw_sample
-from silkworm_app.cli import train_main as main
+from silkworm_app.cli import train_main as command       # draws the plots, too
+from silkworm_app.train.fit import main
 from silkworm_app.train.config import OPTIONS, options_table, read_settings
 from silkworm_app.train.setup import load_splits
 
@@ -24,7 +25,7 @@ def data(tmp_path_factory): return draw_sample(tmp_path_factory.mktemp('data')/'
 @pytest.fixture
 def train(data, tmp_path, capsys):
     "`(exit code, output, metrics)` of a training"
-    def run(*options, data=data, dest=tmp_path/'run'):
+    def run(*options, data=data, dest=tmp_path/'run', main=main):
         options = [str(o) for o in options]
         base = [str(b) for i in range(0, len(BASE), 2) if BASE[i] not in options for b in BASE[i:i + 2]]
         capsys.readouterr()
@@ -73,7 +74,7 @@ def test_whole_run_again_from_its_settings(data, tmp_path, capsys):
     "Bundle, plots, scalars; the same run again from its settings file, bit for bit; evaluated by silkworm-evaluate; continued from its weights"
     from silkworm_app.train.evaluate import main as evaluate
     run, again = tmp_path/'run', tmp_path/'again'
-    assert main(['--data_path', str(data), '--output_dir', str(run), '--epochs', '2', '--model_ema', '--model_ema_decay', '.5', '--progress', 'false', '--cache', str(tmp_path/'cache'), '--switch_to_deploy', str(tmp_path/'d.safetensors')]) == 0
+    assert command(['--data_path', str(data), '--output_dir', str(run), '--epochs', '2', '--model_ema', '--model_ema_decay', '.5', '--progress', 'false', '--cache', str(tmp_path/'cache'), '--switch_to_deploy', str(tmp_path/'d.safetensors')]) == 0
     out = capsys.readouterr().out
     assert 'largest relative difference' in out and 'ONNX file against' in out
     for f in ('settings.yaml', 'history.csv', 'learnable_params.txt', 'learnable_params.jsonl', 'metrics.json', 'best.safetensors', 'best_ema_0.5.safetensors', 'bundle/model.onnx', 'bundle/config.json', 'plots/confusion_matrix.png',
@@ -265,12 +266,12 @@ def test_overwrite_removes_only_what_the_run_wrote(train, tmp_path):
     code, out, _ = train('--overwrite', dest=tmp_path/'a')
     assert code == 2 and 'no earlier run' in out and there(tmp_path/'a') == []
     (tmp_path/'a/settings.yaml').write_text('epochs: 3')
-    code, out, _ = train('--overwrite', dest=tmp_path/'a')
+    code, out, _ = train('--overwrite', dest=tmp_path/'a', main=command)
     assert code == 0 and there(tmp_path/'a') == [] and 'Moved aside' in out, out
     code, out, _ = train(dest=tmp_path/'b')
     put(tmp_path/'b'/'more'); mine = [f'more/{f}' for f in mine] + ['plots/mine.txt', 'checkpoints/epoch_9.pth']
     for f in mine[-2:]: (tmp_path/'b'/f).write_text('mine')
-    code, out, m = train('--overwrite', '--lr', .01, dest=tmp_path/'b')
+    code, out, m = train('--overwrite', '--lr', .01, dest=tmp_path/'b', main=command)
     assert code == 0 and there(tmp_path/'b') == [] and not list((tmp_path/'b').glob('before_*/best*')), out
 
 
@@ -280,7 +281,7 @@ def test_a_first_run_loses_nothing_of_others(train, tmp_path):
     for f in mine[:4]:
         (tmp_path/'a'/f).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path/'a'/f).write_text('mine')
-    code, out, _ = train(dest=tmp_path/'a')
+    code, out, _ = train(dest=tmp_path/'a', main=command)
     assert code == 0 and all((tmp_path/'a/before_1'/f).read_text() == 'mine' for f in mine[:4]) and 'Moved aside' in out, out
     (tmp_path/'b').mkdir(), (tmp_path/'b/settings.yaml').write_text('epochs: 3  # mine')
     assert train(dest=tmp_path/'b')[0] == 0 and 'mine' in (tmp_path/'b/before_1/settings.yaml').read_text()
@@ -295,6 +296,7 @@ def grown(tmp_path_factory):
         for i in range(16): draw_larva(c, 32, seed=i).save(top/'p'/c/f'{i:02}.png')
     line = ['--data_path', str(top/'p'), *map(str, BASE)]
     line[line.index('--bundle') + 1] = 'true'
+    line += ['--onnx', 'false']
     assert main([*line, '--epochs', '2', '--output_dir', str(top/'run')]) == 0
     for c in ('healthy', 'pebrine'):
         for i in range(16): draw_larva(c, 32, seed=100 + i).save(top/'p'/c/f'{i:02}_new.png')
@@ -355,7 +357,7 @@ def test_what_the_head_learned_is_no_figure(grown, capsys):
     from silkworm_app.train.evaluate import main as evaluate
     top, line = grown
     run = top/'head'
-    assert main([*line, '--output_dir', str(run), '--model', 'test_resnet', '--recipe', 'head', '--cross_validate', '2']) == 0
+    assert command([*line, '--output_dir', str(run), '--model', 'test_resnet', '--recipe', 'head', '--cross_validate', '2']) == 0
     out, m = capsys.readouterr().out, json.loads((run/'metrics.json').read_text())
     assert 'valid' not in m and 'test' not in m and 'Validation split' not in out and 'Balanced accuracy on photographs never seen' in out, out
     card = (run/'bundle/card.md').read_text()
@@ -375,6 +377,9 @@ def test_weights_of_a_run_are_fused_without_a_word(grown, tmp_path, capsys):
     a, b = load_bundle(tmp_path/'b'), load_bundle(top/'run/bundle')
     pics = sorted((top/'p/healthy').glob('*.png'))[:3]
     assert a.classes == b.classes and a.preprocess == b.preprocess and np.allclose(a.predict(pics), b.predict(pics), atol=1e-5)
+    assert fuse_main([str(top/'run'), '--out', str(tmp_path/'c')]) == 0, capsys.readouterr().err
+    was, now = (json.loads((d/'config.json').read_text())['example_classes'] for d in (top/'run/bundle', tmp_path/'c'))
+    assert was == now and len(was) == len(list((tmp_path/'c/examples').iterdir())) > 1, 'the example pictures were lost'
     assert 'act_num 1: ' in (tmp_path/'b/card.md').read_text() and 'Activations: 4 LSLUs (chain), act_num 1: ' in (top/'run/bundle/card.md').read_text()
 
 
@@ -385,21 +390,15 @@ def test_training_without_a_step_is_refused(train):
     assert code == 0 and 'decay_epochs 3' in out and 'left out' in out, out
 
 
-def test_finished_run_is_answered_before_torch_is_loaded(train, data, tmp_path):
+def test_the_command_as_it_is_started(train, data, tmp_path):
+    "No warning of a package before the first line of our own; a finished run is answered before torch is loaded"
     import subprocess
     import sys
-    code, out, m = train()
     line = ['--data_path', str(data), '--output_dir', str(tmp_path/'run'), *map(str, BASE)]
+    done = subprocess.run([sys.executable, '-m', 'silkworm_app.train', *line], capture_output=True, text=True)
+    assert done.returncode == 0 and not [o for o in done.stderr.splitlines() if 'Warning' in o and not o.startswith('Warning: NOTHING LEARNED')], done.stderr
     ask = f'import sys; from silkworm_app.cli import train_main; code = train_main({line!r}); print("torch" in sys.modules, code)'
     said = subprocess.run([sys.executable, '-c', ask], capture_output=True, text=True, check=True).stdout
     assert 'it is finished' in said and said.endswith('False 0\n'), said
     code, out, _ = train('--lr', .01)
     assert code == 2 and 'other settings (lr: 0.004, now 0.01)' in out
-
-
-def test_no_warnings_first(train, data, tmp_path):
-    "Of a package, before the first line of our own"
-    import subprocess
-    import sys
-    done = subprocess.run([sys.executable, '-m', 'silkworm_app.train', '--data_path', str(data), '--output_dir', str(tmp_path/'run'), *map(str, BASE)], capture_output=True, text=True)
-    assert done.returncode == 0 and not [o for o in done.stderr.splitlines() if 'Warning' in o and not o.startswith('Warning: NOTHING LEARNED')], done.stderr

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['INITS', 'apply_plan', 'lslus', 'exact_start', 'identity_series', 'PatchReport', 'batches', 'eval_out', 'deviation',
-           'start_kernels', 'patch_lslu', 'check_arch', 'NetSpec', 'rebuild_model', 'is_vanillanet', 'lslu_model']
+           'how_far', 'start_kernels', 'patch_lslu', 'check_arch', 'NetSpec', 'rebuild_model', 'is_vanillanet',
+           'lslu_model']
 
 # %% ../../nbs/act/08_patch.ipynb #c75313b1
 import difflib,json,re,warnings
@@ -110,7 +111,7 @@ class PatchReport:
         if not self.inexact: return f'the patched net computes what the net computed (output moved by {self.deviation:.1e} of its largest)'
         which = ', '.join(f'{n} {c}' for c,n in self.inexact.items())
         six = 'ReLU6' in self.inexact
-        return (f'the start is not the identity: {which} became relu, which moves the output by {self.deviation:.1%} of its largest value'
+        return (f'the start is not the identity: {which} became relu, which {how_far(self.deviation)}'
                 + (" (act_num of 2 or more, or 'auto', starts a ReLU6 exactly)" if six else ''))
 
     def __str__(self):
@@ -144,6 +145,12 @@ def deviation(
 )->float:
     "Largest difference / largest output"
     return ((y - was).abs().max()/was.abs().max().clamp(min=1e-30)).item()
+
+def how_far(
+    moved:float, # of `deviation`
+)->str: # the end of a sentence
+    "In words; of an output that is another one, a number would say nothing"
+    return f'moves the output by {moved:.1%} of its largest value' if moved < 1 else 'changes the output by more than its largest value'
 
 def _check_init(init):
     if init not in INITS: raise ValueError(f"init={init!r} is none of {', '.join(map(repr, INITS))}.")

@@ -16,7 +16,7 @@ from torch import nn
 from . import vanillanet
 from .convert import convert_lslu
 from .norms import has_stats,undo_norms
-from .patch import NetSpec,batches,deviation,eval_out,exact_start,identity_series,is_vanillanet,lslu_model,lslus
+from .patch import NetSpec,batches,deviation,eval_out,how_far,exact_start,identity_series,is_vanillanet,lslu_model,lslus
 from .places import arch_of,net_cfg,noise
 from .weights import Stored,WeightsError,fit_names,read_weights
 from .fuse import fuse_like
@@ -163,7 +163,7 @@ class StartReport:
         if self.deviation < 1e-3: return s + '; the net computes what the file\'s does'
         why = [f'{n} loses {w}' for n,w in self.lost.items()] + [f'{n} cannot be the activation that it replaces' for n in self.inexact]
         why = '; '.join(why[:3]) + ('; ...' if len(why) > 3 else '')
-        return s + f"; the start is not the file's: the output moves by {self.deviation:.1%} of its largest value ({why})"
+        return s + f"; the start is not the file's, which {how_far(self.deviation)} ({why})"
 
 # %% ../../nbs/act/11_start.ipynb #a0d434a6
 def _probe_size(model):

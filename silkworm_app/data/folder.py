@@ -219,6 +219,7 @@ def unpack(
                 for i, n in zip(infos, names):
                     if i.is_dir() or n.endswith('/') or (i.external_attr >> 16) & 0o170000 not in (0, 0o100000): continue
                     with z.open(i) as f: write(n, f)
+        elif not tarfile.is_tarfile(archive): raise DataError(f'{name} is no folder, and no zip or tar archive that can be unpacked')
         else:
             with tarfile.open(archive) as t:
                 members = t.getmembers()

@@ -54,8 +54,9 @@ def _why_not_image(
     "What a file is that cannot be opened, as the end of a sentence."
     text, kind = head.lstrip(b'\xef\xbb\xbf \t\r\n').lower(), _kind_of(head)
     if b'<svg' in text: return 'is an SVG drawing; export it as PNG'
-    if kind in _heic: return 'is a damaged HEIC picture, or one cut short'
-    if kind in ('avif', 'avis'): return 'is a damaged AVIF picture, or one cut short'
+    known = 'HEIC' if kind in _heic else 'AVIF' if kind in ('avif', 'avis') else 'WebP' if head[8:12] == b'WEBP' else ''
+    known = known or next((f for f, b in dict(JPEG=b'\xff\xd8\xff', PNG=b'\x89PNG', GIF=b'GIF8').items() if head.startswith(b)), '')
+    if known: return f'is a damaged {known} picture, or one cut short'
     if kind: return 'is a video; take a picture out of it'
     if head[:4] == b'%PDF': return 'is a PDF; save the picture as JPEG'
     if text.startswith((b'<!doctype', b'<html')): return 'is a web page, not a picture (a failed download?)'

@@ -270,9 +270,9 @@ def _check_classes(found, path):
     for s, c in names.items():
         miss, extra = sorted(names.get('train', c) - c), sorted(c - names.get('train', c))
         if miss or extra:
-            raise DataError(f'{shown(path)}: the classes of {s} differ from those of '
-                            f'train:' + (f' missing {", ".join(miss)}' if miss else '')
-                            + (f' unknown {", ".join(extra)}' if extra else ''))
+            what = '; '.join(f'{k} {", ".join(v)}' for k, v in (('missing', miss), ('unknown', extra)) if v)
+            cased = '; upper and lower case are told apart' if {c.casefold() for c in miss} & {c.casefold() for c in extra} else ''
+            raise DataError(f'{shown(path)}: the classes of {s} differ from those of train: {what}{cased}')
 
 # %% ../../nbs/data/04_splits.ipynb #da46c5ab
 def _found(path, on_bad):
@@ -288,7 +288,9 @@ def _found(path, on_bad):
     if bad:
         found = {s: {c: [f for f in fs if f not in bad] for c, fs in cs.items()} for s, cs in found.items()}
         _check_classes(found, path)
-    return found, notes
+    names = Counter(c.casefold() for c in next(iter(found.values())))
+    twice = [c for c in next(iter(found.values())) if names[c.casefold()] > 1]
+    return found, notes + ([f'{", ".join(twice)}: these classes differ in upper and lower case only'] if twice else [])
 
 # %% ../../nbs/data/04_splits.ipynb #8e0d9126
 def find_splits(

@@ -134,9 +134,9 @@ def _bundle(out, src, x, onnx, examples):
     return folder,load_bundle(folder, 'onnx' if onnx else 'torch').run(x)[0]
 
 def _examples(folder, config):
-    "The examples of a bundle, each with its class where the bundle names it"
-    known = config.get('example_classes') or {}
-    return [(f, known.get(f'examples/{f.name}')) for f in sorted(folder.glob('examples/*.jpg'))] or None
+    "The examples of a bundle, or of the one in a run, each with its class where the bundle names it"
+    known, files = config.get('example_classes') or {}, [f for d in ('examples', 'bundle/examples') for f in sorted(folder.glob(f'{d}/*.jpg'))]
+    return [(f, known.get(f'examples/{f.name}')) for f in files] or None
 
 def _list(path):
     "What was written, with sizes"
