@@ -237,6 +237,8 @@ def test_bad_data(train, data, tmp_path):
                     (broken('one', lambda d: [shutil.rmtree(f) for s in d.iterdir() if s.is_dir() for f in sorted(s.iterdir())[1:]]), 'one class only')):
         code, out, m = train(data=d)
         assert code == 2 and says in out and m is None, out
+    code, out, m = train(dest=data/'run')
+    assert code == 2 and 'lies among the pictures' in out and not (data/'run').exists(), out
     (tmp_path/'full').mkdir(); (tmp_path/'full/mine.txt').write_text('x')
     code, out, _ = train('--overwrite', dest=tmp_path/'full')
     assert code == 2 and 'not overwritten' in out and (tmp_path/'full/mine.txt').exists()

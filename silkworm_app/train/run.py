@@ -183,6 +183,9 @@ def start_run(
     "Look into the run folder, and make room where that is wanted. Raises `TrainError`."
     run = RunFolder(cfg.output_dir)
     if run.path.exists() and not run.path.is_dir(): raise TrainError(f'output_dir {run} is a file; name a folder')
+    if cfg.data_path and not cfg.data_set.startswith('CIFAR') and run.path.resolve().is_relative_to(Path(cfg.data_path).resolve()):
+        raise TrainError(f'output_dir {run} lies among the pictures of {cfg.data_path}, where its plots would be taken for pictures; name '
+                         'another folder')
     if cfg.overwrite:
         if run.path.is_dir() and any(run.path.iterdir()) and not _is_run(run):
             raise TrainError(f'output_dir {run} holds other files and no earlier run, so it is not overwritten; name another folder')
