@@ -319,6 +319,8 @@ def test_a_run_is_tested_on_the_pictures_that_it_left_out(grown, capsys):
     assert main([*line, '--eval', 'true', '--finetune', str(top/'run')]) == 0 and f'{m["test"]["n"]}' in (out := capsys.readouterr().out) and 'trained on' not in out
     n = sum(r['split'] == 'train' for r in rows)
     assert evaluate([str(top/'run/bundle'), '--data', str(top/'p')]) == 0 and f'trained on {n} of these 64 pictures' in capsys.readouterr().out
+    shutil.copytree(top/'run/bundle', top/'given away/b')                # without its run
+    assert evaluate([str(top/'given away/b'), '--data', str(top/'p')]) == 0 and f'trained on {n} of these 64 pictures' in capsys.readouterr().out
     shutil.copytree(top/'p', top/'again', dirs_exist_ok=True)
     assert main(['--data_path', str(top/'again'), *line[2:], '--eval', 'true', '--finetune', str(top/'run/bundle')]) == 0 and 'the net was trained on' in capsys.readouterr().out
 

@@ -38,7 +38,7 @@ from .head import predict_logits
 from .learner import keep_memory
 from .log import say
 from .one import build_model, load_checkpoint, make_dls, Trained, net_args, train_net
-from .pictures import check_same, learned_pictures, learned_warning, run_splits, write_pictures
+from .pictures import check_same, learned_pictures, learned_sums, learned_warning, run_splits, write_pictures
 from .resume import find_checkpoint, read_checkpoint
 from .run import RunFolder, find_run, finished, start_run, write_start
 from .setup import load_splits, pick_device, resolve
@@ -173,7 +173,8 @@ def _shown(splits):
 
 def _bundle(cfg, learn, run, res, inherit):
     settings = {k: v for k, v in cfg.to_dict().items() if v is not None}
-    extra = dict(data_path=Path(cfg.data_path).name, counts=res['counts'], settings=settings)
+    extra = dict(data_path=Path(cfg.data_path).name, counts=res['counts'], settings=settings,
+                 learned=' '.join(sorted(learned_sums(run.path))))
     save_bundle(run.bundle, learn, held_out=held_out_answers(run) if cfg.cross_validate else None, onnx=cfg.onnx, extra=extra,
                 metrics={k: res[k] for k in ('cross_validation', 'test', 'valid', 'before') if k in res}, inherit=inherit,
                 examples=_shown(learn.dls.splits), risk=cfg.risk)
