@@ -70,9 +70,10 @@ def test_every_option_is_tried():
     assert tried | elsewhere == set(OPTIONS), tried ^ elsewhere ^ set(OPTIONS)
 
 
-def test_whole_run_again_from_its_settings(data, tmp_path, capsys):
+def test_whole_run_again_from_its_settings(data, tmp_path, capsys, monkeypatch):
     "Bundle, plots, scalars; the same run again from its settings file, bit for bit; evaluated by silkworm-evaluate; continued from its weights"
     from silkworm_app.train.evaluate import main as evaluate
+    monkeypatch.setenv('SILKWORM_CACHE', str(tmp_path/'memory'))         # the pictures are compared once
     run, again = tmp_path/'run', tmp_path/'again'
     assert command(['--data_path', str(data), '--output_dir', str(run), '--epochs', '2', '--model_ema', '--model_ema_decay', '.5', '--progress', 'false', '--cache', str(tmp_path/'cache'), '--switch_to_deploy', str(tmp_path/'d.safetensors')]) == 0
     out = capsys.readouterr().out
@@ -270,7 +271,7 @@ def test_overwrite_removes_only_what_the_run_wrote(train, tmp_path):
     (tmp_path/'a/settings.yaml').write_text('epochs: 3')
     code, out, _ = train('--overwrite', dest=tmp_path/'a', main=command)
     assert code == 0 and there(tmp_path/'a') == [] and 'Moved aside' in out, out
-    code, out, _ = train(dest=tmp_path/'b')
+    code, out, _ = train(dest=tmp_path/'b', main=command)
     put(tmp_path/'b'/'more'); mine = [f'more/{f}' for f in mine] + ['plots/mine.txt', 'checkpoints/epoch_9.pth']
     for f in mine[-2:]: (tmp_path/'b'/f).write_text('mine')
     code, out, m = train('--overwrite', '--lr', .01, dest=tmp_path/'b', main=command)
