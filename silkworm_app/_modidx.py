@@ -435,6 +435,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'silkworm_app.act.weights.short': ('act/weights.html#short', 'silkworm_app/act/weights.py')},
             'silkworm_app.cli': { 'silkworm_app.cli._command': ('cli.html#_command', 'silkworm_app/cli.py'),
                                   'silkworm_app.cli._plain_warnings': ('cli.html#_plain_warnings', 'silkworm_app/cli.py'),
+                                  'silkworm_app.cli._until_stopped': ('cli.html#_until_stopped', 'silkworm_app/cli.py'),
                                   'silkworm_app.cli.app_main': ('cli.html#app_main', 'silkworm_app/cli.py'),
                                   'silkworm_app.cli.cores': ('cli.html#cores', 'silkworm_app/cli.py'),
                                   'silkworm_app.cli.share_machine': ('cli.html#share_machine', 'silkworm_app/cli.py'),

@@ -1,4 +1,5 @@
 "Bundles: real pictures through every backend, files that lie, and nothing that runs."
+import csv
 import hashlib
 import json
 import os
@@ -153,6 +154,19 @@ def refused(d, backend='torch'):
     with pytest.raises(BundleError) as e: load_bundle(d, backend)
     assert '\n' not in str(e.value) and str(d.name) in str(e.value), e.value
     return str(e.value)
+
+
+def test_what_was_answered_is_kept_when_it_is_interrupted(bundle, learn, tmp_path, monkeypatch, capsys):
+    from silkworm_app.cli import predict_main
+    real = Predictor.decide_each
+    def two(self, files):
+        yield from real(self, files[:2])
+        raise KeyboardInterrupt
+    monkeypatch.setattr(Predictor, 'decide_each', two)
+    files = [str(p) for p, _ in learn.dls.splits.valid[:5]]
+    assert predict_main([str(bundle), *files, '--backend', 'torch', '--csv', str(tmp_path / 'a.csv')]) == 130
+    assert 'interrupted' in capsys.readouterr().err
+    with open(tmp_path / 'a.csv', encoding='utf-8-sig') as f: assert [r['file'] for r in csv.DictReader(f)] == files[:2]
 
 
 @pytest.mark.parametrize('name', ['model.safetensors', 'model.onnx', 'trust.safetensors'])

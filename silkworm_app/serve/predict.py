@@ -48,20 +48,17 @@ def _parser():
     return p
 
 # %% ../../nbs/serve/22_predict.ipynb #bd6d35b7
-def _report(predictor, files, topk):
-    "Print an answer for each file; its rows, as those of the page."
-    rows = []
+def _report(predictor, files, topk, rows):
+    "Print an answer for each file, and add its row to `rows`, as those of the page."
     for i, (f, d) in enumerate(zip(files, predictor.decide_each(files))):
-        rows.append(dict(file=shown(f), folder=shown(Path(f).parent), day='', error=''))
+        row = dict(file=shown(f), folder=shown(Path(f).parent), day='', error='')
+        rows.append(row | (UNUSABLE | dict(error=shown(d)) if isinstance(d, Exception) else as_dict(d) | dict(day=photo_day(f))))
         if isinstance(d, Exception):
-            rows[-1].update(UNUSABLE, error=shown(d))
             print(f'silkworm-predict: {shown(d)}', file=sys.stderr)
         else:
-            rows[-1].update(as_dict(d), day=photo_day(f))
             best = sorted(d.probs.items(), key=lambda o: -o[1])[:topk]
             print(f'{shown(f)}: {d}' + (f'  [{", ".join(f"{c} {q:.1%}" for c, q in best)}]' if best else ''), flush=True)
         if len(files) > 100 and sys.stderr.isatty(): print(f'\r{i + 1}/{len(files)}', end='', file=sys.stderr)
-    return rows
 
 
 def _counted(rows):
@@ -87,8 +84,10 @@ def predict_main(
         if not files: raise ValueError(f'no pictures in {", ".join(args.files)}')
         predictor = open_predictor(args.bundle, args.backend, args.risk)
         for w in trust_warnings(predictor.trust): print(f'silkworm-predict: {w}', file=sys.stderr)
-        rows = _report(predictor, files, args.topk)
-        if args.csv: write_text(args.csv, to_csv(rows, predictor.classes), 'utf-8-sig')
+        rows = []
+        try: _report(predictor, files, args.topk, rows)
+        finally: # what was answered is kept, however it ends
+            if args.csv and rows: write_text(args.csv, to_csv(rows, predictor.classes), 'utf-8-sig')
         bad = any(r['error'] for r in rows)
         more = f', {skipped} other files in folders skipped' if skipped else ''
         if len(files) > 1 or bad: print(f'{_counted(rows)}{more} ({predictor.backend})', file=sys.stderr)
