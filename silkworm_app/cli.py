@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['data_main', 'evaluate_main', 'plot_main', 'bench_main', 'experiment_main', 'page_main', 'export_main', 'fuse_main',
-           'predict_main', 'cores', 'share_machine', 'app_main', 'train_main']
+           'predict_main', 'share_machine', 'app_main', 'train_main']
 
 # %% ../nbs/03_cli.ipynb #2cca9956
-import math, os, sys, warnings
+import os, sys, warnings
 from contextlib import contextmanager
 from importlib import import_module
 
+from .data.progress import cores
 from .files import open_streams
 
 # %% ../nbs/03_cli.ipynb #7284ffbc
@@ -30,19 +31,6 @@ def _plain_warnings():
             else: os.environ['PYTHONWARNINGS'] = was
 
 # %% ../nbs/03_cli.ipynb #d3e5a702
-def cores(
-    root='/sys/fs/cgroup', # of the control groups
-)->int: # 1 or more
-    "Cores that this process may use: those that it is bound to, and no more than its container's share"
-    n = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    for file in ('cpu.max', 'cpu/cpu.cfs_quota_us'):
-        try:
-            found = open(f'{root}/{file}').read().split()
-            quota, period = found if file == 'cpu.max' else (found[0], open(f'{root}/{file}'.replace('quota', 'period')).read())
-            if float(quota) > 0: return max(1, min(n, math.ceil(float(quota) / float(period))))
-        except (OSError, ValueError): continue          # no control groups, or no limit ('max', -1)
-    return n
-
 def share_machine():
     "Before torch is loaded: threads that wait sleep, and there are no more of them than `cores`"
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')

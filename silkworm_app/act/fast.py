@@ -12,8 +12,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
+import torch,torch.nn.functional as F
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 

@@ -7,8 +7,7 @@ __all__ = ['CHAIN', 'SUM', 'RELU', 'FORMS', 'INITS', 'reference_series', 'compos
            'ClampedLine', 'Spline', 'FusedLSLU', 'LSLU']
 
 # %% ../../nbs/act/00_lslu.ipynb #2b93e0a5
-import torch
-import torch.nn.functional as F
+import torch,torch.nn.functional as F
 from timm.models import register_notrace_module
 from torch import nn
 

@@ -11,8 +11,7 @@ __all__ = ['INITS', 'apply_plan', 'lslus', 'exact_start', 'identity_series', 'Pa
 import difflib,json,re,warnings
 from dataclasses import asdict,dataclass,field
 
-import timm,torch
-import torch.nn.functional as F
+import timm,torch,torch.nn.functional as F
 from timm.models import is_model,list_models
 from timm.models.nfnet import GammaAct
 from torch import nn

@@ -7,9 +7,7 @@ __all__ = ['ACTS', 'default_cfgs', 'VanillaStem', 'VanillaBlock', 'VanillaHead',
            'checkpoint_filter_fn', 'count_ops']
 
 # %% ../../nbs/act/03_vanillanet.ipynb #ef1e117e
-import warnings
-import torch
-import torch.nn.functional as F
+import warnings,torch,torch.nn.functional as F
 from torch import nn
 from timm.data import IMAGENET_DEFAULT_MEAN,IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg,generate_default_cfgs,register_model

@@ -7,16 +7,11 @@ __all__ = ['A', 'AUGMENTATIONS', 'FAST_AUGMENTATIONS', 'aug_pipeline', 'Albument
            'TimmErasing', 'BatchAugment', 'batch_augment']
 
 # %% ../../nbs/data/05_augment.ipynb #f3edbeb8
-import os
-import random
-import warnings
+import os, random, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-import cv2
-import numpy as np
-import torch
-import yaml
+import cv2, numpy as np, torch, yaml
 from fastai.data.all import DisplayedTransform
 from fastai.torch_core import TensorImage
 from fastai.vision.core import PILImage

@@ -6,13 +6,7 @@
 __all__ = ['cifar_pictures', 'cifar_splits', 'cifar_dls', 'cifar']
 
 # %% ../../nbs/data/09_cifar.ipynb #5b22f551
-import hashlib
-import io
-import json
-import os
-import shutil
-import tempfile
-import zipfile
+import hashlib, io, json, tempfile, zipfile
 from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +15,9 @@ import numpy as np
 from fastai.data.external import URLs, untar_data
 from PIL import Image
 from torchvision import datasets
+from torchvision.datasets.utils import calculate_md5
 
-from .folder import DataError, is_litter, unpack
+from .folder import DataError, is_litter, new_folder, unpack
 
 # %% ../../nbs/data/09_cifar.ipynb #b9a4cb13
 from .imaging import FORMAT_SUFFIXES, ImageError, open_image
@@ -112,15 +107,10 @@ def cifar_pictures(
         else:
             unpack(source, tmp)
             files, read, what = _folder(Path(tmp), name)
-            what = f'archive{" (checksum of the original archive)" if _md5(source) == _original[name].tgz_md5 else ""}, {what}'
+            what = f'archive{" (checksum of the original archive)" if calculate_md5(source) == _original[name].tgz_md5 else ""}, {what}'
         if not files['train'] or not files['test']:
             raise DataError(f'{shown(source)} holds no {name}/train and {name}/test folders of pictures')
         yield files, read, what
-
-# %% ../../nbs/data/09_cifar.ipynb #f2163cff
-def _md5(path):
-    with open(path, 'rb') as f:
-        return hashlib.file_digest(f, 'md5').hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.md5(f.read()).hexdigest()
 
 # %% ../../nbs/data/09_cifar.ipynb #77dcdcf9
 def _pick(files, counts, classes, seed, where):
@@ -209,19 +199,12 @@ def cifar(
         except Exception as e:
             why = f'{type(e).__name__}: {one_line(e, 120)}'
             raise DataError(f'{name} could not be downloaded ({why}); give a file you have with --source') from None
-    work = dest.parent/f'.{dest.name}.partial'
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        with cifar_pictures(source, name) as (files, read, what):
-            _check_counts(files, per_class, name, source)
-            lines = _write(files, read, work, source, show, f'writing {name}')
+    with cifar_pictures(source, name) as (files, read, what), new_folder(dest) as work:
+        _check_counts(files, per_class, name, source)
+        lines = _write(files, read, work, source, show, f'writing {name}')
         text = '\n'.join(sorted(lines, key=lambda l: l.split('  ')[1])) + '\n'
         (work/'checksums.sha256').write_text(text)
-        if dest.exists(): dest.rmdir()
-        os.replace(work, dest)
-        return dict(train=n * per_class[0], test=n * per_class[1], classes=n, source=what, sha256=hashlib.sha256(text.encode()).hexdigest())
-    except OSError as e: raise DataError(f'{shown(dest)} cannot be written: {e.strerror or e}') from None
-    finally: shutil.rmtree(work, ignore_errors=True)
+    return dict(train=n * per_class[0], test=n * per_class[1], classes=n, source=what, sha256=hashlib.sha256(text.encode()).hexdigest())
 
 # %% ../../nbs/data/09_cifar.ipynb #3fcfc510
 def _write(files, read, work, source, show, what):

@@ -6,10 +6,7 @@
 __all__ = ['main']
 
 # %% ../../nbs/data/12_cli.ipynb #da7a0003
-import argparse
-import json
-import os
-import sys
+import argparse, json, os, sys
 from pathlib import Path
 
 from .audit import audit_html, audit_scan, audit_text

@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-import cv2
-import numpy as np
+import cv2, numpy as np
 from threadpoolctl import threadpool_limits
 
 from .imaging import ImageError, open_image

@@ -6,22 +6,20 @@
 __all__ = ['Found', 'find_object', 'cut_out', 'crop']
 
 # %% ../../nbs/data/11b_crop.ipynb #969c7e25
-import csv, io
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
-import numpy as np
+import cv2, numpy as np
 from PIL import Image
 
-from .folder import DataError, Scan, opened
+from .folder import DataError, Scan, new_folder, opened
 from .imaging import ImageError, open_image, picture_header
 from .look import ground
-from .prepare import check_places, whole_folder
+from .prepare import check_places
 from .progress import each
 from .sheet import contact_sheet
-from ..files import shown, write_text
+from ..files import shown, write_table, write_text
 
 # %% ../../nbs/data/11b_crop.ipynb #495779f4
 @dataclass
@@ -118,7 +116,7 @@ def crop(
         if not sides: raise DataError(f'{shown(src)}: no picture of {len(files)} shows a single object on a plain ground '
                                       f'({_counted(f.why for f in found)}); nothing was written')
         side = round(max(sides)*(1 + 2*margin)) if same_scale else None
-        whole_folder(dest, lambda work: _write(work, scan, found, margin, side, others, workers, show))
+        with new_folder(dest) as work: _write(work, scan, found, margin, side, others, workers, show)
         return dict(path=str(dest), cut=len(sides), others={scan.rel(p): f.why for p, f in zip(files, found) if not f.box})
 
 
@@ -153,11 +151,8 @@ def _write(work, scan, found, margin, side, others, workers, show):
         im.save(work/to, **(dict(format='JPEG', quality=95, subsampling=0) if to.suffix.lower() != '.png' else dict(format='PNG')))
     items = list(zip(scan.items, found, _names(scan)))
     list(each(save, items, 'cutting', workers, show))
-    b = io.StringIO()
-    table = csv.writer(b, lineterminator='\n')
-    table.writerow(['file', 'cut from', 'x0', 'y0', 'x1', 'y1', 'why not'])
-    table.writerows([shown(to) if (work/to).exists() else '', scan.rel(p), *(f.box or ['']*4), f.why] for (p, *_), f, to in items)
-    write_text(work/'cropped.csv', b.getvalue(), 'utf-8-sig')
+    rows = [[shown(to) if (work/to).exists() else '', scan.rel(p), *(f.box or ['']*4), f.why] for (p, *_), f, to in items]
+    write_table(work/'cropped.csv', [['file', 'cut from', 'x0', 'y0', 'x1', 'y1', 'why not'], *rows])
     write_text(work/'sheet.html', _sheet(work, scan, items))
 
 

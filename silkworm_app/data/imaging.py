@@ -4,14 +4,10 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'MAX_PIXELS', 'FORMAT_SUFFIXES', 'IMAGE_SUFFIXES', 'ImageError', 'open_image',
-           'check_image', 'picture_header', 'Preprocess']
+           'check_image', 'picture_header', 'thumb_uri', 'Preprocess']
 
 # %% ../../nbs/data/00_imaging.ipynb #1ec255d4
-import io
-import math
-import os
-import struct
-import zlib
+import base64, io, math, os, struct, zlib
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -278,6 +274,18 @@ def picture_header(
         with HeifImageFile(path) if heif else Image.open(path, formats=_formats) as im:
             return im.format, *im.size, im.mode, path.stat().st_size
     except Exception: return None                                    # anything may be wrong with a file that is no picture
+
+def thumb_uri(
+    src, # anything `open_image` takes
+    side:int=84 # longest, pixels
+)->str: # None where it can't be opened
+    "A small JPEG of a picture as text for a page"
+    try: im = open_image(src)
+    except ImageError: return None
+    im.thumbnail((side, side))
+    b = io.BytesIO()
+    im.save(b, 'JPEG', quality=72)
+    return 'data:image/jpeg;base64,' + base64.b64encode(b.getvalue()).decode()
 
 # %% ../../nbs/data/00_imaging.ipynb #1e036a54
 _resample = {k: Image.Resampling[k.upper()] for k in ('nearest', 'bilinear', 'bicubic', 'lanczos')}

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import cv2
 import fastai.vision.data # registers how batches of pictures are shown
-import numpy as np
-import torch
+import numpy as np, torch
 from fastai.data.all import (Categorize, DataLoaders, Datasets, DisplayedTransform, IntToFloatTensor, Normalize, TensorCategory, TfmdDL,
                              ToTensor, Transform)
 from fastai.torch_core import TensorImage, default_device
@@ -28,6 +27,7 @@ from .augment import (FAST_AUGMENTATIONS, AlbumentationsTransform, BatchAugment,
 from .folder import DataError
 from .imaging import IMAGENET_MEAN, IMAGENET_STD, Preprocess, open_image
 from .pixels import load_pixels, shrunk_pixels
+from .progress import n_threads
 from .splits import Splits, find_splits
 from ..files import shown
 
@@ -161,8 +161,7 @@ class PictureDataLoaders(DataLoaders):
 # %% ../../nbs/data/07_loaders.ipynb #20263c64
 def _workers(num_workers, n, size):
     if num_workers is not None: return num_workers
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return 0 if cpus < 2 or n * size * size < 2e7 else min(cpus, 8)
+    return 0 if n_threads() < 2 or n * size * size < 2e7 else n_threads()
 
 # %% ../../nbs/data/07_loaders.ipynb #eb7153b7
 def _augmentation(aug, pre, fast, timm_args):

@@ -10,8 +10,7 @@ import zlib
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-import cv2
-import numpy as np
+import cv2, numpy as np
 
 from .imaging import open_image
 

@@ -6,8 +6,6 @@
 __all__ = ['BEFORE', 'merge', 'combine']
 
 # %% ../../nbs/data/11a_merge.ipynb #2e3639b8
-import csv
-import io
 import json
 from collections import Counter, defaultdict
 from contextlib import ExitStack
@@ -16,10 +14,10 @@ from pathlib import Path
 from .audit import audit_level
 from .copies import Union, group_pictures
 from .diseases import silkworm_names
-from .folder import MANIFEST, DataError, opened, why_unusable
-from .prepare import by_class, check_places, choose, finish_set, read_mapping, strange_files, whole_folder, write_set
+from .folder import MANIFEST, DataError, new_folder, opened, why_unusable
+from .prepare import by_class, check_places, choose, finish_set, read_mapping, strange_files, write_set
 from .splits import carve, cut, read_manifest
-from ..files import sha256_of, shown, write_text
+from ..files import read_table, sha256_of, shown, write_text
 
 # %% ../../nbs/data/11a_merge.ipynb #43612b3f
 BEFORE = 'before.json' # in a set that was made from an earlier one: which one
@@ -40,7 +38,7 @@ def _known(old):
 def _said(root):
     "{folder: class} from the table of a page that collects, where there is one."
     tables = [p for p in Path(root).glob('*.csv') if p.is_file()]
-    rows = [r for p in tables for r in csv.DictReader(io.StringIO(p.read_text(encoding='utf-8-sig', errors='replace')))]
+    rows = [r for p in tables for r in read_table(p, 'replace')]
     return {Path(r['file']).parts[0]: r['said'] for r in rows if r.get('file') and r.get('said') and not r['said'].startswith('.')}
 
 
@@ -165,11 +163,10 @@ def _combined(known, coming, dest, about, before, notes, level, scenes, seed, wo
               for why, ks in sorted(out.items())]
     folds = 0 if 'train' in parts else len(parts)
     options = dict(source=about, seed=seed, level=level, scenes=scenes, folds=folds)
-    def write(work):
+    with new_folder(dest) as work:
         rows = write_set(work, files, g.sha256, names, parts, scene, None, folds, workers, show)
         finish_set(work, rows, notes, options, distinct, {c: c for c in distinct})
         if before: write_text(work/BEFORE, json.dumps(before, indent=1) + '\n')
-    whole_folder(dest, write)
     counts = {s: dict(sorted(Counter(c for _, c in o).items())) for s, o in parts.items()}
     return dict(path=str(dest), counts=counts, distinct=distinct, notes=notes, folds=folds, added=added)
 

@@ -8,8 +8,7 @@ __all__ = ['thumb_side', 'trims', 'thumbnail', 'hashes', 'same_thumbs', 'signs',
 # %% ../../nbs/data/02b_near.ipynb #e683dade
 from itertools import product
 
-import cv2
-import numpy as np
+import cv2, numpy as np
 from PIL import Image
 
 from .progress import Progress

@@ -6,28 +6,19 @@
 __all__ = ['load_pixels', 'shrunk_pixels']
 
 # %% ../../nbs/data/06_pixels.ipynb #de787ffd
-import hashlib
-import json
-import os
-from concurrent.futures import ThreadPoolExecutor
+import hashlib, json, os
 from pathlib import Path
 
-import numpy as np
-import torch
+import numpy as np, torch
 from PIL import Image
 
 from .folder import DataError
 from .imaging import Preprocess, open_image
+from .progress import each
 from ..files import shown
 
 # %% ../../nbs/data/06_pixels.ipynb #0449a76c
 _magic = b'SILKCACHE2' # 2: colours in sRGB
-
-def _threaded(one, items, done):
-    "`done(one(item))` in order, on a few threads, holding at most a few hundred results."
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as ex:
-        for i in range(0, len(items), 256):
-            for r in ex.map(one, items[i:i + 256]): done(r)
 
 # %% ../../nbs/data/06_pixels.ipynb #c79f0b59
 def _write_cache(work, srcs, one, limit, max_gb):
@@ -40,7 +31,7 @@ def _write_cache(work, srcs, one, limit, max_gb):
             if f.tell() + a.nbytes > limit:
                 raise DataError(f'the decoded pictures are larger than max_gb={max_gb:g}; raise the limit, or go without cache')
             f.write(a.tobytes())
-        _threaded(one, srcs, put)
+        for a in each(one, srcs, 'decoding pictures'): put(a)
         f.seek(0)
         f.write(_magic + np.asarray(shapes, np.int32).tobytes())
 
@@ -106,10 +97,10 @@ def load_pixels(
     if cache is not None and all(isinstance(p, (str, os.PathLike)) for p in srcs):
         a = _cached(cache, 'fitted', srcs, pre.to_dict(), lambda p: _fitted(p, pre), max_gb)[0]
         return torch.from_numpy(a.reshape(n, s, s, 3)).permute(0, 3, 1, 2)
-    out, i = np.empty((n, 3, s, s), np.uint8), iter(range(n))
-    def put(a): out[next(i)] = a.transpose(2, 0, 1)
-    if all(isinstance(p, np.ndarray) for p in srcs): [put(_fitted(p, pre)) for p in srcs]
-    else: _threaded(lambda p: _fitted(p, pre), srcs, put)
+    out = np.empty((n, 3, s, s), np.uint8)
+    fit = lambda p: _fitted(p, pre)
+    for i, a in enumerate(map(fit, srcs) if all(isinstance(p, np.ndarray) for p in srcs) else each(fit, srcs, 'decoding pictures')):
+        out[i] = a.transpose(2, 0, 1)
     return torch.from_numpy(out)
 
 # %% ../../nbs/data/06_pixels.ipynb #d948e4e7

@@ -9,8 +9,7 @@ __all__ = ['mirror_bins', 'likeness', 'Overlay', 'Sketch', 'pose', 'features', '
 # %% ../../nbs/data/02d_same.ipynb #4a4d51c7
 from dataclasses import dataclass, field
 
-import cv2
-import numpy as np
+import cv2, numpy as np
 
 from .look import Look, look, relief, unpacked
 

@@ -6,21 +6,16 @@
 __all__ = ['draw_larva', 'picture_grid', 'draw_sample']
 
 # %% ../../nbs/data/08_sample.ipynb #1975ec0d
-import json
-import os
-import shutil
-import tempfile
-import zlib
+import json, zlib
 from pathlib import Path
 
-import cv2
-import numpy as np
+import cv2, numpy as np
 from PIL import Image, ImageDraw
 
 from .diseases import CLASS_INFO
 from .folder import DataError
 from .imaging import open_image
-from ..files import shown
+from ..files import shown, whole_folder
 
 # %% ../../nbs/data/08_sample.ipynb #00cfc49c
 def _at(p): return tuple(int(v) for v in p)
@@ -197,10 +192,7 @@ def draw_sample(
         if (dest/'README.md').is_file() and (dest/'README.md').read_text(encoding='utf-8') == readme: return dest
         if not dest.is_dir() or any(dest.iterdir()):
             raise DataError(f'{shown(dest)} exists and is not this sample; choose another folder or remove it')
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f'.{dest.name}-', dir=dest.parent))
-    try:
-        work.chmod(0o755)
+    with whole_folder(dest) as work:
         for kind in sorted(CLASS_INFO):
             for i in range(n_per_class):
                 split = 'train' if i < round(.6 * n_per_class) else 'valid' if i < round(.8 * n_per_class) else 'test'
@@ -208,7 +200,4 @@ def draw_sample(
                 folder.mkdir(parents=True, exist_ok=True)
                 draw_larva(kind, size, seed * 1_000_003 + i).save(folder/f'{kind}_{i:04d}.jpg', quality=92)
         (work/'README.md').write_text(readme, encoding='utf-8')
-        if dest.exists(): dest.rmdir()
-        os.replace(work, dest)
-    finally: shutil.rmtree(work, ignore_errors=True)
     return dest

@@ -6,9 +6,7 @@
 __all__ = ['MANIFEST_COLUMNS', 'cut', 'carve', 'leaks', 'leak_warnings', 'Splits', 'find_groups', 'read_manifest', 'find_splits']
 
 # %% ../../nbs/data/04_splits.ipynb #f9725d9f
-import csv
-import io
-import warnings
+import csv, warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -19,7 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from .copies import group_pictures
 from .folder import MANIFEST, DataError, Scan, check_pictures, top_folder, why_unusable
-from ..files import shown
+from ..files import read_table, shown
 
 # %% ../../nbs/data/04_splits.ipynb #d4ba6e58
 def cut(
@@ -199,7 +197,7 @@ def read_manifest(
 )->list: # a dict for each picture; None: not such a folder
     "The list of pictures in a prepared folder."
     file = Path(folder)/MANIFEST
-    try: rows = list(csv.DictReader(io.StringIO(file.read_text(encoding='utf-8-sig'))))
+    try: rows = read_table(file)
     except (OSError, UnicodeDecodeError, csv.Error): return None
     return rows if rows and tuple(rows[0]) == MANIFEST_COLUMNS and all(r['path'] and r['group'] for r in rows) else None
 

@@ -11,8 +11,7 @@ import argparse, copy, json, sys, warnings
 from pathlib import Path
 
 # %% ../../nbs/lab/03_bench.ipynb #cc98906b
-import torch
-import torch.nn.functional as F
+import torch, torch.nn.functional as F
 from matplotlib.figure import Figure
 
 from silkworm_app.act.fuse import fuse

@@ -7,11 +7,10 @@ __all__ = ['COLUMNS', 'PASSED', 'family_of', 'smallest_members', 'randomise', 'c
            'coverage', 'main']
 
 # %% ../../nbs/lab/01_coverage.ipynb #4303a4e1
-import argparse,csv,json,os,re,resource,subprocess,sys,time
+import argparse, csv, json, os, re, resource, subprocess, sys, time
 from pathlib import Path
 
-import timm,torch
-import torch.nn.functional as F
+import timm, torch, torch.nn.functional as F
 from torch import nn
 
 from ..files import one_line, replacing, write_text

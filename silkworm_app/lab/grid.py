@@ -14,9 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-import torch
-import yaml
+import numpy as np, torch, yaml
 from torch import nn
 
 from ..data.loaders import test_loader

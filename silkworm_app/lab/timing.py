@@ -11,10 +11,7 @@ import copy, gc, logging, multiprocessing, os, platform, random, statistics, tem
 from pathlib import Path
 
 # %% ../../nbs/lab/02_timing.ipynb #4212d3d1
-import numpy as np
-import onnxruntime as ort
-import torch
-import torch.nn.functional as F
+import numpy as np, onnxruntime as ort, torch, torch.nn.functional as F
 from torch import nn
 
 from silkworm_app.act.lslu import LSLU, reference_series

@@ -6,14 +6,13 @@
 __all__ = ['plain', 'loader_preprocess', 'learner_trust', 'save_bundle']
 
 # %% ../../nbs/serve/11_bundle.ipynb #36665bdc
-import json, math, os, platform, re, shutil, tempfile, time
+import json, math, os, platform, re, time
 from copy import deepcopy
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
-import safetensors.numpy, safetensors.torch, torch
+import numpy as np, safetensors.numpy, safetensors.torch, torch
 from torch import nn
 
 from .. import __version__
@@ -21,7 +20,7 @@ from ..data.diseases import silkworm_info
 from ..data.imaging import Preprocess, open_image
 from ..data.copies import copy_groups
 from ..act.fuse import compare, fuse
-from ..files import one_line, replace_folder
+from ..files import check_kind, one_line, whole_folder
 from ..act.curves import describe_acts, layer_curves
 from .advice import trust_warnings
 
@@ -174,7 +173,7 @@ def _try(folder, predictor, tolerance=1e-3):
 def _latency(predictor, n=20):
     "Milliseconds of one prepared picture, median of n after a warm-up."
     x = np.zeros((1, 3, predictor.preprocess.size, predictor.preprocess.size), np.float32)
-    return dict(ms=round(1000*median_seconds(lambda: predictor.run(x), n, 5), 3), n=n, threads=torch.get_num_threads())
+    return dict(ms=round(1000*median_seconds([lambda: predictor.run(x)], n, 5)[0], 3), n=n, threads=torch.get_num_threads())
 
 # %% ../../nbs/serve/11_bundle.ipynb #b217b187
 def _fused(model, preprocess, batches, comparison):
@@ -281,10 +280,8 @@ _names = ('card.md', *BUNDLE_FILES, 'examples/[0-9][0-9].jpg') # of a bundle, be
 
 def _write(dest, config, predictor, onnx, examples, roots):
     "The files, whole or not at all."
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    new, trust = Path(tempfile.mkdtemp(prefix=f'.{dest.name}.', dir=dest.parent)), predictor.trust
-    try:
-        os.chmod(new, 0o755)
+    trust = predictor.trust
+    with whole_folder(dest) as new:
         if config['net_spec'] is not None:
             state = {k: v.detach().cpu().contiguous().clone() for k, v in predictor.model.state_dict().items()}
             safetensors.torch.save_file(state, new / 'model.safetensors', metadata={'net_spec': json.dumps(config['net_spec'])})
@@ -299,8 +296,6 @@ def _write(dest, config, predictor, onnx, examples, roots):
         for n in names: os.chmod(new / n, 0o644)
         try: _try(new, predictor)
         except BundleError as e: raise BundleError(str(e).replace(str(new), str(dest))) from None
-        try: replace_folder(new, dest, 'config.json', BUNDLE_FORMAT['name'].encode(), _names)
+        try: check_kind(dest, 'config.json', BUNDLE_FORMAT['name'].encode(), _names)
         except ValueError as e: raise BundleError(str(e)) from None
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     return dest

@@ -21,13 +21,11 @@ def fit_temperature(
 )->float: # between 0.05 and 20
     "The temperature with the smallest negative log-likelihood."
     from scipy.optimize import minimize_scalar # fitting only: serving does without scipy
+    from scipy.special import log_softmax
     z, n, k = np.asarray(logits, np.float64), len(logits), np.shape(logits)[1]
     target = np.full((n, k), 1 / (k * (n + 1)))
     target[np.arange(n), labels] += n / (n + 1)
-    def nll(log_t):
-        s = z / np.exp(log_t)
-        s = s - s.max(1, keepdims=True)
-        return -(target * (s - np.log(np.exp(s).sum(1, keepdims=True)))).sum(1).mean()
+    def nll(log_t): return -(target * log_softmax(z / np.exp(log_t), 1)).sum(1).mean()
     return float(np.exp(minimize_scalar(nll, bounds=(np.log(.05), np.log(20)), method='bounded').x))
 
 # %% ../../nbs/serve/03_calibrate.ipynb #60c7a3b5
@@ -153,9 +151,9 @@ def fit_trust(
     groups:list=None, # [N] photograph from which each validation picture comes
     leak=None, # `Splits.leak`, or the part of the validation pictures that occur in train; None: not checked
     held_out:tuple=None, # of a cross-validation over photographs: logits [H, K], labels [H], photographs [H]; scores come from these then
-    risk: float = 0.1,  # part of the photographs of each class that may lose it
-    risks: tuple = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3),  # also measured, for another choice later
-    quantile: float = 0.99,  # part of the validation pictures within the limits of distance
+    risk:float=.1, # part of the photographs of each class that may lose it
+    risks:tuple=(.02, .05, .1, .15, .2, .25, .3), # also measured, for another choice later
+    quantile:float=.99 # part of the validation pictures within the limits of distance
 )->Trust:
     "When the model may answer what, from its logits and features on validation pictures; `ValueError` on arrays that don't fit together."
     logits, labels = _checked(logits, labels, None if classes is None else len(classes), 'logits')

@@ -7,12 +7,11 @@ __all__ = ['OPTIONS', 'Source', 'class_names', 'source_of_file', 'open_source', 
            'fuse_main']
 
 # %% ../../nbs/serve/13_deploy.ipynb #df0e62f1
-import argparse,sys
+import argparse, sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
+import numpy as np, torch
 
 from ..act.start import net_of,open_weights,told_net
 from ..data.folder import pictures_below
@@ -20,7 +19,7 @@ from ..data.imaging import Preprocess
 from ..act.fuse import compare,fuse
 from .bundle import save_bundle
 from .format import BundleError
-from .load import load_bundle
+from .load import bundle_folder,load_bundle
 from .net import Predictor,save_torch_export
 from ..files import one_line
 
@@ -40,7 +39,7 @@ OPTIONS = ('act_num', 'where', 'per_channel', 'form', 'act', 'input_size', 'stem
 # %% ../../nbs/serve/13_deploy.ipynb #b9b9482e
 def _of_folder(src):
     "A run folder, whose best weights are fused, or a bundle"
-    folder = src if (src/'config.json').is_file() else src/'bundle'
+    folder = bundle_folder(src)
     if not (folder/'config.json').is_file():
         raise BundleError(f'{src} is neither a bundle nor a run of silkworm-train: it has no config.json and no bundle folder')
     p = load_bundle(folder, 'torch')

@@ -6,8 +6,7 @@
 __all__ = ['class_means', 'selectivity_index', 'selectivity', 'weight_selectivity', 'grad_cam', 'cam_overlay']
 
 # %% ../../nbs/serve/12_explain.ipynb #1a66ce94
-import numpy as np
-import torch
+import numpy as np, torch
 from matplotlib import colormaps
 from PIL import Image
 from torch import nn

@@ -6,12 +6,10 @@
 __all__ = ['LogitsAndFeatures', 'Predictor', 'picture_norms', 'save_onnx', 'save_torch_export', 'build_net']
 
 # %% ../../nbs/serve/08_net.ipynb #dd9b0c1a
-import logging, os, uuid, warnings
+import logging, warnings
 from pathlib import Path
 
-import numpy as np
-import onnx
-import safetensors.torch, torch
+import numpy as np, onnx, safetensors.torch, torch
 from torch import nn
 
 from ..data.imaging import Preprocess
@@ -118,12 +116,7 @@ def save_torch_export(
     with torch.no_grad():
         program = torch.export.export(LogitsAndFeatures(model).eval(), (x,), dynamic_shapes={'image': {0: torch.export.Dim('batch')}})
     file = Path(file)
-    part = file.with_name(f'.{uuid.uuid4().hex[:8]}.pt2')   # torch wants this suffix
-    try:
-        torch.export.save(program, part, extra_files=onnx_metadata(classes, preprocess, trust))
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(file) as part, part.open('wb') as f: torch.export.save(program, f, extra_files=onnx_metadata(classes, preprocess, trust))
     return file
 
 # %% ../../nbs/serve/08_net.ipynb #80f68d4c

@@ -108,17 +108,18 @@ class BasePredictor:
 
 # %% ../../nbs/serve/07_onnx.ipynb #6c5b13da
 def median_seconds(
-    call, # without arguments
-    n:int, # calls that count
-    warm:int, # calls before them, which do not
-)->float: # seconds
-    "How long a call takes, here and now"
-    times = []
+    calls:list, # functions without arguments
+    n:int, # times that each is called
+    warm:int, # times before that, which do not count
+)->list: # seconds of each
+    "How long calls take, here and now, taken in turns"
+    times = [[] for _ in calls]
     for _ in range(warm + n):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[warm:])
+        for call, ts in zip(calls, times):
+            start = time.perf_counter()
+            call()
+            ts.append(time.perf_counter() - start)
+    return [statistics.median(ts[warm:]) for ts in times]
 
 # %% ../../nbs/serve/07_onnx.ipynb #5b09f75e
 ONNX_FORMAT = dict(name='silkworm_app.onnx', version=1)

@@ -7,12 +7,7 @@ __all__ = ['quiet_run', 'LSLUCallback', 'mark_lslu_params', 'act_slope', 'DeepTr
            'EarlyStopping', 'cross_entropy', 'share_right', 'WeightEMA', 'StopOnNaN', 'OneAnswer']
 
 # %% ../../nbs/train/01_callback.ipynb #f4f9c84d
-import contextlib
-import io
-import json
-import math
-import re
-import warnings
+import contextlib, io, json, math, re, warnings
 from functools import partial
 from pathlib import Path
 

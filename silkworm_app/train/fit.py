@@ -9,8 +9,7 @@ __all__ = ['warn_box', 'finish', 'save_deploy', 'evaluate', 'read_state', 'train
 import errno, json, os, re, signal, sys, time
 from pathlib import Path
 
-import numpy as np
-import torch
+import numpy as np, torch
 from fastai.torch_core import num_distrib, rank_distrib
 
 from ..act.patch import lslu_model

@@ -9,8 +9,7 @@ __all__ = ['cut_net', 'cut_at', 'Maps', 'Front', 'find_front']
 from contextlib import contextmanager
 from copy import copy
 
-import numpy as np
-import torch
+import numpy as np, torch
 from fastai.callback.mixup import MixHandler
 from fastai.data.load import DataLoader
 from fastai.torch_core import get_model, num_distrib

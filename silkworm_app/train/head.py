@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from zlib import crc32
 
-import numpy as np
-import torch
+import numpy as np, torch
 from fastai.torch_core import get_model
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold

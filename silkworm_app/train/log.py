@@ -9,8 +9,7 @@ __all__ = ['say', 'SeedEpoch', 'SkipValidation', 'PrintEpoch', 'epoch_scalars', 
 import os, time
 from pathlib import Path
 
-import numpy as np
-import torch
+import numpy as np, torch
 from fastai.callback.core import Callback, CancelValidException
 from fastai.torch_core import get_model, rank_distrib, set_seed
 

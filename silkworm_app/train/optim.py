@@ -8,8 +8,7 @@ __all__ = ['param_groups', 'make_opt_func', 'warmup_cosine', 'schedules', 'CPUMi
 # %% ../../nbs/train/07_optim.ipynb #5604c149
 import difflib
 
-import numpy as np
-import torch
+import numpy as np, torch
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import combined_cos
 from fastai.optimizer import OptimWrapper

@@ -7,13 +7,12 @@ __all__ = ['COLUMNS', 'SUM', 'write_pictures', 'read_pictures', 'check_same', 'r
            'learned_warning']
 
 # %% ../../nbs/train/13_pictures.ipynb #e5a00003
-import csv, io, os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..data.folder import DataError
+from ..data.progress import each
 from ..data.splits import Splits, leak_warnings
-from ..files import replacing, sha256_of, shown
+from ..files import read_table, sha256_of, shown, write_table
 from ..serve.format import BundleError, read_config
 from .config import TrainConfig, TrainError
 from .run import RunFolder, find_run
@@ -28,9 +27,7 @@ def _rows(splits):
         for p, c in getattr(splits, s):
             if isinstance(p, Path): yield (p.relative_to(splits.path) if p.is_relative_to(splits.path) else p).as_posix(), p, c, s
 
-def _hashes(files):
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(sha256_of, files))
+def _hashes(files): return list(each(sha256_of, files, 'hashing pictures'))
 
 # %% ../../nbs/train/13_pictures.ipynb #e5a00007
 def write_pictures(
@@ -38,20 +35,16 @@ def write_pictures(
     splits:Splits, # of `load_splits`
 ):
     "Write the list of a run's pictures into its folder"
-    rows, out = list(_rows(splits)), io.StringIO()
+    rows, groups = list(_rows(splits)), splits.groups or {}
     if not rows: return
-    groups, table = splits.groups or {}, csv.writer(out, lineterminator='\n')
-    table.writerow(COLUMNS)
-    for (path, p, c, s), sha in zip(rows, _hashes([r[1] for r in rows])): table.writerow((path, sha, c, s, groups.get(p, '')))
-    # a name that is no proper text must come back as it is
-    with replacing(run.pictures) as part: part.write_bytes(out.getvalue().encode('utf-8-sig', 'surrogateescape'))
+    table = [(path, sha, c, s, groups.get(p, '')) for (path, p, c, s), sha in zip(rows, _hashes([r[1] for r in rows]))]
+    write_table(run.pictures, [COLUMNS, *table], 'surrogateescape')
 
 def read_pictures(
     run:RunFolder
 )->list: # of dictionaries with `COLUMNS`; None: the run has no list
     "The list of a run's pictures"
-    if not run.pictures.is_file(): return None
-    return list(csv.DictReader(io.StringIO(run.pictures.read_bytes().decode('utf-8-sig', 'surrogateescape'))))
+    return read_table(run.pictures, 'surrogateescape') if run.pictures.is_file() else None
 
 # %% ../../nbs/train/13_pictures.ipynb #e5a00010
 def check_same(

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-import torch
+import numpy as np, torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import fit_one_cycle  # noqa: F401 adds it to Learner
 from fastai.callback.training import GradientClip

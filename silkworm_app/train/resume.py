@@ -6,15 +6,11 @@
 __all__ = ['training_state', 'load_training_state', 'read_checkpoint', 'find_checkpoint', 'Checkpoint']
 
 # %% ../../nbs/train/02_resume.ipynb #c167c694
-import os
-import random
-import re
-import warnings
+import random, re, warnings
 from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
-import torch
+import numpy as np, torch
 from fastai.callback.core import Callback,CancelEpochException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import CSVLogger
@@ -183,10 +179,7 @@ class Checkpoint(Callback):
         if done % self.every and done != self.n_epoch or rank_distrib(): return
         self.folder.mkdir(parents=True, exist_ok=True)
         for f in self.folder.glob('.*.part'): f.unlink(missing_ok=True)
-        with replacing(self.folder/f'epoch_{done}.pth') as part, part.open('wb') as f:
-            torch.save(training_state(self.learn), f)
-            f.flush()
-            os.fsync(f.fileno())
+        with replacing(self.folder/f'epoch_{done}.pth') as part: torch.save(training_state(self.learn), part)
         for f in self.folder.glob('epoch_*.pth'):
             if _number(f) <= done - self.keep*self.every or _number(f) > done: f.unlink(missing_ok=True)
 

@@ -9,9 +9,7 @@ __all__ = ['load_splits', 'pick_device', 'short_side', 'resolve']
 import os
 from pathlib import Path
 
-import numpy as np
-import timm
-import torch
+import numpy as np, timm, torch
 
 from ..act.start import file_options, open_weights
 from ..act.weights import WeightsError, package_file, pretrained_cfg

@@ -6,13 +6,12 @@
 __all__ = ['label_trouble', 'troubled', 'under_two_classes', 'write_trouble']
 
 # %% ../../nbs/train/15a_trouble.ipynb #814af4c1
-import csv, io
 from pathlib import Path
 
 import numpy as np
 
 from ..data.sheet import contact_sheet
-from ..files import shown, write_text
+from ..files import shown, write_table, write_text
 from .cross import content_key, cross_parts, photographs_of
 from .run import RunFolder
 
@@ -64,13 +63,11 @@ def write_trouble(
     "The table and the page of the run's doubtful labels"
     rows = troubled(run, splits)
     rel = lambda p: shown(Path(p).relative_to(splits.path)) if splits.path and Path(p).is_relative_to(splits.path) else shown(p)
-    b = io.StringIO()
-    table = csv.writer(b, lineterminator='\n')
-    table.writerow(['file', 'label', 'looks like', 'probability of the label', 'probability of what it looks like', 'copies'])
-    table.writerows([rel(o['files'][0]), o['label'], o['looks_like'], f'{o["p_label"]:.3f}', f'{o["p_looks_like"]:.3f}', len(o['files'])]
-                    for o in rows if o['files'])
-    table.writerows([rel(p), c, ', '.join(sorted({o for _, o in v} - {c})), '', '', len(v)] for v in twice for p, c in v)
-    write_text(run.trouble, b.getvalue(), 'utf-8-sig')
+    table = [(rel(o['files'][0]), o['label'], o['looks_like'], f'{o["p_label"]:.3f}', f'{o["p_looks_like"]:.3f}', len(o['files']))
+             for o in rows if o['files']]
+    table += [(rel(p), c, ', '.join(sorted({o for _, o in v} - {c})), '', '', len(v)) for v in twice for p, c in v]
+    head = 'file', 'label', 'looks like', 'probability of the label', 'probability of what it looks like', 'copies'
+    write_table(run.trouble, [head, *table])
     n = len({splits.groups[Path(p)] for p, *_ in photographs_of(splits)})
     say = [f'{len(rows)} of {n} photographs look like another class than their label says, to nets that had not seen them']
     pairs = sorted({(o['label'], o['looks_like']) for o in rows})

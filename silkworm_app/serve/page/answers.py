@@ -4,20 +4,17 @@
 
 # %% auto #0
 __all__ = ['MAX_FILES', 'MAX_MB', 'SLASH', 'UNUSABLE', 'load_picture', 'as_dict', 'reason_code', 'named', 'answer', 'photo_day',
-           'table_rows', 'thumbnail', 'count_rows', 'to_csv', 'facts', 'latency']
+           'table_rows', 'count_rows', 'to_csv', 'facts', 'latency']
 
 # %% ../../../nbs/serve/15_page_answers.ipynb #9005cfe1
-import base64
-import csv
-import io
-import re
+import csv, io, re
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ...data.imaging import ImageError, open_image
+from ...data.imaging import ImageError, open_image, thumb_uri
 from ..advice import collect_next, trust_warnings
 from ..onnx import median_seconds
 from ..reasons import Reason
@@ -104,7 +101,7 @@ def table_rows(
     "Decide on many uploads; raises nothing for a bad one."
     rows, held = [], []
     def decide():
-        for r, a in zip(held, answer(predictor, [r['im'] for r in held]) if held else []): r.update(a, thumb=thumbnail(r.pop('im')))
+        for r, a in zip(held, answer(predictor, [r['im'] for r in held]) if held else []): r.update(a, thumb=thumb_uri(r.pop('im'), 112))
         held.clear()
         step(len(rows), len(paths))
     for i, p in enumerate(paths):
@@ -116,17 +113,6 @@ def table_rows(
         full = len(held) == batch or sum(r['im'].width * r['im'].height for r in held) >= max_pixels
         if full or i % batch == batch - 1 or i == len(paths) - 1: decide()
     return rows
-
-# %% ../../../nbs/serve/15_page_answers.ipynb #79a0a4f3
-def thumbnail(
-    im:Image.Image, # is changed
-    side:int=112, # pixels
-)->str: # JPEG in base64
-    "A small picture for inside a page."
-    im.thumbnail((side, side))
-    buf = io.BytesIO()
-    im.save(buf, 'JPEG', quality=78)
-    return base64.b64encode(buf.getvalue()).decode()
 
 # %% ../../../nbs/serve/15_page_answers.ipynb #ad13930d
 def count_rows(
@@ -205,4 +191,4 @@ def latency(
 )->float: # seconds
     "Median time to decide on one picture, here and now (the first calls warm the net and don't count)."
     im = Image.fromarray(np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8))
-    return median_seconds(lambda: predictor.decide([im]), n, 3)
+    return median_seconds([lambda: predictor.decide([im])], n, 3)[0]

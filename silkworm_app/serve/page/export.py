@@ -10,7 +10,7 @@ import argparse, hashlib, json, os, shutil, subprocess, sys, tarfile, tempfile
 from pathlib import Path
 
 from ...data.memory import cache_folder
-from ...files import one_line, replace_folder
+from ...files import check_kind, one_line, replacing, whole_folder
 from ..format import BundleError
 from ..load import open_predictor
 from ..onnx import OnnxPredictor, pack_arrays
@@ -73,9 +73,7 @@ def ort_web(
     if kept:
         kept.mkdir(parents=True, exist_ok=True)
         for n, data in files.items():
-            part = kept / f'.{os.getpid()}.{n}'
-            part.write_bytes(data)
-            os.replace(part, kept / n)
+            with replacing(kept / n) as part: part.write_bytes(data)
     return files
 
 # %% ../../../nbs/serve/21_page_export.ipynb #d5ecb838
@@ -143,14 +141,10 @@ def export_web(
     names, version = sorted(files), hashlib.sha256(b''.join(hashlib.sha256(files[n]).digest() for n in sorted(files))).hexdigest()[:16]
     worker = f'const CACHE = {json.dumps(version)}, FILES = {json.dumps(["./", *names])};\n'
     files['sw.js'] = (worker + html.asset('web/sw.js')).encode()
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f'.{dest.name}.', dir=dest.parent))
-    try:
-        os.chmod(new, 0o755)
+    with whole_folder(dest) as new:
         (new / 'ort').mkdir()
         for n, data in files.items(): (new / n).write_bytes(data)
-        replace_folder(new, dest, 'sw.js', b'const CACHE = ', (*files, 'ort/*'))
-    finally: shutil.rmtree(new, ignore_errors=True)
+        check_kind(dest, 'sw.js', b'const CACHE = ', (*files, 'ort/*'))
     return dest
 
 # %% ../../../nbs/serve/21_page_export.ipynb #410ad626

@@ -6,12 +6,7 @@
 __all__ = ['OPEN', 'routed', 'Gate', 'private_folder', 'read_body', 'replay', 'fetches', 'take_uploads', 'inside', 'sweep']
 
 # %% ../../../nbs/serve/17_page_gate.ipynb #80236f42
-import base64
-import binascii
-import json
-import os
-import re
-import time
+import base64, binascii, json, os, re, time
 from pathlib import Path
 
 import gradio as gr

@@ -6,9 +6,7 @@
 __all__ = ['looked', 'labels', 'Page', 'build']
 
 # %% ../../../nbs/serve/19_page.ipynb #b8793053
-import os
-import tempfile
-import time
+import os, tempfile, time
 from pathlib import Path
 
 import gradio as gr

@@ -4,29 +4,20 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'FONTS', 'find_examples', 'theme', 'read_login', 'check_port', 'own_address', 'Server', 'serve', 'where',
-           'wait', 'bundle_folder', 'fastest', 'parser', 'main', 'open_bundle']
+           'wait', 'fastest', 'parser', 'main', 'open_bundle']
 
 # %% ../../../nbs/serve/20_page_server.ipynb #1867313b
-import argparse
-import errno
-import os
-import signal
-import socket
-import statistics
-import sys
-import tempfile
-import threading
-import time
+import argparse, errno, os, signal, socket, sys, tempfile, threading, time
 from dataclasses import dataclass
 from pathlib import Path
 
-import gradio as gr
-import numpy as np
+import gradio as gr, numpy as np
 from starlette.middleware import Middleware
 
 # %% ../../../nbs/serve/20_page_server.ipynb #298d6f01
 from ..format import read_config
-from ..load import load_bundle
+from ..load import bundle_folder, load_bundle
+from ..onnx import median_seconds
 from . import html
 from .answers import MAX_MB, answer, load_picture
 from .collect import Store
@@ -210,14 +201,6 @@ def wait(
     except KeyboardInterrupt: pass
     finally: server.close()
 
-# %% ../../../nbs/serve/20_page_server.ipynb #9a06de64
-def bundle_folder(
-    path, # bundle, or run folder of silkworm-train
-)->Path:
-    "The bundle itself."
-    path = Path(path)
-    return path / 'bundle' if not (path / 'config.json').exists() and (path / 'bundle' / 'config.json').is_file() else path
-
 # %% ../../../nbs/serve/20_page_server.ipynb #e6052190
 def fastest(
     path, # bundle folder
@@ -228,22 +211,18 @@ def fastest(
     "The predictor of a bundle on torch or on onnxruntime, whichever answers sooner here; what there is where one of them is missing."
     config = read_config(path)
     onnx = 'model.onnx' in config['files']
-    if onnx and config.get('net_spec', config.get('build_cfg')) is None: return load_bundle(path, backend='onnx', threads=threads,
-        risk=risk)
-    try: found = [load_bundle(path, backend='torch', risk=risk)]
+    by_onnx = lambda: load_bundle(path, backend='onnx', threads=threads, risk=risk)
+    if onnx and config['net_spec'] is None: return by_onnx()
+    try: by_torch = load_bundle(path, backend='torch', risk=risk)
     except ModuleNotFoundError:                     # a small server has no torch
         if not onnx: raise
-        return load_bundle(path, backend='onnx', threads=threads, risk=risk)
-    if not onnx: return found[0]
-    found.append(load_bundle(path, backend='onnx', threads=threads, risk=risk))
-    found[1].model = found[0].model                 # for Grad-CAM
-    x, times = np.zeros((1, 3, *[found[0].preprocess.size] * 2), np.float32), ([], [])
-    for i in range(n + 2):
-        for p, ts in zip(found, times):
-            start = time.perf_counter()
-            p.run(x)
-            if i > 1: ts.append(time.perf_counter() - start)
-    return found[int(statistics.median(times[1]) < statistics.median(times[0]))]
+        return by_onnx()
+    if not onnx: return by_torch
+    found = [by_torch, by_onnx()]
+    found[1].model = by_torch.model                 # for Grad-CAM
+    x = np.zeros((1, 3, *[by_torch.preprocess.size] * 2), np.float32)
+    seconds = median_seconds([lambda p=p: p.run(x) for p in found], n, 2)
+    return found[int(seconds[1] < seconds[0])]
 
 # %% ../../../nbs/serve/20_page_server.ipynb #9c6c2145
 def parser()->argparse.ArgumentParser:
