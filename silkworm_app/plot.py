@@ -96,8 +96,7 @@ def find_curves(
 def main(argv=None):
     "silkworm-plot: figures of a training run as PNG and SVG."
     what = ('Save the figures of a training run as PNG and SVG: learning curves, alphas and biases over epochs, confusion matrix, '
-            'activation curves; '
-            'with a second run also the comparison, and with --data what needs pictures.')
+            'activation curves; with a second run also the comparison, and with --data what needs pictures.')
     p = argparse.ArgumentParser(prog='silkworm-plot', description=what)
     p.add_argument('run', help='output folder of silkworm-train')
     p.add_argument('run_b', nargs='?', help='second run to compare with')

@@ -49,7 +49,6 @@ def compose(
     ends = torch.isinf(q)
     return c,d,left,right,torch.where(ends, left, torch.minimum(left, right)),torch.where(ends, q, torch.maximum(left, right)),p,q
 
-# %% ../../nbs/act/00_lslu.ipynb #0f8a3887
 def collapse(
     alphas:torch.Tensor, # θ: [n], or [n, C]
     biases:torch.Tensor, # ω: the shape of `alphas`
@@ -109,7 +108,6 @@ class ClampedLine(nn.Module):
     def forward(self, x): return torch.clamp(x*self.c + self.d if self.line else x, self.lo, self.hi)
     def extra_repr(self): return f'channels={self.lo.numel() if self.lo.ndim else 0}, line={self.line}'
 
-# %% ../../nbs/act/00_lslu.ipynb #6bb41a13
 class Spline(nn.Module):
     "`sum_i amplitude[i]*relu(x + offset[i])`, with constants"
     def __init__(self,
@@ -147,7 +145,6 @@ class FusedLSLU(nn.Module):
 # %% ../../nbs/act/00_lslu.ipynb #6358b3f1
 FORMS,INITS = dict(chain=CHAIN, sum=SUM, series=RELU),('reference', 'delta', 'mixed')
 
-# %% ../../nbs/act/00_lslu.ipynb #4e436d7e
 @register_notrace_module
 class LSLU(nn.Module):
     "Learnable series linear unit (arXiv 2409.08283): a learnable series of relus, a depth-wise convolution and a batch norm"

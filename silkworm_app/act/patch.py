@@ -21,7 +21,8 @@ from .norms import has_stats,undo_norms
 from .places import arch_of,first_tensor,noise,triple
 from .plan import LSLUPlan,is_clamp,plan_lslu,where_name
 from .trace import eval_mode
-from .weights import find_weights,short
+from .weights import find_weights
+from ..files import one_line
 from .lslu import LSLU
 
 # %% ../../nbs/act/08_patch.ipynb #1076ab6d
@@ -251,7 +252,7 @@ class NetSpec:
     def build(self)->nn.Module:
         "The structure, with fresh weights; runs nothing"
         try: model = timm.create_model(self.arch, pretrained=False, num_classes=self.num_classes, **self.kwargs)
-        except TypeError as e: raise ValueError(f'{self.arch} cannot be built from this build_cfg: {short(e)}.') from None
+        except TypeError as e: raise ValueError(f'{self.arch} cannot be built from this build_cfg: {one_line(e)}.') from None
         model.build_cfg = self.to_dict()
         return apply_plan(model, LSLUPlan.from_dict(self.plan)) if self.plan else model
 
@@ -292,7 +293,7 @@ def _create(arch, pretrained, num_classes, kwargs):
         kwargs = {**kwargs, 'pretrained_cfg_overlay': _overlay(arch, found)}
     try: model = timm.create_model(arch, pretrained=True, num_classes=num_classes, **kwargs)
     except Exception as e:
-        raise ValueError(f'The pretrained weights of {arch} could not be loaded ({type(e).__name__}: {short(e)}): '
+        raise ValueError(f'The pretrained weights of {arch} could not be loaded ({type(e).__name__}: {one_line(e)}): '
                          'check the network connection, name a file of weights of this very net, or take pretrained=False.') from e
     if not named:
         model.pretrained_cfg = model.default_cfg = {k: v for k,v in model.pretrained_cfg.items() if k != 'state_dict'}
@@ -351,7 +352,7 @@ def lslu_model(
     spec = NetSpec(arch, num_classes, {k: v for k,v in kwargs.items() if k not in _SOURCE})
     try: model.build_cfg = json.loads(json.dumps(spec.to_dict()))
     except TypeError as e:
-        raise ValueError(f'{arch} cannot be stored with these arguments, {short(e)}: give numbers, texts and lists only.') from None
+        raise ValueError(f'{arch} cannot be stored with these arguments, {one_line(e)}: give numbers, texts and lists only.') from None
     if own and not pretrained: start_kernels(lslus(model).values(), init)
     if not own and not plain: _tell(patch_lslu(model, where, act_num, init, per_channel, form, size, calibrate)[1], report)
     return model

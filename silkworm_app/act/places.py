@@ -16,7 +16,7 @@ from timm.models.nfnet import GammaAct
 from torch import nn
 
 from .trace import eval_mode
-from .weights import short
+from ..files import one_line
 from .lslu import LSLU
 
 # %% ../../nbs/act/05_places.ipynb #dfee4746
@@ -162,7 +162,7 @@ def _run(model, acts, input_size):
         try: return *_probe(model, acts, noise(model, size)),size
         except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as e: error = error or e
     own = net_cfg(model).get('input_size')
-    raise ValueError(f'{arch_of(model)} does not run on pictures of {"x".join(map(str, sizes[0]))} ({short(error)}): '
+    raise ValueError(f'{arch_of(model)} does not run on pictures of {"x".join(map(str, sizes[0]))} ({one_line(error)}): '
                      f'give another input_size{f", its own is {own[-1]}" if own else ""}.') from error
 
 # %% ../../nbs/act/05_places.ipynb #2329bec2

@@ -72,25 +72,26 @@ def _run_crop(args):
 
 # %% ../../nbs/data/12_cli.ipynb #3792bc5b
 def _parser():
-    p = argparse.ArgumentParser(prog='silkworm-data', description='Look into a set of pictures, and make a clean, honestly split one from '
-        'it.',
+    p = argparse.ArgumentParser(prog='silkworm-data',
+                                description='Look into a set of pictures, and make a clean, honestly split one from it.',
                                 epilog='Exit code 0: done; 1: audit --strict found something; 2: it could not be done.')
     sub = p.add_subparsers(dest='what', required=True, metavar='audit|prepare|crop|cifar10|cifar100')
     a = sub.add_parser('audit', help='report on a folder or archive of pictures',
                        description='Report copies, leaks between splits, label conflicts and broken files of a folder or archive of '
-                           'pictures. Reads only.')
-    q = sub.add_parser('prepare', help='make a clean, grouped, split set', description='Make a clean image folder: unusable files out, '
-        'class names set right, '
-                       'copies of one photograph in one split, manifest and data card. SRC is only read.')
+                                   'pictures. Reads only.')
+    q = sub.add_parser('prepare', help='make a clean, grouped, split set',
+                       description='Make a clean image folder: unusable files out, class names set right, copies of one photograph in one '
+                                   'split, manifest and data card. SRC is only read.')
     _audit_options(a)
     _prepare_options(q)
-    k = sub.add_parser('crop', help='cut single objects out of pictures on a plain ground', description='Cut the single object out of each '
-        'picture on a plain ground, as a square; folders and names stay. SRC is only read.')
+    k = sub.add_parser('crop', help='cut single objects out of pictures on a plain ground',
+                       description='Cut the single object out of each picture on a plain ground, as a square; folders and names stay. '
+                                   'SRC is only read.')
     _crop_options(k)
     for s in (a, q, k): s.add_argument('--workers', type=int, help='threads (default: number of cores)')
     for n in ('cifar10', 'cifar100'):
-        c = sub.add_parser(n, help=f'{n.upper()} as an image folder, verified', description=f'Unpack {n} to DEST/train and DEST/test, a '
-            f'folder per class, and verify it.')
+        c = sub.add_parser(n, help=f'{n.upper()} as an image folder, verified',
+                           description=f'Unpack {n} to DEST/train and DEST/test, a folder per class, and verify it.')
         c.add_argument('dest', help='folder to make')
         c.add_argument('--source', help='zip or tar archive, folder, Python batches or parquet (default: download by fastai)')
     return p

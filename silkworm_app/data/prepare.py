@@ -97,8 +97,7 @@ def _few(distinct, folds):
     if folds is None and few:
         folds = max(2, min(5, min(distinct.values())))
         notes.append(f'too few photographs for one test split ({", ".join(f"{c}: {distinct[c]}" for c in few)}): {folds} grouped folds '
-            f'were made instead; '
-                     'report the mean over the folds with its spread')
+                     'were made instead; report the mean over the folds with its spread')
     alone = [c for c, n in distinct.items() if n == 1]
     if alone: notes.append(f'{", ".join(alone)} has one photograph only: it is in train or in test, never in both, and cannot be judged')
     return folds, notes
@@ -206,9 +205,8 @@ def finish_set(
     write_text(work/'README.md', _card.format(
         source=options['source'], classes=' | '.join(distinct), line='|---' * (len(distinct) + 1) + '|', folds=folds,
         rows='\n'.join(f'| {s} | ' + ' | '.join(str(table[s, c]) for c in distinct) + ' |' for s in splits),
-        distinct=' | '.join(map(str, distinct.values())), notes='\n'.join(f'- {n}' for n in notes), options=json.dumps(options, indent=1,
-            sort_keys=True),
-        names=', '.join(f'{a} -> {b or "left out"}' for a, b in sorted(to.items())), sha256=sha256_of(work/MANIFEST)))
+        distinct=' | '.join(map(str, distinct.values())), notes='\n'.join(f'- {n}' for n in notes),
+        options=json.dumps(options, indent=1, sort_keys=True), names=', '.join(f'{a} -> {b or "left out"}' for a, b in sorted(to.items())), sha256=sha256_of(work/MANIFEST)))
 
 # %% ../../nbs/data/11_prepare.ipynb #626e762c
 def _check(valid_pct, test_pct, folds, size, keep):
@@ -306,9 +304,8 @@ def _distinct(kept, label, photo, src):
     distinct = {c: len({photo[k] for k in kept if label[k] == c}) for c in sorted({label[k] for k in kept})}
     lost = sorted({c for c in label if c} - set(distinct))
     if lost:
-        raise DataError(f'nothing is left of class {lost[0]}: its photographs are unusable or stand under other classes too; correct the '
-            f'labels, '
-                        'or leave the class out with a mapping')
+        raise DataError(f'nothing is left of class {lost[0]}: its photographs are unusable or stand under other classes too; '
+                        'correct the labels, or leave the class out with a mapping')
     if len(distinct) < 2:
         raise DataError(f'{shown(src)}: one class is left ({next(iter(distinct), "none")}); a classifier needs at least two')
     return distinct

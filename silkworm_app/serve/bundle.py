@@ -29,6 +29,7 @@ from .calibrate import fit_trust, sampled_leak
 from .card import bundle_card
 from .format import BUNDLE_FILES, BUNDLE_FORMAT, BundleError, check_kwargs, file_entry
 from .load import load_bundle
+from .metrics import agreement
 from .net import Predictor, save_onnx
 from .onnx import BasePredictor, median_seconds
 from .trust import Trust
@@ -165,7 +166,7 @@ def _try(folder, predictor, tolerance=1e-3):
     want = predictor.run(x)[0]
     for file, backend in (('model.safetensors', 'torch'), ('model.onnx', 'onnx')):
         if not (folder / file).is_file(): continue
-        off = np.abs(load_bundle(folder, backend).run(x)[0] - want).max() / max(np.abs(want).max(), 1e-12)
+        off, _ = agreement(want, load_bundle(folder, backend).run(x)[0])
         if not off <= tolerance:
             raise BundleError(f'the bundle gives other logits than the net on {backend} ({off:.1e} of the largest off), so it is not kept')
 

@@ -10,6 +10,7 @@ __all__ = ['fit_temperature', 'by_photograph', 'class_scores', 'interval', 'left
 import numpy as np
 
 from ..data.copies import copy_groups
+from ..data.splits import many_copies
 from .reasons import listed, pct
 from .trust import Trust, class_sets, p_values, photographs_needed, softmax
 from .unlike import fit_limits
@@ -110,11 +111,8 @@ def _leaky(leak):
     seen = leak if isinstance(leak, (int, float)) else leak.get('valid_seen_in_train', 0)
     if seen > 0.01:
         return f'{pct(seen)} of the validation pictures are copies of training pictures, so nothing shows how it does on new photographs'
-    if (isinstance(leak, dict) and leak.get('level') == 'hash'
-        and leak.get('files', 0) > 1.2 * sum(leak.get('distinct', {}).values() or [leak.get('files', 0)])):
-        return (
-            'the pictures hold many copies, and rotated or zoomed ones were not looked for, so nothing shows how it does on new photographs'
-        )
+    if isinstance(leak, dict) and leak.get('level') == 'hash' and many_copies(leak):
+        return 'the pictures hold many copies, and rotated or zoomed ones were not looked for, so nothing shows how it does on new photographs'
 
 # %% ../../nbs/serve/03_calibrate.ipynb #3b4380ea
 def _checked(logits, labels, k, what):

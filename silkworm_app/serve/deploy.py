@@ -20,6 +20,7 @@ from ..act.fuse import compare,fuse
 from .bundle import save_bundle
 from .format import BundleError
 from .load import bundle_folder,load_bundle
+from .metrics import agreement
 from .net import Predictor,save_torch_export
 from ..files import one_line
 
@@ -112,10 +113,6 @@ def _pictures(data, config, size=64):
     return [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(8)],'pictures of noise; name real ones with --data'
 
 # %% ../../nbs/serve/13_deploy.ipynb #ce5bc6ba
-def _agreement(a, b):
-    "`(largest difference relative to the largest logit, part with the same top class)`"
-    return float(np.abs(a - b).max()/max(np.abs(a).max(), 1e-12)),float((a.argmax(1) == b.argmax(1)).mean())
-
 def _export(out, src, x):
     "`(file, logits of what is in it)`: one file for torch"
     out.mkdir(parents=True, exist_ok=True)
@@ -157,7 +154,7 @@ def deploy(
     else: print(f'{args.source} is already fused')
     if args.format == 'torch-export': file,got = _export(Path(args.out), src, x)
     else: file,got = _bundle(Path(args.out), src, x, args.format == 'onnx', _examples(Path(args.source), src.config))
-    err,same = _agreement(Predictor(src.fused, src.classes, src.preprocess).run(x)[0], got)
+    err,same = agreement(Predictor(src.fused, src.classes, src.preprocess).run(x)[0], got)
     print(f'{args.format} against the fused net in torch: largest relative difference {err:.1e}, same top class {same:.1%}')
     if err > 1e-4 or same < 1:
         print('silkworm-fuse: the difference is larger than rounding explains; do not use this file', file=sys.stderr)

@@ -11,7 +11,7 @@ import hashlib, json, re
 from pathlib import Path
 
 from .. import __version__
-from ..files import one_line
+from ..files import one_line, sha256_of
 
 # %% ../../nbs/serve/06_format.ipynb #840e81a3
 BUNDLE_FORMAT = dict(name='silkworm_app.bundle', version=1)
@@ -63,8 +63,7 @@ def file_entry(
     path:Path # a file of a bundle
 )->dict: # sha256 and bytes
     "What `config.json` says about a file."
-    data = path.read_bytes()
-    return dict(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+    return dict(sha256=sha256_of(path), bytes=path.stat().st_size)
 
 # %% ../../nbs/serve/06_format.ipynb #0568808b
 def tensors(

@@ -6,6 +6,8 @@
 __all__ = ['REASONS', 'listed', 'pct', 'Reason']
 
 # %% ../../nbs/serve/01_reasons.ipynb #a7f7a6d4
+from functools import partial
+
 def listed(names, last='and')->str:
     "Names in a sentence."
     names = [str(n) for n in names]
@@ -84,6 +86,4 @@ class Reason(str):
         self = super().__new__(cls, REASONS[code](**values))
         self.code, self.values = code, values
         return self
-    def __reduce__(self): return (_reason, (self.code, self.values))
-
-def _reason(code, values): return Reason(code, **values)
+    def __reduce__(self): return partial(Reason, self.code, **self.values), ()

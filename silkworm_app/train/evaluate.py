@@ -9,9 +9,7 @@ __all__ = ['open_models', 'labelled_pictures', 'main']
 import argparse, json, sys
 from pathlib import Path
 
-import numpy as np
-
-from ..act.start import load_reference, net_of, open_weights
+from ..act.start import open_weights
 from ..data.diseases import canonical_name
 from ..data.folder import DataError
 from ..data.imaging import ImageError, Preprocess
@@ -20,13 +18,13 @@ from ..files import one_line, write_text
 from ..act.fuse import fuse
 from ..serve.deploy import add_net_options, source_of_file
 from ..serve.load import load_bundle
-from ..serve.metrics import evaluate_probs, metrics_report
+from ..serve.metrics import agreement, evaluate_probs, metrics_report
 from ..serve.net import Predictor
 from ..serve.onnx import OnnxPredictor
 from .cross import hardly_found
 
 # %% ../../nbs/train/17_evaluate.ipynb #8dde64b2
-from .one import build_model
+from .one import open_net
 from .pictures import learned_warning, run_splits
 from .run import find_run
 from .setup import load_splits
@@ -55,8 +53,8 @@ def _of_run(run, file, key):
     classes, pre = _run_classes(run, cfg), Preprocess(cfg.input_size, cfg.crop_pct, cfg.interpolation, cfg.resize, *norm)
     config = json.loads((run.bundle/'config.json').read_text(encoding='utf-8')) if (run.bundle/'config.json').is_file() else None
     if config: pre = Preprocess.from_dict(config['preprocess'])
-    if open_weights(file, key).net_spec: model = net_of(file, key)
-    else: load_reference(model := build_model(cfg, len(classes)), file, key or 'model|module')
+    cfg.model_key = key or cfg.model_key
+    model = open_net(cfg, file, len(classes))
     if file != run.best or not config: return _both(model, classes, pre), cfg
     res = {'unfused': Predictor(model, classes, pre), 'fused': load_bundle(run.bundle, 'torch')}
     if (run.bundle/'model.onnx').is_file(): res['ONNX'] = load_bundle(run.bundle, 'onnx')
@@ -133,8 +131,7 @@ def _compare(zs):
     "Say how far the answers of each form lie from the first's"
     first, *rest = zs.items()
     for name, z in rest:
-        gap = np.abs(z - first[1]).max()/max(np.abs(first[1]).max(), 1e-12)
-        same = (z.argmax(1) == first[1].argmax(1)).mean()
+        gap, same = agreement(first[1], z)
         print(f'{name} against {first[0]}: largest relative difference {gap:.1e}, same top class {same:.2%}')
 
 # %% ../../nbs/train/17_evaluate.ipynb #3bca397b

@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np, torch
 from fastai.torch_core import num_distrib, rank_distrib
 
-from ..act.patch import lslu_model
-from ..act.start import load_reference, net_of, open_weights
 from ..act.weights import save_weights
 from ..data.folder import DataError
 from ..data.imaging import ImageError
 from ..data.loaders import test_loader
+from ..data.splits import many_copies
 from ..act.fuse import compare, fuse
 from ..act.curves import describe_acts, layer_curves
 from ..files import write_text
@@ -27,7 +26,7 @@ from ..serve.bundle import save_bundle
 # %% ../../nbs/train/16_fit.ipynb #4618ff1f
 from ..serve.card import better_text, cross_text
 from ..serve.load import load_bundle
-from ..serve.metrics import evaluate_probs, metrics_report
+from ..serve.metrics import agreement, evaluate_probs, metrics_report
 from .callback import pictures_of
 from .compare import compare_answers, earlier_answers, held_out, write_answers
 from .config import TrainConfig, TrainError, read_settings
@@ -36,7 +35,7 @@ from .distributed import leave
 from .head import predict_logits
 from .learner import keep_memory
 from .log import say
-from .one import build_model, load_checkpoint, make_dls, Trained, net_args, train_net
+from .one import Trained, make_dls, open_net, train_net
 from .pictures import check_same, learned_pictures, learned_sums, learned_warning, run_splits, write_pictures
 from .resume import find_checkpoint, read_checkpoint
 from .run import RunFolder, find_run, finished, start_run, write_start
@@ -54,7 +53,7 @@ def warn_box(
 def _misleading(leak):
     "Whether copies make an accuracy look better than it is"
     if any(leak.get(k, 0) > .01 for k in ('test_seen_in_train', 'valid_seen_in_train', 'test_seen_in_valid')): return True
-    return bool(leak.get('label_conflicts')) or leak.get('files', 0) > 1.2*sum(leak.get('distinct', {}).values() or [leak.get('files', 0)])
+    return bool(leak.get('label_conflicts')) or many_copies(leak)
 
 # %% ../../nbs/train/16_fit.ipynb #d644e7e0
 def _one_answer(metrics):
@@ -157,9 +156,9 @@ def _deploy(cfg, learn, model, run, res, dl, last):
     _bundle(cfg, learn, run, res, dict(fusion=res['fusion'], curves=curves, activations=res['activations']['text']))
     learn.model = model
     if cfg.onnx:
-        with torch.no_grad(): a = fused(pics[0]).numpy()
-        b = load_bundle(run.bundle, 'onnx').run(pics[0].numpy())[0]
-        print(f'ONNX file against the fused net: largest relative difference {np.abs(a - b).max()/np.abs(a).max():.1e}')
+        with torch.no_grad(): z = fused(pics[0]).numpy()
+        off, _ = agreement(z, load_bundle(run.bundle, 'onnx').run(pics[0].numpy())[0])
+        print(f'ONNX file against the fused net: largest relative difference {off:.1e}')
     trust, photographs = load_bundle(run.bundle).trust, (learn.dls.splits.leak or {}).get('distinct')
     print(f'Bundle: {run.bundle}   (page: python app.py --bundle {run.bundle})\n{closing_words(trust, photographs)}', flush=True)
 
@@ -189,15 +188,7 @@ def _of_run(cfg, path):
 # %% ../../nbs/train/16_fit.ipynb #f090535b
 def _nets(cfg, path, n, dl, dls, device):
     "`name -> net` to evaluate: unfused, fused"
-    if open_weights(path, cfg.model_key).net_spec: model = net_of(path, cfg.model_key)
-    elif cfg.deploy: # a VanillaNet in deploy form, of which the file says nothing
-        model = lslu_model(cfg.model, n, deploy=True, **net_args(cfg))
-        load_reference(model, path, cfg.model_key, cfg.model_prefix)
-    else:
-        model, cfg.finetune = build_model(cfg, n), path
-        report = load_checkpoint(model, cfg)
-        if report.fresh: raise TrainError(f'{path} is of a net with other classes than the {n} of {cfg.data_path}')
-    model = model.to(device).eval()
+    model = open_net(cfg, path, n).to(device)
     if cfg.deploy or getattr(model, 'fuse_plan', None): return dict(fused=model)
     nets = dict(unfused=model)
     if cfg.switch_to_deploy:

@@ -16,11 +16,11 @@ from zlib import crc32
 import numpy as np, torch
 from fastai.torch_core import get_model
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold
 from torch import nn
 
 from ..act.trace import eval_mode
 from ..data.loaders import FastDL
+from ..data.splits import stratified
 from ..serve.trust import softmax
 
 # %% ../../nbs/train/03_head.ipynb #edbfc0a3
@@ -80,7 +80,8 @@ def _fit(x, y, w, k, C):
 def _choose_C(x, y, photos, k, balance, seed, grid):
     "`(C, loss)` of the strength whose heads are best on photographs left out"
     parts = min(5, np.unique(photos).size, max(2, np.bincount(y).max()))
-    folds = list(StratifiedGroupKFold(parts, shuffle=True, random_state=seed).split(x, y, photos))
+    part = stratified(y, photos, parts, seed)
+    folds = [(np.flatnonzero(part != i), np.flatnonzero(part == i)) for i in range(parts)]
     folds = [(a, b) for a,b in folds if len(np.unique(y[a])) > 1 and len(b)]
     if not folds: return grid[len(grid)//2],None
     def loss(C):

@@ -109,8 +109,7 @@ class Store:
                 names = (Path(folder_of(said)) / f'{stem}{n}-{phash}.jpg' for n in chain([''], (f'-{i}' for i in count(2))))
                 file = next(f for f in names if not (self.folder / f).exists())      # another with the same hash, in the same second
                 row = dict(file=str(file), said=said, kind=a['kind'], answer='; '.join(a['labels']), probability=a['probability'],
-                    model=model,
-                    time=time.strftime('%Y-%m-%dT%H:%M:%SZ', now), width=im.width, height=im.height, phash=str(phash))
+                    model=model, time=time.strftime('%Y-%m-%dT%H:%M:%SZ', now), width=im.width, height=im.height, phash=str(phash))
                 self.write(self.folder / file, buf.getvalue(), rows + [row])
         except (OSError, ValueError) as e: return Kept('failed', said, getattr(e, 'strerror', None) or str(e))
         return Kept('done', said)

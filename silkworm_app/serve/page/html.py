@@ -222,8 +222,8 @@ def by_class(
     f:dict, # from `facts`
 )->list: # for each class: name, seen, needed, found, n
     "What was seen of each class, and what of it was found in the test."
-    found, n, distinct, tried = _per_class(f,
-        'per_class_recall'), _per_class_n(f), f['leak'].get('distinct') or {}, f['measured'].get('classes')
+    found, n = _per_class(f, 'per_class_recall'), _per_class_n(f)
+    distinct, tried = f['leak'].get('distinct') or {}, f['measured'].get('classes')
     if tried: found = {c: v['found'] / v['n'] for c, v in tried.items()}
     if not found and f['confusion_matrix']:
         names = f['metrics'].get('classes') or f['classes']

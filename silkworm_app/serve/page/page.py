@@ -94,9 +94,8 @@ class Page:
         a = answer(self.predictor, [im])[0]
         (seen, what), care = looked(self.predictor, im, a), html.care_html(say, a)
         if asked: asked[0] = gr.Accordion(visible=True, open=False)
-        return (html.verdict_html(say, a), gr.HTML(care, visible=bool(care)), gr.Accordion(visible=True, open=False), html.why_html(say, a,
-            self.facts, what),
-            gr.Image(seen, visible=seen is not None), *asked)
+        return (html.verdict_html(say, a), gr.HTML(care, visible=bool(care)), gr.Accordion(visible=True, open=False),
+                html.why_html(say, a, self.facts, what), gr.Image(seen, visible=seen is not None), *asked)
 
     def keep(self, src, said, consent, request: gr.Request):
         "Store the picture that was just answered, if the keeper agreed."
@@ -158,9 +157,8 @@ def build(
         with gr.Tab(i18n('ui_identify')):
             with gr.Row(equal_height=False, elem_id='identify'):
                 with gr.Column(min_width=300):
-                    picture = take_uploads(gr.Image(type='filepath', image_mode=None, label=i18n('ui_photograph'), sources=['upload',
-                        'webcam', 'clipboard'],
-                        height=340, buttons=['fullscreen'], elem_id='picture'))
+                    picture = take_uploads(gr.Image(type='filepath', image_mode=None, label=i18n('ui_photograph'), height=340,
+                        sources=['upload', 'webcam', 'clipboard'], buttons=['fullscreen'], elem_id='picture'))
                     if page.examples:
                         gallery = gr.Gallery(page.captions(say), label=i18n('ui_examples'), columns=4, height='auto', object_fit='cover',
                         allow_preview=False, buttons=[], elem_id='examples', interactive=False)
@@ -180,8 +178,7 @@ def build(
                             kept = gr.Markdown('', elem_id='kept')
             asked = [teach, said, consent, kept] if page.store else []
             picture.change(page.identify, picture, [verdict, care, why, reasons, seen, *asked], show_progress='minimal',
-                show_progress_on=verdict,
-                trigger_mode='always_last', **group, **net)
+                show_progress_on=verdict, trigger_mode='always_last', **group, **net)
             if page.examples:
                 def choose(event: gr.SelectData): return str(page.examples[event.index][0])
                 gallery.select(choose, None, picture, queue=False, show_progress='hidden', **group)

@@ -57,14 +57,13 @@ FONTS = ['system-ui', '-apple-system', 'Segoe UI', 'Roboto', 'Noto Sans', 'Noto 
 
 def theme():
     "Darker than gradio's own: text on it has a contrast of at least 4.5."
-    soft = gr.themes.Soft(primary_hue='teal', secondary_hue='teal', neutral_hue='stone', font=FONTS, font_mono=['ui-monospace', 'Consolas',
-        'monospace'])
+    soft = gr.themes.Soft(primary_hue='teal', secondary_hue='teal', neutral_hue='stone', font=FONTS,
+        font_mono=['ui-monospace', 'Consolas', 'monospace'])
     return soft.set(background_fill_primary='*neutral_50', button_primary_background_fill='*primary_700',
-        button_primary_background_fill_hover='*primary_800',
-        button_primary_background_fill_dark='*primary_700', block_label_text_color='*primary_800',
-        block_label_text_color_dark='*primary_200',
-        block_label_background_fill='*primary_50', block_label_background_fill_dark='*neutral_800', block_title_text_color='*primary_800',
-        color_accent='*primary_700', link_text_color='*primary_700', link_text_color_dark='*primary_300')
+        button_primary_background_fill_hover='*primary_800', button_primary_background_fill_dark='*primary_700',
+        block_label_text_color='*primary_800', block_label_text_color_dark='*primary_200', block_label_background_fill='*primary_50',
+        block_label_background_fill_dark='*neutral_800', block_title_text_color='*primary_800', color_accent='*primary_700',
+        link_text_color='*primary_700', link_text_color_dark='*primary_300')
 
 # %% ../../../nbs/serve/20_page_server.ipynb #83370c98
 def read_login(
@@ -153,11 +152,9 @@ def serve(
         demo.queue(max_size=queue_size, default_concurrency_limit=workers)
         gate = dict(middleware=[Middleware(Gate, folder=folder)], docs_url=None, redoc_url=None, openapi_url=None)
         demo.launch(server_name=host, server_port=port or None, prevent_thread_lock=True, quiet=True, share=False, run_history=False,
-            auth=login, i18n=i18n,
-            max_file_size=max_file_size, max_threads=max(8,
-                4 * workers), allowed_paths=[], enable_monitoring=False, ssr_mode=False, pwa=False, mcp_server=False,
-            inbrowser=False, show_error=False, footer_links=['api'], theme=theme(), css=html.asset('page.css'), state_session_capacity=200,
-            root_path=root_path, app_kwargs=gate)
+            auth=login, i18n=i18n, max_file_size=max_file_size, max_threads=max(8, 4 * workers), allowed_paths=[], enable_monitoring=False,
+            ssr_mode=False, pwa=False, mcp_server=False, inbrowser=False, show_error=False, footer_links=['api'], theme=theme(),
+            css=html.asset('page.css'), state_session_capacity=200, root_path=root_path, app_kwargs=gate)
     except BaseException:
         if demo is not None: demo.close(verbose=False)
         tidy()
@@ -185,8 +182,8 @@ def where(
     if everywhere: url = f'http://127.0.0.1:{port}/'
     lines = [f'Listening on {url}' + (' with a login' if login else '')]
     if everywhere and (other := own_address()): lines.append(f'On a phone or another machine in this network, type: http://{other}:{port}/')
-    if host not in ('127.0.0.1', 'localhost',
-        '::1'): lines.append(f'Every machine that can reach {"this one" if everywhere else host} can use it')
+    if host not in ('127.0.0.1', 'localhost', '::1'):
+        lines.append(f'Every machine that can reach {"this one" if everywhere else host} can use it')
     if root_path: lines.append(f'Behind the proxy it is at {root_path.rstrip("/")}/')
     return '\n'.join(lines)
 
@@ -240,8 +237,7 @@ def parser()->argparse.ArgumentParser:
     p.add_argument('--title', help='title of the page')
     p.add_argument('--lang', default='auto', choices=['auto', *LANGUAGES], help='language (default: as the browser wants it)')
     p.add_argument('--collect', metavar='DIR',
-        help='let keepers confirm or correct an answer, and keep the photograph in DIR if they agree '
-        '(default: nothing is kept)')
+        help='let keepers confirm or correct an answer, and keep the photograph in DIR if they agree (default: nothing is kept)')
     p.add_argument('--collect-mb', type=int, default=2000, help='largest size of DIR in megabytes (default: %(default)s)')
     p.add_argument('--workers', type=int, default=2, help='pictures decided at the same time')
     p.add_argument('--queue-size', type=int, default=64, help='requests that may wait')
@@ -259,21 +255,20 @@ def main(
         if args.workers < 1 or args.queue_size < 1: raise ValueError('--workers and --queue-size must be at least 1')
         if args.examples and not Path(args.examples).is_dir(): raise ValueError(f'--examples: {args.examples} is not a folder')
         root = args.root_path if args.root_path is not None else os.environ.get('GRADIO_ROOT_PATH') or None
-        if root and not root.startswith(('/', 'http://',
-            'https://')): raise ValueError(f'--root_path must begin with a slash, as in /silk, not {root}')
+        if root and not root.startswith(('/', 'http://', 'https://')):
+            raise ValueError(f'--root_path must begin with a slash, as in /silk, not {root}')
         folder, threads = bundle_folder(args.bundle), max(1, int(os.environ.get('OMP_NUM_THREADS') or os.cpu_count() or 1) // args.workers)
         read_config(folder)
         check_port(args.host, args.port)
         store = Store(args.collect, args.collect_mb) if args.collect else None
         predictor = open_bundle(folder, args.backend, threads, args.risk)
-        source, known = args.examples or folder / 'examples', {Path(n).name: c for n, c in (predictor.config or {}).get('example_classes',
-            {}).items()}
+        known = {Path(n).name: c for n, c in (predictor.config or {}).get('example_classes', {}).items()}
+        source = args.examples or folder / 'examples'
         examples = find_examples(source, known, predictor) if Path(source).is_dir() else []
         card = (folder / 'card.md').read_text(encoding='utf-8') if (folder / 'card.md').is_file() else ''
         name = (folder.resolve().parent if folder.name == 'bundle' else folder.resolve()).name
         serve(predictor, host=args.host, port=args.port, workers=args.workers, queue_size=args.queue_size, root_path=root,
-            examples=examples, card=card,
-            title=args.title, lang=args.lang, name=name, store=store)
+            examples=examples, card=card, title=args.title, lang=args.lang, name=name, store=store)
     except (ValueError, OSError) as e:
         print(f'app.py: {e}', file=sys.stderr)
         sys.exit(2)
