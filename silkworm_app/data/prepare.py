@@ -206,7 +206,8 @@ def finish_set(
         source=options['source'], classes=' | '.join(distinct), line='|---' * (len(distinct) + 1) + '|', folds=folds,
         rows='\n'.join(f'| {s} | ' + ' | '.join(str(table[s, c]) for c in distinct) + ' |' for s in splits),
         distinct=' | '.join(map(str, distinct.values())), notes='\n'.join(f'- {n}' for n in notes),
-        options=json.dumps(options, indent=1, sort_keys=True), names=', '.join(f'{a} -> {b or "left out"}' for a, b in sorted(to.items())), sha256=sha256_of(work/MANIFEST)))
+        options=json.dumps(options, indent=1, sort_keys=True), sha256=sha256_of(work/MANIFEST),
+        names=', '.join(f'{a} -> {b or "left out"}' for a, b in sorted(to.items()))))
 
 # %% ../../nbs/data/11_prepare.ipynb #626e762c
 def _check(valid_pct, test_pct, folds, size, keep):

@@ -112,7 +112,8 @@ def _leaky(leak):
     if seen > 0.01:
         return f'{pct(seen)} of the validation pictures are copies of training pictures, so nothing shows how it does on new photographs'
     if isinstance(leak, dict) and leak.get('level') == 'hash' and many_copies(leak):
-        return 'the pictures hold many copies, and rotated or zoomed ones were not looked for, so nothing shows how it does on new photographs'
+        return ('the pictures hold many copies, and rotated or zoomed ones were not looked for, so nothing shows how it does on new '
+                'photographs')
 
 # %% ../../nbs/serve/03_calibrate.ipynb #3b4380ea
 def _checked(logits, labels, k, what):

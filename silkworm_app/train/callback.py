@@ -359,5 +359,6 @@ class OneAnswer(Callback):
         names = getattr(self.dls, 'vocab', None)
         name = names[self.answer] if names is not None and self.answer < len(names) else self.answer
         self.last = (f'NOTHING LEARNED: for {self.stuck} epoch(s) the net has answered "{name}" to every validation picture. '
-                     'Its accuracy is that of guessing. Start from a pretrained net (lslu_learner(dls) does), train longer, or lower the learning rate.')
+                     'Its accuracy is that of guessing. Start from a pretrained net (lslu_learner(dls) does), train longer, or lower the '
+                     'learning rate.')
         warnings.warn(self.last, stacklevel=2)
