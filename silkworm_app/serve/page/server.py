@@ -254,6 +254,7 @@ def main(
     try:
         if args.workers < 1 or args.queue_size < 1: raise ValueError('--workers and --queue-size must be at least 1')
         if args.examples and not Path(args.examples).is_dir(): raise ValueError(f'--examples: {args.examples} is not a folder')
+        if args.risk is not None and not 0 < args.risk <= .5: raise ValueError(f'--risk must lie above 0 and up to 0.5, not {args.risk:g}')
         root = args.root_path if args.root_path is not None else os.environ.get('GRADIO_ROOT_PATH') or None
         if root and not root.startswith(('/', 'http://', 'https://')):
             raise ValueError(f'--root_path must begin with a slash, as in /silk, not {root}')
