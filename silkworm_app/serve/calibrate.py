@@ -18,15 +18,18 @@ from .unlike import fit_limits
 # %% ../../nbs/serve/03_calibrate.ipynb #3fde84a1
 def fit_temperature(
     logits:np.ndarray, # [N, K] on validation pictures
-    labels:np.ndarray # [N] class numbers
+    labels:np.ndarray, # [N] class numbers
+    weights:np.ndarray=None # of the pictures [N]; None: they weigh alike
 )->float: # between 0.05 and 20
-    "The temperature with the smallest negative log-likelihood."
+    "The temperature with the smallest negative log-likelihood; one more picture of every class keeps it finite."
     from scipy.optimize import minimize_scalar # fitting only: serving does without scipy
     from scipy.special import log_softmax
-    z, n, k = np.asarray(logits, np.float64), len(logits), np.shape(logits)[1]
-    target = np.full((n, k), 1 / (k * (n + 1)))
-    target[np.arange(n), labels] += n / (n + 1)
-    def nll(log_t): return -(target * log_softmax(z / np.exp(log_t), 1)).sum(1).mean()
+    z, k = np.asarray(logits, np.float64), np.shape(logits)[1]
+    w = np.ones(len(z)) if weights is None else np.asarray(weights)
+    n = w.sum()
+    target = np.full(z.shape, 1 / (k * (n + 1)))
+    target[np.arange(len(z)), labels] += n / (n + 1)
+    def nll(log_t): return -(target * log_softmax(z / np.exp(log_t), 1)).sum(1) @ w
     return float(np.exp(minimize_scalar(nll, bounds=(np.log(.05), np.log(20)), method='bounded').x))
 
 # %% ../../nbs/serve/03_calibrate.ipynb #60c7a3b5

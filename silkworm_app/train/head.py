@@ -16,11 +16,13 @@ from zlib import crc32
 import numpy as np, torch
 from fastai.torch_core import get_model
 from sklearn.linear_model import LogisticRegression
+from sklearn.svm import LinearSVC
 from torch import nn
 
 from ..act.trace import eval_mode
 from ..data.loaders import FastDL
 from ..data.splits import stratified
+from ..serve.calibrate import fit_temperature
 from ..serve.trust import softmax
 
 # %% ../../nbs/train/03_head.ipynb #edbfc0a3
@@ -53,7 +55,7 @@ def photograph_loss(
     return float(-(w*np.log(p[np.arange(len(y)), y].clip(1e-7))).sum()/w.sum())
 
 # %% ../../nbs/train/03_head.ipynb #53d54831
-STRENGTHS = (.01, .03, .1, .3, 1.)  # of the penalty, as scikit-learn counts it: larger is weaker
+STRENGTHS = (.01, .1, 1., 10.)  # of the penalty, as scikit-learn counts it: larger is weaker
 
 @dataclass
 class Head:
@@ -61,37 +63,45 @@ class Head:
     weight:np.ndarray   # [K, D]
     bias:np.ndarray     # [K]
     scale:np.ndarray    # spread of each feature [D]: the penalty is on weight*scale
-    C:float             # strength, as scikit-learn counts it
-    loss:float=None     # log-loss of photographs left out, at this C; None: not looked for
+    C:float             # strength of the logistic regression's, as scikit-learn counts it
+    loss:float=None     # log-loss of photographs left out; None: not looked for
 
     def logits(self, features): return np.asarray(features, np.float64) @ self.weight.T + self.bias
 
 # %% ../../nbs/train/03_head.ipynb #b45f6b8d
-def _fit(x, y, w, k, C):
+def _logistic(C): return LogisticRegression(C=C, max_iter=1000, tol=1e-3)
+
+def _margin(size): # features; the penalty is that of C=10 on features of length one
+    return LinearSVC(C=10/size, intercept_scaling=math.sqrt(size), dual='auto', max_iter=5000, random_state=0)
+
+def _fit(x, y, w, k, classifier):
     "Weight and bias of all `k` classes on standardised features"
-    fitted = LogisticRegression(C=C, max_iter=1000, tol=1e-3).fit(x, y, sample_weight=w)
+    fitted = classifier.fit(x, y, sample_weight=w)
     weight,bias = fitted.coef_,fitted.intercept_
     if len(weight) == 1: weight,bias = np.concatenate([-weight/2, weight/2]),np.concatenate([-bias/2, bias/2])
     full,low = np.zeros((k, x.shape[1])),np.full(k, bias.min() - 5)  # a class without pictures is never the answer
     full[fitted.classes_],low[fitted.classes_] = weight,bias
     return full,low
 
-# %% ../../nbs/train/03_head.ipynb #9f316d2e
-def _choose_C(x, y, photos, k, balance, seed, grid):
-    "`(C, loss)` of the strength whose heads are best on photographs left out"
+# %% ../../nbs/train/03_head.ipynb #9f316d2f
+def _choose(x, y, photos, k, size, balance, seed):
+    "`([(factor, classifier)], C, loss)`: the best logistic regression and the support vector machine, by photographs left out"
     parts = min(5, np.unique(photos).size, max(2, np.bincount(y).max()))
     part = stratified(y, photos, parts, seed)
     folds = [(np.flatnonzero(part != i), np.flatnonzero(part == i)) for i in range(parts)]
-    folds = [(a, b) for a,b in folds if len(np.unique(y[a])) > 1 and len(b)]
-    if not folds: return grid[len(grid)//2],None
-    def loss(C):
-        out = np.zeros((len(y), k))
-        for a,b in folds:
-            weight,bias = _fit(x[a], y[a], photograph_weights(y[a], photos[a], balance), k, C)
-            out[b] = softmax(x[b] @ weight.T + bias)
-        seen = np.concatenate([b for _,b in folds])
-        return photograph_loss(out[seen], y[seen], photos[seen], balance)
-    return min(((C, loss(C)) for C in grid), key=lambda o: o[1])
+    folds = [(a, b[np.isin(y[b], y[a])]) for a,b in folds if len(np.unique(y[a])) > 1]   # a class that was not seen can't be answered
+    seen = np.concatenate([b for _,b in folds] or [[]]).astype(int)
+    if not len(seen): return [(1, _logistic(.1))],.1,None
+    weights = photograph_weights(y[seen], photos[seen], balance)
+    def judged(classifier):
+        heads = (_fit(x[a], y[a], photograph_weights(y[a], photos[a], balance), k, classifier) for a,_ in folds)
+        z = np.concatenate([x[b] @ weight.T + bias for (_, b),(weight, bias) in zip(folds, heads)])
+        t = 1/fit_temperature(z, y[seen], weights)
+        return t,z*t,loss(z*t)
+    loss = lambda z: photograph_loss(softmax(z), y[seen], photos[seen], balance)
+    C,soft = min(((C, judged(_logistic(C))) for C in STRENGTHS), key=lambda o: o[1][2])
+    hard = judged(_margin(size))
+    return [(soft[0]/2, _logistic(C)), (hard[0]/2, _margin(size))],C,loss((soft[1] + hard[1])/2)
 
 # %% ../../nbs/train/03_head.ipynb #5a1e0c06
 def fit_head(
@@ -99,9 +109,9 @@ def fit_head(
     labels, # class numbers [N]
     photos=None, # number of the photograph of each [N]; None: each its own
     classes:int=None, # K; None: as many as `labels` names
-    C=None, # strength of the penalty, larger is weaker; None: the best of `STRENGTHS` on photographs left out
+    C=None, # strength of the penalty of logistic regression alone, larger is weaker; None: both, by photographs left out
     balance:float=.5, # see `photograph_weights`
-    seed:int=0, # of the parts that judge C
+    seed:int=0, # of the parts that judge
 )->Head:
     """The best linear classifier on these features: standardised, penalised, photographs weigh alike.
     Raises `ValueError` for fewer than two classes."""
@@ -114,8 +124,9 @@ def fit_head(
     z = (x - mean)/scale
     _,_,v = np.linalg.svd(z, full_matrices=False) if len(z) < z.shape[1] else (0, 0, None)
     z = z if v is None else z @ v.T                                       # exact: the solution lies in the span of the pictures
-    C,loss = (C, None) if C is not None else _choose_C(z, y, photos, k, balance, seed, STRENGTHS)
-    weight,bias = _fit(z, y, photograph_weights(y, photos, balance), k, C)
+    both,C,loss = ([(1, _logistic(C))], C, None) if C is not None else _choose(z, y, photos, k, x.shape[1], balance, seed)
+    fitted = [(t, _fit(z, y, photograph_weights(y, photos, balance), k, o)) for t,o in both]
+    weight,bias = (sum(t*head[i] for t,head in fitted) for i in (0, 1))
     weight = (weight if v is None else weight @ v)/scale
     return Head(weight, bias - weight @ mean, np.where(np.isinf(scale), 0, scale), C, loss)
 

@@ -208,7 +208,7 @@ def fit_recipe(
     lr:float=None, # of the gentle part, see `fit_gently`
     refit:bool=False, # fit the final head to the validation pictures, too: where other photographs judge it, as in cross-validation
     views:str='mirror', # features are the mean over these positions: 'one', 'mirror', 'symmetry'
-    C=None, # strength of the head's penalty; None: chosen on photographs left out
+    C=None, # strength of the head's penalty, of logistic regression alone; None: see `fit_head`
     balance:float=.5, # see `photograph_weights`
     seed:int=0, # of what is left to chance
     features:Features=None, # share one among learners that start alike, and nothing is computed twice
@@ -238,7 +238,7 @@ def fit_recipe(
         vx,vy = look(1)
         photos = np.concatenate([photos, photographs(learn.dls, 1)])
         loss = head.loss
-        head = fit_head(np.concatenate([x, vx]), np.concatenate([y, vy]), photos, k, head.C, balance, seed)
+        head = fit_head(np.concatenate([x, vx]), np.concatenate([y, vy]), photos, k, C, balance, seed)
         head.loss = loss
         set_head(model, head)
     did = getattr(scope, '__name__', scope) if losses else 'head'
