@@ -13,7 +13,7 @@ from PIL import Image
 from silkworm_app.data.sample import draw_larva, draw_sample
 from silkworm_app.cli import train_main as command       # draws the plots, too
 from silkworm_app.train.fit import main
-from silkworm_app.train.config import GROUPS, OPTIONS, read_settings
+from silkworm_app.train.config import GROUPS as TITLES, OPTIONS, read_settings
 from silkworm_app.train.setup import load_splits
 
 BASE = ['--epochs', 1, '--batch_size', 16, '--bundle', 'false', '--group', 'hash', '--log_dir', 'none', '--progress', 'false', '--device', 'cpu', '--num_workers', 0]
@@ -251,7 +251,7 @@ def options_table():
     text = lambda v: ' '.join(map(str, v)) if isinstance(v, list) else str(v).lower() if isinstance(v, bool) else str(v)
     show = lambda v: 'none' if v is None else 'empty' if v == '' else f'`{text(v)}`'
     out = []
-    for title in GROUPS:
+    for title in TITLES:
         out += [f'### {title}', '', '| option | default | what it does | carried by |', '|---|---|---|---|']
         out += [f'| `--{o.name}` | {show(o.default)} | {o.help.replace("|", "/")} | {o.by} |' for o in OPTIONS.values() if o.group == title]
         out.append('')
