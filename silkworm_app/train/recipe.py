@@ -24,7 +24,7 @@ from torch import nn
 
 from ..act.lslu import LSLU
 from .front import Front, find_front
-from .head import (Features, Head, classifier_of, fit_head, only, photograph_loss, photographs, predict_logits, set_head,
+from .head import (Features, Head, classifier_of, fit_head, only, photograph_losses, photographs, predict_logits, set_head,
                                      training_labels)
 
 # %% ../../nbs/train/05_recipe.ipynb #03d2a59d
@@ -58,7 +58,8 @@ def _trained(model, scope):
 # %% ../../nbs/train/05_recipe.ipynb #5a1e0c11
 class Gentle(Callback):
     """Statistics of batch norms stay, the head keeps its penalty, classes weigh;
-    weights are kept while photographs of the validation part like them better"""
+    weights are kept where photographs of the validation part like them better than the start, by more than chance,
+    and better than those kept so far"""
     order = 60  # after trackers such as `SaveBest`, which load their own best weights when a training ends
     def __init__(self,
         head:Head, # of `fit_head`, where the training starts
@@ -68,7 +69,7 @@ class Gentle(Callback):
         balance:float=.5, # see `photograph_weights`
     ):
         self.head,self.weights,self.n,self.photos,self.balance = head,torch.as_tensor(weights).float(),n,photos,balance
-        self.losses,self.best,self.state,self.seen,self.kept = [],None,None,[],None
+        self.losses,self.best,self.state,self.first,self.seen,self.kept = [],None,None,None,[],None
 
     def before_fit(self):
         if self.best is None: self._judge(*predict_logits(get_model(self.model), self.dls.valid))
@@ -93,15 +94,18 @@ class Gentle(Callback):
         self.seen = []
 
     def _judge(self, z, y):
-        "Keep the weights if they are the best so far"
-        self.losses.append(photograph_loss(z.softmax(-1).numpy(), y.numpy(), self.photos, self.balance))
-        if self.best is None or self.losses[-1] < self.losses[self.best]:
+        "Keep the weights if they are the best so far, and better than the start by a standard error of the difference"
+        each = photograph_losses(z.softmax(-1).numpy(), y.numpy(), self.photos, self.balance)
+        self.losses.append(float(each.sum()))
+        if self.best is None: self.first = each
+        gain = self.first - each
+        if self.best is None or self.losses[-1] < self.losses[self.best] and gain.sum() > gain.std()*len(gain)**.5:
             self.best = len(self.losses) - 1
             self.state = {k: v.detach().clone() for k,v in get_model(self.model).state_dict().items()}
     def after_fit(self): get_model(self.model).load_state_dict(self.state)
 
-    def state_dict(self): return dict(losses=self.losses, best=self.best, state=self.state)
-    def load_state_dict(self, sd): self.losses,self.best,self.state = list(sd['losses']),sd['best'],sd['state']
+    def state_dict(self): return dict(losses=self.losses, best=self.best, state=self.state, first=self.first.tolist())
+    def load_state_dict(self, sd): self.losses,self.best,self.state,self.first = list(sd['losses']),sd['best'],sd['state'],np.array(sd['first'])
 
 # %% ../../nbs/train/05_recipe.ipynb #7469bfde
 def one_of_each(
