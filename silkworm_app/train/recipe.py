@@ -105,7 +105,9 @@ class Gentle(Callback):
     def after_fit(self): get_model(self.model).load_state_dict(self.state)
 
     def state_dict(self): return dict(losses=self.losses, best=self.best, state=self.state, first=self.first.tolist())
-    def load_state_dict(self, sd): self.losses,self.best,self.state,self.first = list(sd['losses']),sd['best'],sd['state'],np.array(sd['first'])
+    def load_state_dict(self, sd):
+        self.losses,self.best = list(sd['losses']),sd['best']
+        self.state,self.first = sd['state'],np.array(sd['first'])
 
 # %% ../../nbs/train/05_recipe.ipynb #7469bfde
 def one_of_each(
