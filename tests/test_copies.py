@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from silkworm_app.data.sample import draw_larva
 from conftest import untar
@@ -139,6 +139,16 @@ def test_copies_of_objects_on_a_plain_ground_are_found(tmp_path):
         true += range(6)
     both, joined, should = plain.pair_counts(group_pictures(files).copies, true)
     assert both == joined and both / should > .9, (both, joined, should)
+
+
+def test_a_label_beside_each_object_does_not_join_them(tmp_path):
+    "A lot number that is larger than the cocoons agrees in all, and is not enough."
+    def marked(im):
+        ImageDraw.Draw(im).text((20, 300), 'SAMPLE 12', fill='red', font=ImageFont.load_default(60))
+        return im
+    ims = [marked(plain.draw('cocoon', s, ground='white', part=.3)) for s in (0, 1, 2)]
+    g = group_pictures([put(tmp_path, f'{k}.jpg', plain.jpeg(im, 90)) for k, im in enumerate([*ims, ims[1].rotate(180)])])
+    assert g.copies == [0, 1, 2, 1], g.links
 
 
 def test_two_classes_on_one_ground_are_not_under_two_classes(tmp_path):

@@ -83,16 +83,13 @@ class _Laid:
         return out
 
 # %% ../../nbs/data/02g_copies.ipynb #1210b679
-def _is_copy(o, least): return o.score >= least and o.shared >= .2 and o.odd < .05 and not o.again
-
-
 def _supported(i, j, least, laid, a, b):
     "Whether another pair of the two groups `a` and `b` agrees, where both have several members."
     if len(a) == 1 or len(b) == 1: return True
     others = [(x, y) for x in a[:4] for y in b[:4] if {x, y} != {i, j}][:4]
     for x, y in others:
         for side in (0, 1):
-            if _is_copy(laid.one((*sorted((x, y)), side)), least): return True
+            if laid.one((*sorted((x, y)), side)).fits(least): return True
     return False
 
 # %% ../../nbs/data/02g_copies.ipynb #bdd4777c
@@ -108,7 +105,7 @@ def _copy_links(sketches, sha, union, memory, each_=8, rounds=3, workers=None, s
         bar = Progress(f'laying pairs over each other (round {r + 1} of at most {rounds})', len(todo), show)
         for k in range(0, len(todo), 64):
             for p, o in laid.batch(todo[k:k + 64], union, bar):
-                if _is_copy(o, _sure) and union.find(p[0]) != union.find(p[1]):
+                if o.fits(_sure) and union.find(p[0]) != union.find(p[1]):
                     union.join(*p[:2])
                     links.append((*p[:2], o))
         bar.done()
@@ -121,7 +118,7 @@ def _weaker_links(laid, union, least):
     "Links below `_sure`, the surest first."
     links, members = [], defaultdict(list)
     for k in range(len(union.parent)): members[union.find(k)].append(k)
-    for p, o in sorted(((p, o) for p, o in laid.done.items() if _is_copy(o, least)), key=lambda x: (-x[1].score, x[0])):
+    for p, o in sorted(((p, o) for p, o in laid.done.items() if o.fits(least)), key=lambda x: (-x[1].score, x[0])):
         i, j = union.find(p[0]), union.find(p[1])
         if i == j or not _supported(*p[:2], least, laid, members[i], members[j]): continue
         union.join(i, j)
@@ -306,7 +303,7 @@ def _join_near(seen, union, g, show):
         links = near_links(views[0], views, _same(thumbs, looks), Union(len(good)), show=show)
     else:
         w = np.stack([fine(t) for t in thumbs])
-        links = near_links(w, [w], _same(thumbs, looks), Union(len(good)), .6, 4, show)
+        links = near_links(w, [w], _same(thumbs, looks), Union(len(good)), .7, 4, show)
     for i, j, v in links:
         union.join(good[i], good[j])
         g.links.append((good[i], good[j], 'near', v))

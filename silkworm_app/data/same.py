@@ -75,11 +75,16 @@ class Overlay:
     octaves:list=field(default_factory=list) # see `likeness`
     odd:float=0. # part that the largest spot takes where both have detail and differ
     again:bool=False # whether it is the same object, photographed again
+    plain:bool=False # whether both are on a plain ground
 
     @property
     def score(self):
         "0 to 1: the mean over the octaves; .2 less where there is but one"
         return 0. if not self.octaves else float(np.mean(self.octaves)) - .2 * (len(self.octaves) == 1)
+
+    def fits(self, least, shared=.2):
+        "Whether they are copies: alike by `least`, and enough is shared (.6 on a plain ground, where a label alone may agree)"
+        return self.score >= least and self.shared >= max(shared, .6 * self.plain) and self.odd < .05 and not self.again
 
 # %% ../../nbs/data/02d_same.ipynb #485ae2ea
 _n_features = 400
@@ -260,7 +265,8 @@ def _judged(a, b, m, n):
     clear = (np.minimum(a.gray, over) > 2) & (np.maximum(a.gray, over) < 253)
     x, y = a.gray.astype(np.float32), over.astype(np.float32)
     o = Overlay(n, float(seen.sum() / max(1., full)), *likeness(x, y, (seen & clear).astype(np.float32)))
-    if o.score > .65 and a.plain and b.plain and _upright(m): o.again = _bends(a, b, m)
+    o.plain = a.plain and b.plain
+    if o.score > .65 and o.plain and _upright(m): o.again = _bends(a, b, m)
     return o
 
 # %% ../../nbs/data/02d_same.ipynb #2eb33a16
@@ -346,7 +352,7 @@ def same_look(
     start = np.array([[w / q, 0, (w / q - 1) / 2 + shift[0] * w], [0, h / p, (h / p - 1) / 2 + shift[1] * h]])
     found = [_judged(a, b, m, 0) for m in (start, _sharpened(a, b, start, 30)) if m is not None]
     best = max(found, key=lambda o: o.score)
-    return best.score >= least and best.shared >= .8 and not best.again
+    return best.fits(least, .8)
 
 # %% ../../nbs/data/02d_same.ipynb #3a9355a0
 def same_photo(
@@ -355,5 +361,4 @@ def same_photo(
 )->bool:
     "Whether two pictures are copies of one photograph, up to rotation, zoom, shear, flips, brightness and the ground"
     a, b = (x if isinstance(x, Sketch) else sketch(x) for x in (a, b))
-    fits = lambda o: o.score >= least and o.shared >= .2 and not o.again
-    return fits(overlay(a, b)) or fits(overlay(a, b.mirrored()))
+    return overlay(a, b).fits(least) or overlay(a, b.mirrored()).fits(least)
