@@ -202,7 +202,7 @@ class Recipe:
         text += f', log-loss {self.head.loss:.3f} on photographs left out)' if self.head.loss is not None else ')'
         if len(self.losses) > 1:
             what = f'kept, {self.losses[self.best]:.3f} after epoch {self.best}'
-            if not self.best: what = f'taken back, {min(self.losses[1:]):.3f} at best'
+            if not self.best: what = f'taken back, not clearly better: {min(self.losses[1:]):.3f} at best'
             text += f'; {self.scope} trained gently: {what}, against {self.losses[0]:.3f} of the head alone, on the validation part'
         return text + f'; {self.seconds:.0f} s'
 
