@@ -127,7 +127,7 @@ def test_unreadable_folder(tmp_path):
 
 def test_classes_that_differ_between_splits(tmp_path):
     folder(tmp_path / 'train'), folder(tmp_path / 'test', classes=('b a', 'emile', '家蚕'))
-    with pytest.raises(DataError, match='missing émile unknown emile'): find_splits(tmp_path, group=None)
+    with pytest.raises(DataError, match='missing émile; unknown emile'): find_splits(tmp_path, group=None)
 
 
 def test_skipping_bad_files_is_said(tmp_path):

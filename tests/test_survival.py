@@ -61,7 +61,7 @@ def kill_in_save():
         import io
         whole = io.BytesIO()
         real(obj, whole)
-        f.write(whole.getvalue()[:len(whole.getvalue())//2]); f.flush()
+        f.write_bytes(whole.getvalue()[:len(whole.getvalue())//2])
         kill()
     real, torch.save = torch.save, half
 
