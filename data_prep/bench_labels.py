@@ -14,11 +14,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from fastai.torch_core import get_model
 from scipy.special import softmax
-from sklearn.model_selection import StratifiedKFold
 
 from silkworm_app.data.folder import DataError
 from silkworm_app.data.loaders import image_dls
-from silkworm_app.data.splits import find_splits
+from silkworm_app.data.splits import find_splits, stratified
 from silkworm_app.train.cross import distinct_pictures
 from silkworm_app.train.head import fit_head, picture_features
 from silkworm_app.train.learner import lslu_learner
@@ -46,9 +45,9 @@ def swapped(y, share, seed):
 
 def answers(x, y, seed, parts=5):
     "Probabilities [N, K] of heads that had not seen the photograph."
-    p = np.zeros((len(y), y.max() + 1))
-    for fit, ask in StratifiedKFold(parts, shuffle=True, random_state=seed).split(x, y):
-        p[ask] = softmax(fit_head(x[fit], y[fit], classes=p.shape[1], seed=seed).logits(x[ask]), 1)
+    p, part = np.zeros((len(y), y.max() + 1)), stratified(y, None, parts, seed)
+    for i in range(parts):
+        p[part == i] = softmax(fit_head(x[part != i], y[part != i], classes=p.shape[1], seed=seed).logits(x[part == i]), 1)
     return p
 
 

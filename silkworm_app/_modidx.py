@@ -266,6 +266,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'silkworm_app/act/start.py'),
                                         'silkworm_app.act.start.StartReport.to_dict': ( 'act/start.html#startreport.to_dict',
                                                                                         'silkworm_app/act/start.py'),
+                                        'silkworm_app.act.start._called': ('act/start.html#_called', 'silkworm_app/act/start.py'),
                                         'silkworm_app.act.start._check_exact': ('act/start.html#_check_exact', 'silkworm_app/act/start.py'),
                                         'silkworm_app.act.start._fill': ('act/start.html#_fill', 'silkworm_app/act/start.py'),
                                         'silkworm_app.act.start._form_of': ('act/start.html#_form_of', 'silkworm_app/act/start.py'),

@@ -37,10 +37,10 @@ def share_machine():
     if cores() < (os.cpu_count() or 1): os.environ.setdefault('OMP_NUM_THREADS', str(cores()))
 
 # %% ../nbs/03_cli.ipynb #c0a11e01
-def _until_stopped(run, argv):
+def _until_stopped(run):
     "What a command returns; Ctrl-C ends it with a sentence, wherever it is"
     try:
-        with _plain_warnings(): return run(argv)
+        with _plain_warnings(): return run()
     except KeyboardInterrupt:
         print(f'{os.path.basename(sys.argv[0])}: interrupted', file=sys.stderr)
         return 130
@@ -51,7 +51,7 @@ def _command(where):
     def main(argv=None):
         open_streams()
         share_machine()
-        return _until_stopped(lambda argv: getattr(import_module(f'silkworm_app.{module}'), name or 'main')(argv), argv)
+        return _until_stopped(lambda: getattr(import_module(f'silkworm_app.{module}'), name or 'main')(argv))
     main.__doc__ = f'`silkworm_app.{module}`, see --help.'
     return main
 
@@ -83,8 +83,8 @@ def train_main(
     if is_finished(cfg):
         if not int(os.environ.get('RANK', 0)): print(finished(RunFolder(cfg.output_dir))) # of several processes the first
         return 0
-    def run(argv):
+    def run():
         from silkworm_app.plot import plot_run # these load torch: what stands above answers at once
         from silkworm_app.train.fit import main # as above
         return main(argv, plot_run)
-    return _until_stopped(run, argv)
+    return _until_stopped(run)

@@ -181,10 +181,11 @@ def _is_same(src, plain, size=8):
 
 # %% ../../nbs/act/11_start.ipynb #964d195b
 def open_weights(
-    file, # of weights, a run folder or a bundle of silkworm-train, or what `torch.load` gave
+    file, # of weights, a run folder or a bundle of silkworm-train, what `torch.load` gave, or what this gave
     key:str=None, # see `read_weights`
 )->Stored:
     "The weights of a file or folder and what they say of their net; a run's bundle tells of its older files. Raises `WeightsError`."
+    if isinstance(file, Stored): return file
     if isinstance(file, dict): return read_weights(file, key)
     path = Path(file)
     if path.name == 'model.safetensors' and (path.parent/'config.json').is_file(): path = path.parent  # of a bundle
@@ -207,11 +208,13 @@ def open_weights(
     return stored
 
 # %% ../../nbs/act/11_start.ipynb #33dd5596
-def _refuse_fused(model, stored, what, file):
+def _called(file, stored): return str(file) if isinstance(file, (str, Path)) else str(stored.file or 'The checkpoint')
+
+def _refuse_fused(model, stored, what):
     "A fused net has no batch norms and no alphas left to train"
     fused = stored.fuse_plan or any(k.endswith(('.pre.lo', '.pre.amplitude')) for k in stored.state)
     if not fused or any(m.deploy for m in lslus(model).values()): return
-    run = Path(file).parent if isinstance(file, (str, Path)) else None
+    run = stored.file.parent if stored.file else None
     best = next((o for o in (run/'best.safetensors', run.parent/'best.safetensors') if o.is_file()), None) if run else None
     instead = f'{best}, the same net before fusing' if best else 'best.safetensors of its run, or from pretrained weights'
     raise WeightsError(f'{what} holds a fused net, in which nothing is left to train: start from {instead}.')
@@ -226,9 +229,9 @@ def start_from(
     exact:bool=False, # refuse whatever is not the same net
 )->StartReport:
     "Start `model` with the function of the file's net. Raises `WeightsError` for what can't be, with what to do."
-    stored = file if isinstance(file, Stored) else open_weights(file, key)
-    what = str(file) if isinstance(file, (str, Path)) else str(stored.file or 'The checkpoint')
-    _refuse_fused(model, stored, what, file)
+    stored = open_weights(file, key)
+    what = _called(file, stored)
+    _refuse_fused(model, stored, what)
     _same_net(model, stored, what)
     state = _named(model, stored.state, prefix)
     plain = []
@@ -300,31 +303,32 @@ def load_reference(
 
 # %% ../../nbs/act/11_start.ipynb #267c85b2
 def net_of(
-    file, # of weights, a run folder or a bundle
+    file, # of weights, see `open_weights`
     key:str=None, # see `read_weights`
 )->nn.Module: # in eval mode; fused, with its `fuse_plan`, if the file's is
     "The net of a file, built and filled. Raises `WeightsError` if the file does not say what net it is of, or does not fit it."
     stored = open_weights(file, key)
+    what = _called(file, stored)
     if stored.net_spec is None:
-        raise WeightsError(f'{file} does not say what net it is of: give the architecture (--arch) and, of a VanillaNet, the stride of its '
+        raise WeightsError(f'{what} does not say what net it is of: give the architecture (--arch) and, of a VanillaNet, the stride of its '
                            'stem (--stem_stride).')
     model = NetSpec.from_dict(stored.net_spec).build()
     if stored.fuse_plan:
         model = fuse_like(model, stored.fuse_plan)
         try: model.load_state_dict(stored.state)
         except RuntimeError as e:
-            raise WeightsError(f'{file} does not fit the net that it says it is of: {one_line(e, 300)}') from None
+            raise WeightsError(f'{what} does not fit the net that it says it is of: {one_line(e, 300)}') from None
         return model.eval()
     load_reference(model, stored)
     return model.eval()
 
 # %% ../../nbs/act/11_start.ipynb #584f803c
 def file_options(
-    file, # of weights, see `open_weights`, or what that gave
+    file, # of weights, see `open_weights`
     key:str=None, # see `read_weights`
 )->dict:
     "Arguments of `lslu_model` that a file tells: all of them if it was written here (`NetSpec.options`), else act_num, by its kernels"
-    stored = file if isinstance(file, Stored) else open_weights(file, key)
+    stored = open_weights(file, key)
     if stored.net_spec: return NetSpec.from_dict(stored.net_spec).options()
     nums = {(stored.state[f'{n}.weight'].shape[-1] - 1)//2 for n in _lslus_in(stored.state)}
     return dict(act_num=nums.pop()) if len(nums) == 1 else {}
@@ -339,11 +343,12 @@ def told_net(
 )->nn.Module: # in eval mode
     "The net of a file, built as the user says. Raises `WeightsError` where the file says something else, or nothing on a stem's stride."
     stored,options = open_weights(file, key),{k: v for k,v in options.items() if v not in (None, False)}
+    what = _called(file, stored)
     if stored.net_spec is None and is_vanillanet(arch) and 'stem_stride' not in options:
-        raise WeightsError(f'{file} does not say the stride of its stem, and its weights fit every stride: give --stem_stride '
+        raise WeightsError(f'{what} does not say the stride of its stem, and its weights fit every stride: give --stem_stride '
                            '(4 is that of VanillaNet; silkworm-train takes 2 for pictures up to 48 pixels).')
     model = lslu_model(arch, num_classes, **options)
     left = load_reference(model, stored)
     if left:
-        raise WeightsError(f'{file} holds a classifier of another size than the {num_classes} classes given: name those it was trained on.')
+        raise WeightsError(f'{what} holds a classifier of another size than the {num_classes} classes given: name those it was trained on.')
     return model.eval()

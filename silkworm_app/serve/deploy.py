@@ -75,9 +75,9 @@ def source_of_file(
     pictures,spec = stored.pictures or {},stored.net_spec or {}
     classes = class_names(args.classes) if args.classes else pictures.get('classes') or classes
     if not classes: raise BundleError(f'{src} does not say what its classes are: name them with --classes')
-    if args.arch: model = told_net(src, args.arch, len(classes), key, **{k: getattr(args, k) for k in OPTIONS})
+    if args.arch: model = told_net(stored, args.arch, len(classes), **{k: getattr(args, k) for k in OPTIONS})
     elif not spec: raise BundleError(f'{src} is a file of weights that does not say what net it is of: say it with --arch')
-    else: model = net_of(src, key)
+    else: model = net_of(stored)
     if model.num_classes != len(classes):
         raise BundleError(f'{src} is of a net with {model.num_classes} classes, not {len(classes)} ({", ".join(classes[:8])})')
     size = args.input_size or pictures.get('size') or ((spec.get('plan') or {}).get('input_size') or [None])[-1]

@@ -99,9 +99,10 @@ def open_net(
     n:int, # classes
 ):
     "The net of a file: the one that the file says it is of, else that of the settings. Raises `WeightsError`, `TrainError`."
-    if open_weights(path, cfg.model_key).net_spec: return net_of(path, cfg.model_key)
+    stored = open_weights(path, cfg.model_key)
+    if stored.net_spec: return net_of(stored)
     model = lslu_model(cfg.model, n, deploy=True, **net_args(cfg)) if cfg.deploy else build_model(cfg, n) # deploy: only of a VanillaNet
-    report = start_from(model, path, cfg.model_key, cfg.model_prefix)
+    report = start_from(model, stored, prefix=cfg.model_prefix)
     say(report)
     if report.fresh: raise TrainError(f'{path} is of a net with other classes than the {n} of {cfg.data_path}')
     return model.eval()
