@@ -39,7 +39,7 @@ $(VENV)/.ready: settings.ini setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --progress-bar off -e ".[dev]"
 	@touch $@
 
-# Few drawings, and of 96 pixels: looked at with 288, as photographs are, they would take five times as long and show nothing more.
+# Few drawings, looked at with 128 pixels: with 288, as photographs are, a demo would take several times as long.
 demo: env
 ifeq ($(strip $(DATA)),)
 	$(BIN)/python data_prep/make_sample.py $(SAMPLE) --n_per_class 100
