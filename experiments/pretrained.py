@@ -7,7 +7,8 @@ DATA is a folder of class folders, cut into --parts over photographs; or one tha
 size, as `cifar100.zip:5000`, tested on 2,000 pictures of its test part. One line a training goes to --out, and what is there is not
 trained again. --table prints means and standard deviations over seeds, 95 % intervals from drawing photographs again, minutes of a
 processor for all parts of a seed and, from --deployed, size and milliseconds of one picture of the fused ONNX file on one core; they are
-measured if that file is not there. --quick does a single part of each, to see that everything runs.
+measured if that file is not there. --equal gives fastai and the VanillaNets the minutes of a processor that arm `last` took on the same
+pictures (it is trained first). --quick does a single part of each, to see that everything runs.
 """
 import argparse
 import contextlib
@@ -16,9 +17,11 @@ import json
 import time
 import warnings
 from collections import defaultdict
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
+from fastai.callback.training import ShortEpochCallback
 from fastai.torch_core import get_model, set_seed
 from fastai.vision.learner import vision_learner
 
@@ -53,9 +56,9 @@ def all_norms(model):
 
 ARMS = {  # side of the pictures, arguments of lslu_learner, arguments of fit_recipe
     'linear': (224, dict(act='relu'), dict(epochs=0, C=.01)),  # the linear model on the same features, its strength fixed
-    'head': (288, dict(act='relu'), dict(epochs=0)),
+    'head': (288, dict(act='relu'), dict(epochs=0)),  # the command's default below 2,000 photographs
     'head224': (224, dict(act='relu'), dict(epochs=0)),
-    'last': (288, dict(), dict(scope='last')),  # the command's default
+    'last': (288, dict(), dict(scope='last')),  # and from there on
     'last relu6': (288, dict(act='relu'), dict(scope='last')),
     'last all-lslu': (288, dict(where='all'), dict(scope='last')),
     'top lslu': (288, dict(where=TOP), dict(scope='last')),  # LSLUs in the last stage, which is trained
@@ -70,7 +73,7 @@ ARMS = {  # side of the pictures, arguments of lslu_learner, arguments of fit_re
     'all all-lslu': (288, dict(where='all'), dict(scope='all')),
 }
 VANILLA = {'vanillanet': {}, 'vanillanet series': dict(act='series'), 'vanillanet relu': dict(act='relu')}
-PEERS = ['last', 'fastai', 'linear', *VANILLA]
+PEERS = ['last', 'head', 'fastai', 'linear', *VANILLA]
 
 
 def side(arm, small):
@@ -85,7 +88,21 @@ def from_nothing(arm, size):
                 **(dict(stem_stride=2) if size <= 48 else {}))
 
 
-def trained(arm, dls, seed, features, path, size):
+def passes(learn, minutes, usual):
+    "As many as fit into `minutes`, by the time of a few batches that are taken back; `usual` where no minutes are given"
+    if not minutes: return usual
+    state, n = deepcopy(learn.model.state_dict()), len(learn.dls.train)
+    few = min(n, 4)
+    with learn.no_bar(), learn.no_logging(), learn.removed_cbs(learn.cbs.filter(lambda o: isinstance(o, SaveBest))):
+        for _ in range(2):  # the first one is slower
+            start = time.process_time()
+            learn.fit(1, cbs=ShortEpochCallback(few/n))
+    learn.model.load_state_dict(state)
+    learn.opt = None
+    return max(1, round(60*minutes/((time.process_time() - start)*n/few)))
+
+
+def trained(arm, dls, seed, features, path, size, minutes=0):
     "`(learner, what was done)` of one arm"
     if arm == 'fastai':  # its own head, its own fine_tune, the same weights
         learn = vision_learner(dls, NET, pretrained=False, normalize=False, path=path)
@@ -93,12 +110,13 @@ def trained(arm, dls, seed, features, path, size):
         dls.normalise(weights.mean, weights.std)
         missing = learn.model[0].model.load_state_dict(weights.state, strict=False)
         assert not missing.missing_keys
+        epochs = passes(learn, minutes, 6)
         learn.freeze()
-        learn.fine_tune(6)
-        return learn, 'vision_learner, fine_tune(6)'
+        learn.fine_tune(epochs)
+        return learn, f'vision_learner, fine_tune({epochs})'
     if arm in VANILLA:
         learn = lslu_learner(dls, 'vanillanet_5_x0_125', path=path, cbs=SaveBest(), **from_nothing(arm, size))
-        epochs = max(20 if size <= 48 else 8, min(120, round(24000/len(dls.train_ds))))
+        epochs = passes(learn, minutes, max(20 if size <= 48 else 8, min(120, round(24000/len(dls.train_ds)))))
         learn.fit_one_cycle(epochs, 4e-3)
         return learn, f'from nothing, {epochs} epochs'
     _, net, how = ARMS[arm]
@@ -134,7 +152,7 @@ def parts_of(splits, k, seed):
     return [(i, [o for o, j in zip(items, part) if j != i], [o for o, j in zip(items, part) if j == i]) for i in range(k)]
 
 
-def one(name, splits, small, arm, seed, i, rest, test, features, tmp):
+def one(name, splits, small, arm, seed, i, rest, test, features, tmp, minutes=0):
     "A line of results"
     start = time.process_time()
     of = cut([c for _, c in rest], [photo_of(splits, p) for p, _ in rest], 5, seed)
@@ -146,7 +164,7 @@ def one(name, splits, small, arm, seed, i, rest, test, features, tmp):
     dls = image_dls(own, size, 128 if small else 32, fast=True, aug='light' if small else 'silkworm', seed=seed, **kept)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        learn, how = trained(arm, dls, seed, features, tmp, size)
+        learn, how = trained(arm, dls, seed, features, tmp, size, minutes)
         minutes = (time.process_time() - start)/60
         z, y = predict_logits(get_model(learn.model), test_loader(dls))
     photo = [int(photo_of(splits, p)) for p, _ in test]
@@ -239,6 +257,7 @@ def main():
     p.add_argument('--group', default='copies', help='copies, hash or none')
     p.add_argument('--out', default='peers.jsonl')
     p.add_argument('--share', nargs=2, type=int, default=[0, 1], metavar=('I', 'N'), help='of the trainings, do every Nth from the Ith on')
+    p.add_argument('--equal', action='store_true', help='the minutes of arm `last` for the other trainings')
     p.add_argument('--quick', action='store_true')
     p.add_argument('--tmp', default='/tmp/pretrained')
     p.add_argument('--table', nargs='+')
@@ -250,7 +269,8 @@ def main():
         if a.plot: plot(res, a.plot)
         return table(res, deployed(res, a.deployed) if a.deployed else {})
     out = Path(a.out)
-    done = {(r['data'], r['arm'], r['seed'], r['part']) for r in map(json.loads, out.read_text().splitlines())} if out.exists() else set()
+    rows = map(json.loads, out.read_text().splitlines()) if out.exists() else ()
+    done = {(r['data'], r['arm'], r['seed'], r['part']): r['minutes'] for r in rows}
     for data in a.data:
         name, small, features, splits = Path(data).name, ':' in data, defaultdict(Features), None
         for seed in a.seeds:
@@ -258,10 +278,10 @@ def main():
             todo = [(arm, *o) for arm in a.arms for o in parts_of(splits, a.parts, seed)[:1 if a.quick else None]]
             for arm, i, rest, test in todo[a.share[0]::a.share[1]]:
                 if (name, arm, seed, i) in done: continue
-                row = one(name, splits, small, arm, seed, i, rest, test, features[side(arm, small)], a.tmp)
+                row = one(name, splits, small, arm, seed, i, rest, test, features[side(arm, small)], a.tmp, a.equal and done.get((name, 'last', seed, i)))
+                done[name, arm, seed, i] = row['minutes']
                 with out.open('a') as f: f.write(json.dumps(row) + '\n')
                 print(name, arm, seed, i, row['minutes'], row['how'][:200], flush=True)
-
 
 
 if __name__ == '__main__': main()

@@ -2323,6 +2323,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'silkworm_app/train/recipe.py'),
                                            'silkworm_app.train.recipe.fit_recipe': ( 'train/recipe.html#fit_recipe',
                                                                                      'silkworm_app/train/recipe.py'),
+                                           'silkworm_app.train.recipe.gentle_scope': ( 'train/recipe.html#gentle_scope',
+                                                                                       'silkworm_app/train/recipe.py'),
                                            'silkworm_app.train.recipe.gently': ('train/recipe.html#gently', 'silkworm_app/train/recipe.py'),
                                            'silkworm_app.train.recipe.one_file_each': ( 'train/recipe.html#one_file_each',
                                                                                         'silkworm_app/train/recipe.py'),

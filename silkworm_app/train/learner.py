@@ -80,12 +80,12 @@ class LSLULearner(Learner):
 
     @delegates(fit_recipe)
     def fine_tune(self,
-        epochs:int=6, # of the gentle part; of a net that is not pretrained: of fastai's `fine_tune`
+        epochs:int=None, # of the gentle part, None: see `fit_recipe`; of a net that is not pretrained: of fastai's `fine_tune`, None: 6
         *args, # for fastai's `fine_tune`
         **kwargs
     )->Recipe: # kept as `learn.recipe`; None for a net that is not pretrained
-        "Head first, exactly, then gently, and the better of the two; fastai's own for a net from nothing"
-        if not self.pretrained: return super().fine_tune(epochs, *args, **kwargs)
+        "Head first, exactly, then gently where that can be seen to help, and the better of the two; fastai's own for a net from nothing"
+        if not self.pretrained: return super().fine_tune(6 if epochs is None else epochs, *args, **kwargs)
         if args: raise TypeError('fine_tune of a pretrained net takes fit_recipe\'s arguments by name, for example lr=1e-4, scope="all"')
         self.recipe = fit_recipe(self, epochs, **kwargs)
         print(self.recipe)

@@ -21,6 +21,7 @@ from ..data.splits import Splits, find_groups, find_splits, leak_warnings, leaks
 from .config import OPTIONS, TrainConfig, TrainError
 from .learner import default_arch
 from .log import say
+from .recipe import gentle_scope
 from .run import find_run
 
 # %% ../../nbs/train/12_setup.ipynb #db37648d
@@ -175,7 +176,9 @@ def resolve(
         raise TrainError(f'nb_classes is {cfg.nb_classes}, but {cfg.data_path} holds {len(splits.classes)} classes '
                          f'({", ".join(splits.classes[:8])})')
     _choose_net(cfg, n, side)
-    if cfg.recipe == 'auto': cfg.recipe = 'last' if cfg.pretrained else 'full'
+    if cfg.recipe == 'auto':
+        photos = len({splits.groups[p] for p,_ in splits.train}) if splits.groups else n
+        cfg.recipe = 'full' if not cfg.pretrained else 'last' if cfg.epochs != 'auto' else gentle_scope(photos)
     for k, v in _autos(cfg, n, side, device.type == 'cpu'):
         if getattr(cfg, k) == 'auto': setattr(cfg, k, v)
     if cfg.fast == 'auto': cfg.fast = not cfg.aa and cfg.aug in FAST_AUGMENTATIONS and (n + len(splits.valid))*3*cfg.input_size**2 < 2**30
