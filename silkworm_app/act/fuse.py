@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from timm.layers import Conv2dSame
 from .lslu import LSLU,ClampedLine,FusedLSLU
+from .places import first_run,sizes
 from .trace import Trace,eval_mode,tensors
 from .vanillanet import VanillaNet,count_ops
 
@@ -214,36 +215,6 @@ def _diff(a, b):
     a,b = (torch.cat([t.double().flatten() for t in tensors(o)]) for o in (a, b))
     return ((a - b).abs().max()/b.abs().max().clamp_min(1e-300)).item() if a.shape == b.shape else float('inf')
 
-# %% ../../nbs/act/10_fuse.ipynb #24c34a8a
-def _sizes(model, input_size):
-    "Input shapes to try, the likeliest first"
-    if input_size is not None:
-        s = (input_size,)*2 if isinstance(input_size, int) else tuple(input_size)
-        return [s if len(s) == 3 else (_channels(model), *s)]
-    cfg = getattr(model, 'build_cfg', None) or {}
-    own = [(cfg.get('plan') or {}).get('input_size'), (cfg.get('kwargs') or {}).get('input_size')]
-    for m in model.modules():
-        if isinstance(m, VanillaNet): own.append([m.in_chans, 2*m.reduction, 2*m.reduction] if m.reduction else None)
-        own.append((getattr(m, 'pretrained_cfg', None) or {}).get('input_size'))
-    own = [tuple(o) for o in own if isinstance(o, (list, tuple)) and len(o) == 3] + [(3,224,224)]
-    return list(dict.fromkeys(s for o in own for s in ((_channels(model), *o[1:]), o)))  # the first convolution may not be the first layer
-
-# %% ../../nbs/act/10_fuse.ipynb #a371ba99
-def _channels(model):
-    conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    return 3 if conv is None else conv.in_channels
-
-def _noise(model, input_size):
-    "An input on which the net runs, and its output"
-    p,error = next(iter(model.parameters()), torch.zeros(1)),None
-    for s in _sizes(model, input_size):
-        x = torch.randn(2, *s, generator=torch.Generator().manual_seed(0)).to(p)
-        try:
-            with torch.no_grad(): return x,model(x)
-        except Exception as e: error = e
-    raise FuseError(f'{type(model).__name__} does not run on noise of {"x".join(map(str, s))} ({str(error).splitlines()[0][:120]}): '
-                    'give input_size=(channels, height, width)') from error
-
 # %% ../../nbs/act/10_fuse.ipynb #d3f5f00c
 def _rounding(model, x, y):
     "How far the output of `model` moves when the last bit of its input does: no change of order of its sums can be told from that"
@@ -296,7 +267,8 @@ def fuse(
     if getattr(model, 'fuse_plan', None) is not None: return _layout(copy.deepcopy(model).eval(), channels_last)
     _check_slope(model)
     model = copy.deepcopy(model).eval().requires_grad_(False)
-    x,y = _noise(model, input_size)
+    try: (x,y),_ = first_run(model, torch.no_grad()(lambda x: (x, model(x))), sizes(model, input_size))
+    except ValueError as e: raise FuseError(str(e)) from e
     report,plan = FuseReport(),[]
     def taking(find):
         def run(m):

@@ -17,7 +17,7 @@ from . import vanillanet
 from .convert import convert_lslu
 from .norms import has_stats,undo_norms
 from .patch import NetSpec,batches,deviation,eval_out,how_far,exact_start,identity_series,is_vanillanet,lslu_model,lslus
-from .places import arch_of,net_cfg,noise
+from .places import arch_of,net_cfg,noise,sizes
 from .weights import Stored,WeightsError,fit_names,read_weights
 from .fuse import fuse_like
 from .lslu import LSLU
@@ -166,13 +166,6 @@ class StartReport:
         return s + f"; the start is not the file's, which {how_far(self.deviation)} ({why})"
 
 # %% ../../nbs/act/11_start.ipynb #a0d434a6
-def _probe_size(model):
-    spec = getattr(model, 'build_cfg', None) or {}
-    if (spec.get('plan') or {}).get('input_size'): return tuple(spec['plan']['input_size'])
-    if getattr(model, 'reduction', 0): return model.in_chans,max(64, 2*model.reduction),max(64, 2*model.reduction)
-    size = (spec.get('kwargs') or {}).get('img_size') or (net_cfg(model).get('input_size') or (3, 224, 224))[1:]
-    return (spec.get('kwargs') or {}).get('in_chans', 3),*((size, size) if isinstance(size, int) else size[-2:])
-
 def _is_same(src, plain, size=8):
     "Does the LSLU `src` compute what the plain activation does, in eval mode?"
     x = torch.randn(2, src.dim, size, size, generator=torch.Generator().manual_seed(0)).to(src.weight.dtype)*4
@@ -286,7 +279,7 @@ def _take(model, twin, olds, report, calibrate):
     inside = tuple(n + '.' for n in [*mine, *theirs])
     done.load_state_dict({k: v for k,v in twin.state_dict().items() if not k.startswith(inside)}, strict=False)
     if hasattr(twin, 'act_slope'): done.set_act_slope(float(twin.act_slope))
-    xs = batches(calibrate, done) if calibrate is not None else [noise(done, _probe_size(model), 8)]
+    xs = batches(calibrate, done) if calibrate is not None else [noise(done, sizes(model)[0], 8)]
     if report.new: undo_norms(done, [lslus(done)[n] for n in report.new], xs)
     if report.new or report.lost: report.deviation = deviation(eval_out(done, xs[0]), eval_out(twin, xs[0]))
     model.load_state_dict(done.state_dict())
