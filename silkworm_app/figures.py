@@ -7,7 +7,7 @@ __all__ = ['save_figure', 'activation_curves', 'read_params', 'params_over_epoch
            'confusion_figure', 'loss_panels', 'read_history', 'read_metrics', 'loss_curves', 'compare_runs']
 
 # %% ../nbs/01_figures.ipynb #139fb3be
-import csv, json, re
+import json, re
 from pathlib import Path
 
 import numpy as np, torch
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import nn
 
-from .files import replacing
+from .files import read_table, replacing
 from .act.curves import layer_curves
 from .data.imaging import open_image
 from .serve.explain import cam_overlay, grad_cam
@@ -203,7 +203,7 @@ def read_history(
 )->dict: # column -> array over epochs
     "The training history; columns that hold no numbers are left out."
     path = _run_file(run, 'history.csv')
-    with path.open(newline='', encoding='utf-8') as f: rows = list(csv.DictReader(f))
+    rows = read_table(path)
     if not rows: raise ValueError(f'{path} holds no epoch yet')
     out = {}
     for k in rows[0]:

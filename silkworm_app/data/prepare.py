@@ -21,7 +21,7 @@ from .folder import MANIFEST, SPLIT_NAMES, DataError, Scan, new_folder, opened, 
 from .imaging import FORMAT_SUFFIXES, open_image, picture_header
 from .progress import each
 from .splits import MANIFEST_COLUMNS, carve, cut
-from ..files import one_line, sha256_of, shown, write_table, write_text
+from ..files import markdown_table, one_line, sha256_of, shown, write_table, write_text
 from .audit import audit_scan, headlines
 
 # %% ../../nbs/data/11_prepare.ipynb #d9a5ccd0
@@ -169,10 +169,7 @@ _card = '''# Data card
 
 Made by `silkworm-data prepare` from `{source}`. The pictures are those of the source, with its licence and its faults.
 
-| | {classes} |
-{line}
-{rows}
-| distinct photographs | {distinct} |
+{table}
 
 ## To know
 
@@ -200,12 +197,12 @@ def finish_set(
     info = silkworm_info(list(distinct))
     about = {c: {k: v for k, v in info.get(c, {}).items() if k not in ('aliases', 'also')} for c in sorted(distinct)}
     write_text(work/'classes.json', json.dumps(about, indent=1, ensure_ascii=False) + '\n')
-    table, splits = Counter((r[3], r[2]) for r in rows), sorted({r[3] for r in rows})
+    number = Counter((r[3], r[2]) for r in rows)
+    counts = [[s, *(number[s, c] for c in distinct)] for s in sorted({r[3] for r in rows})]
     folds = ' Each `fold_N` is an image folder: test holds that fold, train all others.' if options.get('folds') else ''
     write_text(work/'README.md', _card.format(
-        source=options['source'], classes=' | '.join(distinct), line='|---' * (len(distinct) + 1) + '|', folds=folds,
-        rows='\n'.join(f'| {s} | ' + ' | '.join(str(table[s, c]) for c in distinct) + ' |' for s in splits),
-        distinct=' | '.join(map(str, distinct.values())), notes='\n'.join(f'- {n}' for n in notes),
+        source=options['source'], folds=folds, notes='\n'.join(f'- {n}' for n in notes),
+        table=markdown_table(['', *distinct], [*counts, ['distinct photographs', *distinct.values()]]),
         options=json.dumps(options, indent=1, sort_keys=True), sha256=sha256_of(work/MANIFEST),
         names=', '.join(f'{a} -> {b or "left out"}' for a, b in sorted(to.items()))))
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from silkworm_app.act.fuse import fuse
 from silkworm_app.act.lslu import reference_series, series, series_sum
 from silkworm_app.figures import save_figure
-from silkworm_app.files import one_line, write_text
+from silkworm_app.files import markdown_table, one_line, write_text
 from silkworm_app.lab.kernels import to_triton, triton
 from silkworm_app.lab.timing import (in_turns, layer_arms, machine, net_arms, onnx_runner, peak_allocated, peak_growth,
                                      saved_bytes, stats_of, there_anyway, train_step)
@@ -189,7 +189,6 @@ def markdown(
     result:dict, # of `run_bench`
 )->str:
     "The rows as tables, one a section"
-    line = lambda cells: '| ' + ' | '.join(cells) + ' |'
     out = [f'{k}: {v}  ' for k,v in {**result['machine'], **result['settings']}.items()]
     for section in dict.fromkeys(r['section'] for r in result['rows']):
         rows = [r for r in result['rows'] if r['section'] == section]
@@ -197,7 +196,7 @@ def markdown(
         heads = ['what', 'arm', 'ms, median', 'quartiles', f'times as fast as {base}', 'quartiles', 'rounds']
         body = [_cells(r) for r in rows] if 'megabytes' not in rows[0] else [[r['what'], r['arm'], f'{r["megabytes"]:.2f}'] for r in rows]
         if 'megabytes' in rows[0]: heads = ['what', 'arm', 'MB']
-        out += ['', f'### {section}', '', line(heads), '|' + '---|'*len(heads), *map(line, body)]
+        out += ['', f'### {section}', '', markdown_table(heads, body)]
     return '\n'.join(out) + '\n'
 
 # %% ../../nbs/lab/03_bench.ipynb #54515a74

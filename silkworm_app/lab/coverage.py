@@ -7,13 +7,13 @@ __all__ = ['COLUMNS', 'PASSED', 'family_of', 'smallest_members', 'randomise', 'c
            'coverage', 'main']
 
 # %% ../../nbs/lab/01_coverage.ipynb #4303a4e1
-import argparse, csv, json, os, re, resource, subprocess, sys, time
+import argparse, json, os, re, resource, subprocess, sys, time
 from pathlib import Path
 
 import timm, torch, torch.nn.functional as F
 from torch import nn
 
-from ..files import one_line, replacing, write_text
+from ..files import markdown_table, one_line, read_table, write_table, write_text
 from ..act.fuse import fuse,fuse_like
 from ..act.patch import lslu_model,lslus,rebuild_model
 
@@ -192,15 +192,7 @@ def run_family(
     except (IndexError, json.JSONDecodeError):
         return dict(arch=arch, outcome=f'failed: process ended with {out.returncode}: {out.stderr.strip()[-200:]}')
 
-def _read(path): return {r['family']: r for r in csv.DictReader(open(path))} if path.exists() else {}
-
 # %% ../../nbs/lab/01_coverage.ipynb #8568736d
-def _write(path, rows):
-    with replacing(path) as part, open(part, 'w', newline='') as f:
-        w = csv.DictWriter(f, COLUMNS, extrasaction='ignore', lineterminator='\n')
-        w.writeheader()
-        w.writerows(rows)
-
 def _fmt(r, k):
     v = '' if r.get(k) is None else r[k]
     return '' if v == '' else f'{float(v):.0e}' if k.endswith('error') else f'{float(v)/1e6:.1f} M' if k == 'params' else str(v)
@@ -222,11 +214,8 @@ def coverage_md(
            'output), state dict round trip of the unfused and the fused net, `torch.export`. '
            '"LSLUs": how many of the net\'s activations were replaced, of these on `[B, H, W, C]` maps; '
            '"BN left": batch norms after fusing that have no layer to fold into.', '']
-    line = lambda cells: '| ' + ' | '.join(cells) + ' |'
     def table(title, rs, cols, heads):
-        if not rs: return
-        out.extend([f'## {title}', '', line(heads), '|' + ' --- |'*len(heads)])
-        out.extend([line(_fmt(r, c).replace('|', '/') for c in cols) for r in rs] + [''])
+        if rs: out.extend([f'## {title}', '', markdown_table(heads, [[_fmt(r, c) for c in cols] for r in rs]), ''])
     table('Pass', ok, PASSED, PASSED.values())
     out.extend([f'{r["arch"]}: {r["outcome"]}. Ten times that movement is allowed there.' for r in ok if r['outcome'] != 'ok'] + [''])
     table('Fail', failed, ['family', 'arch', 'lslus', 'outcome'], ['family', 'net', 'LSLUs', 'where and why'])
@@ -246,7 +235,7 @@ def coverage(
     "Run the families that `out` doesn't have yet, writing after each; the rows"
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    have = _read(out)
+    have = {r['family']: r for r in read_table(out)} if out.exists() else {}
     modules = [o for o in timm.list_modules() if not families or any(f.split('/')[0] == o for f in families)]
     known = {f: (r['arch'], 0) for f,r in have.items()} if redo and have and not families else smallest_members(modules)
     for o in families or []:
@@ -259,7 +248,7 @@ def coverage(
         else: row = dict(arch=arch, params=size, outcome=f'not run: {size/1e6:.0f} M parameters')
         have[f] = {**row, 'family': f}
         print(f'{f:32s} {arch:36s} {row["outcome"][:110]}', flush=True)
-        _write(out, [have[o] for o in sorted(have)])
+        write_table(out, [COLUMNS, *([have[o].get(k) for k in COLUMNS] for o in sorted(have))])
     write_text(out.with_suffix('.md'), coverage_md([have[o] for o in sorted(have)]))
     return [have[o] for o in sorted(have)]
 

@@ -8,6 +8,7 @@ __all__ = ['cross_text', 'better_text', 'answers_text', 'bundle_card']
 # %% ../../nbs/serve/10_card.ipynb #f07eb04e
 from pathlib import Path
 
+from ..files import markdown_table
 from .advice import collect_next
 from .reasons import Reason
 from .trust import Trust
@@ -55,10 +56,6 @@ def better_text(
         f'{b["better"]} are right now that were wrong, {b["worse"]} the other way round (exact test of McNemar: p = {b["p"]:.2g}).'
     )
 
-# %% ../../nbs/serve/10_card.ipynb #c3a0986e
-def _table(head, body):
-    return ['', '| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head), *('| ' + ' | '.join(map(str, r)) + ' |' for r in body), '']
-
 # %% ../../nbs/serve/10_card.ipynb #4504fbe7
 def answers_text(
     trust:Trust, # of a model
@@ -78,10 +75,10 @@ def answers_text(
     out += [f'Of {m["photographs"]} photographs that it did not train on, {sum(o["n"] for o in m["one"].values())} got one class, '
             f'{several["n"]} got several (right: {several["right"]}), and of {m["nothing"]} nothing could be told.']
     rows = [(t(c), f'{o["right"]} of {o["n"]}', f'{o["low"]:.0%} to {o["high"]:.0%}') for c, o in m['one'].items()]
-    if rows: out += _table(['answer', 'right', 'in the long run'], rows)
+    if rows: out += ['', markdown_table(['answer', 'right', 'in the long run'], rows), '']
     rows = [(t(c), r['n'], f'{r["kept"]} ({r["low"]:.0%} to {r["high"]:.0%})', r['answered'], r['found'], f'{r["size"]:.1f}')
             for c, r in m['classes'].items()]
-    return out + _table(['true class', 'photographs', 'not excluded', 'named alone', 'most likely', 'classes left, mean'], rows)
+    return out + ['', markdown_table(['true class', 'photographs', 'not excluded', 'named alone', 'most likely', 'classes left, mean'], rows), '']
 
 # %% ../../nbs/serve/10_card.ipynb #25e50e72
 def bundle_card(
@@ -117,7 +114,7 @@ def _how_good(config, title):
                            else f'{cross["per_class_recall"][c]:.0%} of {cross["per_class_n"][c]}')
         rows = [(title[c], *(f'{v:g}' for v in r), found(c)) for c, r in zip(cross['classes'], cross['confusion_matrix'])]
         out += [text, '', 'Photographs, each shared out over the answers to its copies:',
-                *_table(['true class', *(f'said {title[c]}' for c in cross['classes']), 'found'], rows)]
+                '', markdown_table(['true class', *(f'said {title[c]}' for c in cross['classes']), 'found'], rows), '']
     if m.get('before'): out += [better_text(m['before']), '']
     split = next((k for k in ('test', 'valid') if isinstance(m.get(k), dict)), None)
     if split and isinstance(m[split].get('accuracy'), float):
@@ -140,7 +137,7 @@ def _data(config, title):
         shared = any(leak.get(k) for k in ('test_seen_in_train', 'valid_seen_in_train', 'test_seen_in_valid'))
         out += [f'Grouping: {how}; ' + ('the splits share some of them, see below.' if shared
                                         else 'all files of a photograph are in one split.')]
-        out += _table(['class', 'photographs'], [(title.get(c, c), n) for c, n in leak['distinct'].items()])
+        out += ['', markdown_table(['class', 'photographs'], [(title.get(c, c), n) for c, n in leak['distinct'].items()]), '']
     return out + [f'- {_sentence(w)}' for w in config.get('warnings') or []]
 
 # %% ../../nbs/serve/10_card.ipynb #9db0e0aa

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np, torch
 
 from ..act.start import net_of,open_weights,told_net
+from ..act.weights import Stored
 from ..data.folder import pictures_below
 from ..data.imaging import Preprocess
 from ..act.fuse import compare,fuse
@@ -64,15 +65,13 @@ def _preprocess_of(pictures, size, crop_pct):
 
 # %% ../../nbs/serve/13_deploy.ipynb #83fe4919
 def source_of_file(
-    src:Path, # file of weights
+    stored:Stored, # of `open_weights`
     args, # of the command line: arch, classes and `OPTIONS`
-    key:str=None, # see `read_weights`
     crop_pct:float=None, # None: what the file says
     classes:list=None, # names, where neither the file nor the command line says them
 )->Source:
     "The net of a file of weights, which says what net it is of, or the options do. Raises `ValueError`."
-    stored = open_weights(src, key)
-    pictures,spec = stored.pictures or {},stored.net_spec or {}
+    src,pictures,spec = stored.file,stored.pictures or {},stored.net_spec or {}
     classes = class_names(args.classes) if args.classes else pictures.get('classes') or classes
     if not classes: raise BundleError(f'{src} does not say what its classes are: name them with --classes')
     if args.arch: model = told_net(stored, args.arch, len(classes), **{k: getattr(args, k) for k in OPTIONS})
@@ -84,7 +83,6 @@ def source_of_file(
     fused = getattr(model, 'fuse_plan', None) is not None
     return Source(None if fused else model, model if fused else None, _preprocess_of(pictures, size, crop_pct), classes, {})
 
-
 # %% ../../nbs/serve/13_deploy.ipynb #138fdd88
 def open_source(
     args, # of the command line: source, arch, classes and `OPTIONS`
@@ -92,7 +90,7 @@ def open_source(
     "The nets of a run folder, a bundle or a file of weights. Raises `ValueError`."
     src = Path(args.source)
     if not src.exists(): raise BundleError(f'{src} does not exist')
-    return _of_folder(src) if src.is_dir() else source_of_file(src, args)
+    return _of_folder(src) if src.is_dir() else source_of_file(open_weights(src), args)
 
 # %% ../../nbs/serve/13_deploy.ipynb #44b44b2e
 def _data_path(config):

@@ -95,7 +95,7 @@ def load_checkpoint(
 
 def open_net(
     cfg:TrainConfig, # resolved
-    path, # file of weights
+    path, # file of weights, or what `open_weights` gave
     n:int, # classes
 ):
     "The net of a file: the one that the file says it is of, else that of the settings. Raises `WeightsError`, `TrainError`."
@@ -104,7 +104,7 @@ def open_net(
     model = lslu_model(cfg.model, n, deploy=True, **net_args(cfg)) if cfg.deploy else build_model(cfg, n) # deploy: only of a VanillaNet
     report = start_from(model, stored, prefix=cfg.model_prefix)
     say(report)
-    if report.fresh: raise TrainError(f'{path} is of a net with other classes than the {n} of {cfg.data_path}')
+    if report.fresh: raise TrainError(f'{stored.file} is of a net with other classes than the {n} of {cfg.data_path}')
     return model.eval()
 
 # %% ../../nbs/train/14_one.ipynb #1a56a12a
