@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['replacing', 'write_text', 'write_table', 'read_table', 'markdown_table', 'whole_folder', 'check_kind', 'shown',
-           'open_streams', 'one_line', 'sha256_of']
+           'open_streams', 'command', 'one_line', 'sha256_of']
 
 # %% ../nbs/00_files.ipynb #f1a00003
 import csv, hashlib, io, os, shutil, sys
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from functools import wraps
 from pathlib import Path
 
 # %% ../nbs/00_files.ipynb #f1a00005
@@ -114,6 +115,27 @@ def open_streams():
     "Make standard output and errors take any text, with what they can't hold escaped; for the `main` of a command"
     for f in (sys.stdout, sys.stderr):
         if hasattr(f, 'reconfigure'): f.reconfigure(errors='backslashreplace')
+
+# %% ../nbs/00_files.ipynb #c0mmand1
+def command(
+    name:str, # of the command
+    *more, # classes of errors that a person can mend, beside `ValueError` and `OSError`
+    stopped:str='interrupted', # what is said of what Ctrl-C leaves behind
+): # a decorator
+    "A `main` whose errors become one sentence and an exit code: 2, or 130 where it was stopped; who stops reading its output ends it, too"
+    def decorate(main):
+        @wraps(main)
+        def run(argv=None):
+            try: return main(argv)
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                return 0
+            except KeyboardInterrupt: text, code = stopped, 130
+            except (ValueError, OSError, *more) as e: text, code = shown(one_line(e, None)), 2
+            print(f'{name}: {text}', file=sys.stderr)
+            return code
+        return run
+    return decorate
 
 # %% ../nbs/00_files.ipynb #f1a00020
 def one_line(

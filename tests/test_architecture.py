@@ -10,9 +10,9 @@ import pytest
 
 root = Path(__file__).resolve().parent.parent
 package = root / 'silkworm_app'
-ABOVE = dict(files=set(), act=set(), data=set(), serve={'act', 'data'}, train={'act', 'data', 'serve'})
-for room in ABOVE: ABOVE[room] = ABOVE[room] | ({'files'} if room != 'files' else set())
-ABOVE['figures'] = {'files', 'act', 'data', 'serve', 'train'}
+ABOVE = dict(files=set(), clock=set(), act=set(), data=set(), serve={'act', 'data'}, train={'act', 'data', 'serve'})
+for room in set(ABOVE) - {'files', 'clock'}: ABOVE[room] |= {'files', 'clock'}
+ABOVE['figures'] = {'files', 'clock', 'act', 'data', 'serve', 'train'}
 ABOVE['plot'] = ABOVE['figures'] | {'figures'}
 ABOVE['cli'] = ABOVE['plot'] | {'plot'}
 ABOVE['lab'] = ABOVE['cli'] | {'cli'}

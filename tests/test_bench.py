@@ -6,7 +6,8 @@ import torch
 
 from silkworm_app.act.lslu import LSLU
 from silkworm_app.lab.bench import main, run_bench
-from silkworm_app.lab.timing import StepLSLU, in_turns, layer_arms, net_arms, saved_bytes, stats_of, step_by_step
+from silkworm_app.clock import in_turns
+from silkworm_app.lab.timing import StepLSLU, layer_arms, net_arms, saved_bytes, stats_of, step_by_step
 
 
 def grads(model, x):

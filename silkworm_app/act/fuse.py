@@ -6,16 +6,17 @@
 __all__ = ['FuseError', 'FuseReport', 'fuse', 'fuse_like', 'Comparison', 'compare']
 
 # %% ../../nbs/act/10_fuse.ipynb #0c30194e
-import copy,json,statistics,time
+import copy,json
 from dataclasses import asdict,dataclass,field
 from functools import cache
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from timm.layers import Conv2dSame
+from ..clock import median_seconds
 from .lslu import LSLU,ClampedLine,FusedLSLU
 from .places import first_run,sizes
-from .trace import Trace,eval_mode,tensors
+from .trace import Trace,deviation,eval_mode,tensors
 from .vanillanet import VanillaNet,count_ops
 
 # %% ../../nbs/act/10_fuse.ipynb #826a30c9
@@ -210,16 +211,11 @@ class FuseReport:
 
 _TOL = {torch.float64: 1e-9, torch.float32: 1e-3}
 
-# %% ../../nbs/act/10_fuse.ipynb #a2d9500e
-def _diff(a, b):
-    a,b = (torch.cat([t.double().flatten() for t in tensors(o)]) for o in (a, b))
-    return ((a - b).abs().max()/b.abs().max().clamp_min(1e-300)).item() if a.shape == b.shape else float('inf')
-
 # %% ../../nbs/act/10_fuse.ipynb #d3f5f00c
 def _rounding(model, x, y):
     "How far the output of `model` moves when the last bit of its input does: no change of order of its sums can be told from that"
     up = torch.rand(x.shape, generator=torch.Generator().manual_seed(1)).to(x) < .5
-    with torch.no_grad(): return _diff(model(torch.where(up, x*(1 + torch.finfo(x.dtype).eps), x)), y)
+    with torch.no_grad(): return deviation(model(torch.where(up, x*(1 + torch.finfo(x.dtype).eps), x)), y)
 
 # %% ../../nbs/act/10_fuse.ipynb #0862f774
 def _exactly(model, find, x, y):
@@ -229,7 +225,7 @@ def _exactly(model, find, x, y):
     def same(m):
         if not all(t.isfinite().all() for t in tensors(y)): return True
         try:
-            with torch.no_grad(): d = _diff(m(x), y)
+            with torch.no_grad(): d = deviation(m(x), y)
             return d <= _TOL.get(x.dtype, .05) or d <= 20*rounding()
         except Exception: return False  # a step that breaks the net is taken back like one that changes it
     steps,kept = find(model)
@@ -283,7 +279,7 @@ def fuse(
     by = lambda *ops: [s['module'] for s in plan if s['op'] in ops]
     report.own,report.folded,report.absorbed = by(*_OWN),by('fold_bn'),by('absorb')
     _layout(model, channels_last)
-    with torch.no_grad(): report.error = _diff(model(x), y)
+    with torch.no_grad(): report.error = deviation(model(x), y)
     model.fuse_plan,model.fuse_report = dict(version=1, steps=plan),report
     return model
 
@@ -318,18 +314,6 @@ class Comparison:
                 f'parameters {self.params[0]:,} -> {self.params[1]:,}, multiply-adds {self.ops[0]:,} -> {self.ops[1]:,}, '
                 f'{self.latency_ratio:.2f} times as fast')
 
-# %% ../../nbs/act/10_fuse.ipynb #57de2237
-def _seconds(models, x, budget=1.):
-    "Median time of each, taken in turns"
-    times,end = [[] for _ in models],time.perf_counter()+budget
-    sync = torch.cuda.synchronize if x.is_cuda else lambda: None
-    while len(times[0]) < 3 or time.perf_counter() < end and len(times[0]) < 50:
-        for m,ts in zip(models, times):
-            sync(); start = time.perf_counter()
-            m(x)
-            sync(); ts.append(time.perf_counter()-start)
-    return [statistics.median(ts) for ts in times]
-
 # %% ../../nbs/act/10_fuse.ipynb #e10d3a0f
 @torch.no_grad()
 def compare(
@@ -349,6 +333,7 @@ def compare(
             same,n = same+int((y.flatten(1).argmax(1) == z.flatten(1).argmax(1)).sum()),n+len(x)
         if n == 0: raise ValueError('compare: there is no picture to compare on')
         (p,o),(pf,of) = count_ops(model, first),count_ops(fused, first)
-        t,tf = _seconds((model, fused), first, seconds)
-        one = _seconds((model, fused), first[:1], seconds/4)
+        sync = torch.cuda.synchronize if first.is_cuda else lambda: None
+        run = lambda x, s: median_seconds([lambda: model(x), lambda: fused(x)], 50, 0, s, sync)
+        (t,tf),one = run(first, seconds),run(first[:1], seconds/4)
     return Comparison(worst/max(top, 1e-300), same/n, n, (p,pf), (o,of), t/tf, tuple(round(1000*s, 4) for s in one))

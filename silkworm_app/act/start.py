@@ -16,8 +16,9 @@ from torch import nn
 from . import vanillanet
 from .convert import convert_lslu
 from .norms import has_stats,undo_norms
-from .patch import NetSpec,batches,deviation,eval_out,how_far,exact_start,identity_series,is_vanillanet,lslu_model,lslus
+from .patch import NetSpec,batches,eval_out,how_far,exact_start,identity_series,is_vanillanet,lslu_model,lslus
 from .places import arch_of,net_cfg,noise,sizes
+from .trace import deviation
 from .weights import Stored,WeightsError,fit_names,read_weights
 from .fuse import fuse_like
 from .lslu import LSLU

@@ -6,7 +6,7 @@
 __all__ = ['main']
 
 # %% ../../nbs/data/12_cli.ipynb #da7a0003
-import argparse, json, os, sys
+import argparse, json
 from pathlib import Path
 
 from .audit import audit_html, audit_scan, audit_text
@@ -15,7 +15,7 @@ from .crop import crop
 from .folder import DataError, Scan, opened
 from .merge import merge
 from .prepare import prepare
-from ..files import one_line, shown, write_text
+from ..files import command, shown, write_text
 
 # %% ../../nbs/data/12_cli.ipynb #7823da71
 _level = dict(default='auto', choices=('auto', 'hash', 'copies'),
@@ -136,15 +136,11 @@ def _run_cifar(args):
     return 0
 
 # %% ../../nbs/data/12_cli.ipynb #cbd305f9
+@command('silkworm-data', stopped='interrupted; nothing half-made is left, run it again')
 def main(
     argv:list=None # default: the command line
 )->int: # exit code
     "silkworm-data: audit, prepare, crop, cifar10, cifar100."
     args = _parser().parse_args(argv)
-    try:
-        if getattr(args, 'workers', None) is not None and args.workers < 1:
-            raise DataError(f'--workers must be 1 or more, not {args.workers}')
-        return {'audit': _run_audit, 'prepare': _run_prepare, 'crop': _run_crop}.get(args.what, _run_cifar)(args)
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1); return 0
-    except KeyboardInterrupt: print('silkworm-data: interrupted; nothing half-made is left, run it again', file=sys.stderr); return 130
-    except (ValueError, OSError) as e: print(f'silkworm-data: {shown(one_line(e, None))}', file=sys.stderr); return 2
+    if getattr(args, 'workers', None) is not None and args.workers < 1: raise DataError(f'--workers must be 1 or more, not {args.workers}')
+    return {'audit': _run_audit, 'prepare': _run_prepare, 'crop': _run_crop}.get(args.what, _run_cifar)(args)

@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 
 from silkworm_app.act.fuse import fuse
 from silkworm_app.act.lslu import reference_series, series, series_sum
+from silkworm_app.clock import in_turns
 from silkworm_app.figures import save_figure
-from silkworm_app.files import markdown_table, one_line, write_text
+from silkworm_app.files import command, markdown_table, one_line, write_text
 from silkworm_app.lab.kernels import to_triton, triton
-from silkworm_app.lab.timing import (in_turns, layer_arms, machine, net_arms, onnx_runner, peak_allocated, peak_growth,
+from silkworm_app.lab.timing import (layer_arms, machine, net_arms, onnx_runner, peak_allocated, peak_growth,
                                      saved_bytes, stats_of, there_anyway, train_step)
 from silkworm_app.train.learner import keep_memory
 
@@ -52,7 +53,8 @@ def _rows(section, what, times, against):
 def _timed(o, section, what, arms, base='definition', warm=2, share=1):
     "Rows of the arms that were asked for, and of the one that ratios are taken against"
     arms = {k: v for k,v in arms.items() if k == base or not o.arms or k in o.arms}
-    return _rows(section, what, in_turns(arms, o.rounds, warm, o.budget/share, o.device, o.clock), base)
+    sync = torch.cuda.synchronize if _on_gpu(o) else lambda: None
+    return _rows(section, what, in_turns(arms, o.rounds, warm, o.budget/share, sync, o.clock), base)
 
 def _kept(section, what, arm, f, model, x, digits):
     model.train()
@@ -312,6 +314,7 @@ def _run(args):
     return 0
 
 # %% ../../nbs/lab/03_bench.ipynb #a242d17e
+@command('silkworm-bench', RuntimeError, stopped='interrupted, nothing written')
 def main(
     argv:list=None, # default: the command line
 )->int: # exit status
@@ -321,13 +324,7 @@ def main(
     for k in ('rounds', 'threads'):
         n = getattr(args, k)
         if n is not None and n < 1: p.error(f'--{k} must be 1 or more, not {n}')
-    try: return _run(args)
-    except KeyboardInterrupt:
-        print('silkworm-bench: interrupted, nothing written', file=sys.stderr)
-        return 1
-    except (ValueError, OSError, RuntimeError) as e:
-        print(f'silkworm-bench: {one_line(e, None)}', file=sys.stderr)
-        return 2
+    return _run(args)
 
 # %% ../../nbs/lab/03_bench.ipynb #a4c9d7a6
 if __name__ == '__main__': sys.exit(main())

@@ -13,9 +13,10 @@ from pathlib import Path
 import timm, torch, torch.nn.functional as F
 from torch import nn
 
-from ..files import markdown_table, one_line, read_table, write_table, write_text
+from ..files import command, markdown_table, one_line, read_table, write_table, write_text
 from ..act.fuse import fuse,fuse_like
 from ..act.patch import lslu_model,lslus,rebuild_model
+from ..act.trace import deviation
 
 # %% ../../nbs/lab/01_coverage.ipynb #c936c061
 _SOURCES = 'tf|tv|gluon|legacy|ssl|swsl|ig|jx|adv|ens|dm|wide|ese|sam2'  # say where weights come from, not what a net is
@@ -86,8 +87,6 @@ def randomise(
 # %% ../../nbs/lab/01_coverage.ipynb #531a5edf
 def _out(o): return o if isinstance(o, torch.Tensor) else o[0]
 
-def _error(a, b): return ((a - b).abs().max()/b.abs().max()).item()
-
 def _size(arch):
     "Picture sizes to try: small ones, or the net's own where it is fixed"
     cfg = timm.get_pretrained_cfg(arch)
@@ -138,8 +137,8 @@ def check_family(
         step = 'fuse'
         fused = fuse(net)
         with torch.no_grad():
-            row['fuse_error'] = _error(_out(fused(x)), y)
-            row['rounding'] = _error(_out(net(torch.where(torch.rand(x.shape, generator=g) < .5, x*(1 + 2**-52), x))), y)
+            row['fuse_error'] = deviation(fused(x), y)
+            row['rounding'] = deviation(net(torch.where(torch.rand(x.shape, generator=g) < .5, x*(1 + 2**-52), x)), y)
         tol = max(1e-10, 10*row['rounding'])
         row['bn_before'],row['bn_after'] = (sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in o.modules()) for o in (net, fused))
         if lslus(fused): raise ValueError(f'{len(lslus(fused))} LSLUs left')
@@ -153,11 +152,11 @@ def check_family(
         step = 'fused round trip'
         again = fuse_like(rebuild_model(cfg), json.loads(json.dumps(fused.fuse_plan))).double().eval()
         again.load_state_dict(fused.state_dict(), strict=True)
-        with torch.no_grad(): yf = _out(fused(x)); row['reload_error'] = _error(_out(again(x)), yf)
+        with torch.no_grad(): yf = fused(x); row['reload_error'] = deviation(again(x), yf)
         if not row['reload_error'] <= tol/100: raise ValueError(f'relative error {row["reload_error"]:.1e}')
         if export:
             step = 'torch.export'
-            with torch.no_grad(): row['export_error'] = _error(_out(torch.export.export(fused, (x,)).module()(x)), yf)
+            with torch.no_grad(): row['export_error'] = deviation(torch.export.export(fused, (x,)).module()(x), yf)
             if not row['export_error'] <= tol: raise ValueError(f'relative error {row["export_error"]:.1e}')
         row['outcome'] = 'ok'
         if tol > 1e-10: row['outcome'] += f', ill-conditioned: the last bit of the input moves the output by {row["rounding"]:.0e}'
@@ -253,6 +252,7 @@ def coverage(
     return [have[o] for o in sorted(have)]
 
 # %% ../../nbs/lab/01_coverage.ipynb #d5a35ef6
+@command('coverage', stopped='interrupted; the same command goes on')
 def main(args=None):
     "`python -m silkworm_app.lab.coverage`"
     p = argparse.ArgumentParser(prog='python -m silkworm_app.lab.coverage',
@@ -266,11 +266,10 @@ def main(args=None):
     a = p.parse_args(args)
     if a.one:
         torch.set_num_threads(1)
-        return print(json.dumps(check_family(a.one)))
-    try: coverage(a.out, a.families, a.redo, a.timeout, a.memory)
-    except ValueError as e:
-        print(e, file=sys.stderr)
-        sys.exit(2)
+        print(json.dumps(check_family(a.one)))
+        return 0
+    coverage(a.out, a.families, a.redo, a.timeout, a.memory)
+    return 0
 
 # %% ../../nbs/lab/01_coverage.ipynb #ad094233
-if __name__ == '__main__': main()
+if __name__ == '__main__': sys.exit(main())

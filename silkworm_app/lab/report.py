@@ -7,7 +7,7 @@ __all__ = ['LATENCY', 'paired', 'by_seed', 'summary', 'table', 'plot_results', '
            'measure_latency', 'chosen', 'latency_table', 'plot_latency', 'report', 'main']
 
 # %% ../../nbs/lab/05_report.ipynb #4661139d
-import argparse, hashlib, json, statistics, sys
+import argparse, hashlib, json, statistics
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from ..figures import save_figure
-from ..files import markdown_table, one_line, read_table, write_table, write_text
+from ..files import command, markdown_table, read_table, write_table, write_text
 from ..act.fuse import fuse
 from .grid import Grid, GridError, make_model, read_grid, read_results, rows_of, run_grid, run_id, setting
 from .timing import latency, machine
@@ -294,6 +294,7 @@ def _parser():
     return p
 
 # %% ../../nbs/lab/05_report.ipynb #14c25f87
+@command('silkworm-experiment', stopped='interrupted; the same command goes on')
 def main(
     argv:list=None, # default: the command line
 )->int: # exit code
@@ -301,15 +302,10 @@ def main(
     p = _parser()
     args = p.parse_args(argv)
     if args.procs < 1: p.error(f'--procs must be 1 or more, not {args.procs}')
-    try:
-        grid = read_grid(args.grid)
-        out = Path(args.out or f'runs/{grid.name}')
-        if args.report: rows = rows_of(grid, read_results(out/'results.csv'))
-        else: rows = run_grid(grid, out, args.procs, args.source, args.max_runs, lambda s: print(s, flush=True))
-        if rows and grid.latency: measure_latency(grid, rows, out)
-        if rows: print(report(grid, out))
-        return 0 if len(rows) == len(grid.runs) else 1
-    except KeyboardInterrupt: code, text = 1, 'interrupted; the same command goes on'
-    except (ValueError, OSError) as e: code, text = 2, one_line(e, None)
-    print(f'silkworm-experiment: {text}', file=sys.stderr)
-    return code
+    grid = read_grid(args.grid)
+    out = Path(args.out or f'runs/{grid.name}')
+    if args.report: rows = rows_of(grid, read_results(out/'results.csv'))
+    else: rows = run_grid(grid, out, args.procs, args.source, args.max_runs, lambda s: print(s, flush=True))
+    if rows and grid.latency: measure_latency(grid, rows, out)
+    if rows: print(report(grid, out))
+    return 0 if len(rows) == len(grid.runs) else 1

@@ -20,6 +20,7 @@ from ..data.diseases import silkworm_info
 from ..data.imaging import Preprocess, open_image
 from ..data.copies import copy_groups
 from ..act.fuse import compare, fuse
+from ..clock import median_seconds
 from ..files import check_kind, one_line, whole_folder
 from ..act.curves import describe_acts, layer_curves
 from .advice import trust_warnings
@@ -31,7 +32,7 @@ from .format import BUNDLE_FILES, BUNDLE_FORMAT, BundleError, check_kwargs, file
 from .load import load_bundle
 from .metrics import agreement
 from .net import Predictor, save_onnx
-from .onnx import BasePredictor, median_seconds
+from .onnx import BasePredictor
 from .trust import Trust
 from .unlike import picture_stats
 

@@ -78,7 +78,8 @@ def answers_text(
     if rows: out += ['', markdown_table(['answer', 'right', 'in the long run'], rows), '']
     rows = [(t(c), r['n'], f'{r["kept"]} ({r["low"]:.0%} to {r["high"]:.0%})', r['answered'], r['found'], f'{r["size"]:.1f}')
             for c, r in m['classes'].items()]
-    return out + ['', markdown_table(['true class', 'photographs', 'not excluded', 'named alone', 'most likely', 'classes left, mean'], rows), '']
+    head = 'true class', 'photographs', 'not excluded', 'named alone', 'most likely', 'classes left, mean'
+    return out + ['', markdown_table(head, rows), '']
 
 # %% ../../nbs/serve/10_card.ipynb #25e50e72
 def bundle_card(

@@ -23,7 +23,7 @@ from .format import BundleError
 from .load import bundle_folder,load_bundle
 from .metrics import agreement
 from .net import Predictor,save_torch_export
-from ..files import one_line
+from ..files import command
 
 # %% ../../nbs/serve/13_deploy.ipynb #00b1cce1
 @dataclass
@@ -191,13 +191,9 @@ def fuse_parser()->argparse.ArgumentParser:
     return p
 
 # %% ../../nbs/serve/13_deploy.ipynb #5d4e0a86
+@command('silkworm-fuse', RuntimeError)
 def fuse_main(
     argv:list=None # default: the command line
 )->int: # exit code
     "silkworm-fuse: a deployable model, and the proof that it is the trained one."
-    args = fuse_parser().parse_args(argv)
-    try: return deploy(args)
-    except ModuleNotFoundError: raise
-    except (ValueError, OSError, RuntimeError) as e:
-        print(f'silkworm-fuse: {one_line(e, None)}', file=sys.stderr)
-        return 2
+    return deploy(fuse_parser().parse_args(argv))

@@ -101,7 +101,8 @@ def hardly_found(
 )->list: # sentences
     """That a net gives all pictures one answer, though they are of several classes; else the classes of which less than half was found, and
     those that nobody tested: a good accuracy says nothing about them"""
-    recall, n, cm = metrics['per_class_recall'], {c: round(v) for c, v in metrics['per_class_n'].items()}, np.array(metrics['confusion_matrix'])
+    recall, n = metrics['per_class_recall'], {c: round(v) for c, v in metrics['per_class_n'].items()}
+    cm = np.array(metrics['confusion_matrix'])
     if (cm.sum(0) > 0).sum() == 1 < (cm.sum(1) > 0).sum():
         return [f'the net says {list(recall)[int(cm.sum(0).argmax())]} to every picture, so it has learned nothing that can be used: more '
                 'epochs, another learning rate, a pretrained net (--pretrained), or more pictures are needed']

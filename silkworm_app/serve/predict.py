@@ -6,11 +6,11 @@
 __all__ = ['list_files', 'predict_main']
 
 # %% ../../nbs/serve/22_predict.ipynb #a2175fef
-import argparse, os, sys
+import argparse, sys
 from pathlib import Path
 
 from ..data.folder import pictures_below
-from ..files import shown, write_text
+from ..files import command, shown, write_text
 from .advice import trust_warnings
 from .load import open_predictor
 from .page.answers import UNUSABLE, as_dict, count_rows, photo_day, to_csv
@@ -70,6 +70,7 @@ def _counted(rows):
     return '\n'.join([f'{len(rows)} files: {said(total)}', *parts])
 
 # %% ../../nbs/serve/22_predict.ipynb #e723693b
+@command('silkworm-predict')
 def predict_main(
     argv:list=None # default: the command line
 )->int: # exit code
@@ -78,23 +79,16 @@ def predict_main(
     args = p.parse_args(argv)
     if args.topk < 0: p.error(f'--topk must be 0 or more, not {args.topk}')
     if args.risk is not None and not 0 < args.risk <= .5: p.error(f'--risk must lie above 0 and up to 0.5, not {args.risk:g}')
-    try:
-        if args.csv and not Path(args.csv).absolute().parent.is_dir(): raise ValueError(f'the folder of --csv {args.csv} does not exist')
-        files, skipped = list_files(args.files)
-        if not files: raise ValueError(f'no pictures in {", ".join(args.files)}')
-        predictor = open_predictor(args.bundle, args.backend, args.risk)
-        for w in trust_warnings(predictor.trust): print(f'silkworm-predict: {w}', file=sys.stderr)
-        rows = []
-        try: _report(predictor, files, args.topk, rows)
-        finally: # what was answered is kept, however it ends
-            if args.csv and rows: write_text(args.csv, to_csv(rows, predictor.classes), 'utf-8-sig')
-        bad = any(r['error'] for r in rows)
-        more = f', {skipped} other files in folders skipped' if skipped else ''
-        if len(files) > 1 or bad: print(f'{_counted(rows)}{more} ({predictor.backend})', file=sys.stderr)
-        return int(bad)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
-    except (ValueError, OSError) as e:
-        print(f'silkworm-predict: {" ".join(shown(e).split())}', file=sys.stderr)
-        return 2
+    if args.csv and not Path(args.csv).absolute().parent.is_dir(): raise ValueError(f'the folder of --csv {args.csv} does not exist')
+    files, skipped = list_files(args.files)
+    if not files: raise ValueError(f'no pictures in {", ".join(args.files)}')
+    predictor = open_predictor(args.bundle, args.backend, args.risk)
+    for w in trust_warnings(predictor.trust): print(f'silkworm-predict: {w}', file=sys.stderr)
+    rows = []
+    try: _report(predictor, files, args.topk, rows)
+    finally: # what was answered is kept, however it ends
+        if args.csv and rows: write_text(args.csv, to_csv(rows, predictor.classes), 'utf-8-sig')
+    bad = any(r['error'] for r in rows)
+    more = f', {skipped} other files in folders skipped' if skipped else ''
+    if len(files) > 1 or bad: print(f'{_counted(rows)}{more} ({predictor.backend})', file=sys.stderr)
+    return int(bad)

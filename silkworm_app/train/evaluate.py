@@ -16,10 +16,10 @@ from ..act.start import open_weights
 from ..act.weights import Stored, save_weights
 from ..data.diseases import canonical_name
 from ..data.folder import DataError
-from ..data.imaging import ImageError, Preprocess
+from ..data.imaging import Preprocess
 from ..data.loaders import test_loader
 from ..data.splits import Splits, find_splits
-from ..files import one_line, write_text
+from ..files import command, write_text
 from ..serve.deploy import add_net_options, source_of_file
 from ..serve.load import load_bundle
 from ..serve.metrics import agreement, evaluate_probs, hardly_found, metrics_report
@@ -63,7 +63,8 @@ def _of_run(run, weights, key):
     cfg.model_key = key or cfg.model_key
     model = open_net(cfg, weights, len(classes))
     file = weights.file if isinstance(weights, Stored) else weights
-    return {'unfused': Predictor(model, classes, pre), **_of_bundle(run.bundle)} if config and file == run.best else _both(model, classes, pre)
+    if not config or file != run.best: return _both(model, classes, pre)
+    return {'unfused': Predictor(model, classes, pre)} | _of_bundle(run.bundle)
 
 # %% ../../nbs/train/15c_evaluate.ipynb #8ebbeb69
 def _of_bundle(src):
@@ -205,7 +206,12 @@ def _parser():
     return p
 
 # %% ../../nbs/train/15c_evaluate.ipynb #3bca397b
-def _evaluate(args):
+@command('silkworm-evaluate')
+def main(
+    argv:list=None # default: the command line
+)->int: # exit code
+    "silkworm-evaluate: see --help."
+    args = _parser().parse_args(argv)
     models, run = open_models(args), find_run(args.model)
     classes = next(iter(models.values())).classes
     if args.data is None and not run: raise ValueError('name the pictures with --data')
@@ -214,15 +220,4 @@ def _evaluate(args):
     for m in models.values(): m.bs = args.batch_size
     res = report({k: m.logits(pics) for k, m in models.items()}, y, classes, pics, args.model, splits, split)
     if args.json: write_text(args.json, json.dumps(res, indent=1))
-
-# %% ../../nbs/train/15c_evaluate.ipynb #5ff19b2e
-def main(
-    argv:list=None # default: the command line
-)->int: # exit code
-    "silkworm-evaluate: see --help."
-    args = _parser().parse_args(argv)
-    try: _evaluate(args)
-    except (ValueError, OSError, ImageError) as e:
-        print(f'silkworm-evaluate: {one_line(e, None)}', file=sys.stderr)
-        return 2
     return 0

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ...clock import median_seconds
 from ...data.imaging import ImageError, open_image, thumb_uri
 from ..advice import collect_next, trust_warnings
-from ..onnx import median_seconds
 from ..reasons import Reason
 
 # %% ../../../nbs/serve/15_page_answers.ipynb #ff6455ab

@@ -6,11 +6,11 @@
 __all__ = ['ORT_WEB', 'ort_web', 'page_words', 'page_model', 'export_web', 'main']
 
 # %% ../../../nbs/serve/21_page_export.ipynb #a4b9ce3c
-import argparse, hashlib, json, os, shutil, subprocess, sys, tarfile, tempfile
+import argparse, hashlib, json, os, shutil, subprocess, tarfile, tempfile
 from pathlib import Path
 
 from ...data.memory import cache_folder
-from ...files import check_kind, one_line, replacing, whole_folder
+from ...files import check_kind, command, one_line, replacing, whole_folder
 from ..format import BundleError
 from ..load import open_predictor
 from ..onnx import OnnxPredictor, pack_arrays
@@ -148,6 +148,7 @@ def export_web(
     return dest
 
 # %% ../../../nbs/serve/21_page_export.ipynb #410ad626
+@command('silkworm-app')
 def main(
     argv:list=None, # default: the command line
 )->int: # exit code
@@ -160,10 +161,7 @@ def main(
     p.add_argument('--risk', type=float, help='part of the photographs of each class that may lose it (default: as the bundle was saved)')
     p.add_argument('--title', help='title of the page')
     args = p.parse_args(argv)
-    try: dest = export_web(args.bundle, args.dest, args.ort_web, args.risk, args.title)
-    except (ValueError, OSError) as e:
-        print(f'silkworm-app: {one_line(e)}', file=sys.stderr)
-        return 2
+    dest = export_web(args.bundle, args.dest, args.ort_web, args.risk, args.title)
     size = sum(f.stat().st_size for f in dest.rglob('*') if f.is_file())
     print(f'{dest}  {size / 1e6:.1f} MB\nPut it on any web space with https and open it there once: then it works without a network.\n'
           f'To try it here: python -m http.server --bind 127.0.0.1 --directory {dest} 8000, then http://127.0.0.1:8000')

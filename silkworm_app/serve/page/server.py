@@ -7,7 +7,7 @@ __all__ = ['SUFFIXES', 'FONTS', 'find_examples', 'theme', 'read_login', 'check_p
            'wait', 'fastest', 'parser', 'main', 'open_bundle']
 
 # %% ../../../nbs/serve/20_page_server.ipynb #1867313b
-import argparse, errno, os, signal, socket, sys, tempfile, threading, time
+import argparse, errno, os, signal, socket, tempfile, threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,10 @@ import gradio as gr, numpy as np
 from starlette.middleware import Middleware
 
 # %% ../../../nbs/serve/20_page_server.ipynb #298d6f01
+from ...clock import median_seconds
+from ...files import command
 from ..format import read_config
 from ..load import bundle_folder, load_bundle
-from ..onnx import median_seconds
 from . import html
 from .answers import MAX_MB, answer, load_picture
 from .collect import Store
@@ -244,35 +245,33 @@ def parser()->argparse.ArgumentParser:
     return p
 
 # %% ../../../nbs/serve/20_page_server.ipynb #57990e06
+@command('app.py')
 def main(
     argv:list=None, # default: the command line
-):
+)->int: # exit code
     "app.py: serve a bundle."
     args = parser().parse_args(argv)
     os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
     os.environ.setdefault('HF_HUB_OFFLINE', '1')
-    try:
-        if args.workers < 1 or args.queue_size < 1: raise ValueError('--workers and --queue-size must be at least 1')
-        if args.examples and not Path(args.examples).is_dir(): raise ValueError(f'--examples: {args.examples} is not a folder')
-        if args.risk is not None and not 0 < args.risk <= .5: raise ValueError(f'--risk must lie above 0 and up to 0.5, not {args.risk:g}')
-        root = args.root_path if args.root_path is not None else os.environ.get('GRADIO_ROOT_PATH') or None
-        if root and not root.startswith(('/', 'http://', 'https://')):
-            raise ValueError(f'--root_path must begin with a slash, as in /silk, not {root}')
-        folder, threads = bundle_folder(args.bundle), max(1, int(os.environ.get('OMP_NUM_THREADS') or os.cpu_count() or 1) // args.workers)
-        read_config(folder)
-        check_port(args.host, args.port)
-        store = Store(args.collect, args.collect_mb) if args.collect else None
-        predictor = open_bundle(folder, args.backend, threads, args.risk)
-        known = {Path(n).name: c for n, c in (predictor.config or {}).get('example_classes', {}).items()}
-        source = args.examples or folder / 'examples'
-        examples = find_examples(source, known, predictor) if Path(source).is_dir() else []
-        card = (folder / 'card.md').read_text(encoding='utf-8') if (folder / 'card.md').is_file() else ''
-        name = (folder.resolve().parent if folder.name == 'bundle' else folder.resolve()).name
-        serve(predictor, host=args.host, port=args.port, workers=args.workers, queue_size=args.queue_size, root_path=root,
-            examples=examples, card=card, title=args.title, lang=args.lang, name=name, store=store)
-    except (ValueError, OSError) as e:
-        print(f'app.py: {e}', file=sys.stderr)
-        sys.exit(2)
+    if args.workers < 1 or args.queue_size < 1: raise ValueError('--workers and --queue-size must be at least 1')
+    if args.examples and not Path(args.examples).is_dir(): raise ValueError(f'--examples: {args.examples} is not a folder')
+    if args.risk is not None and not 0 < args.risk <= .5: raise ValueError(f'--risk must lie above 0 and up to 0.5, not {args.risk:g}')
+    root = args.root_path if args.root_path is not None else os.environ.get('GRADIO_ROOT_PATH') or None
+    if root and not root.startswith(('/', 'http://', 'https://')):
+        raise ValueError(f'--root_path must begin with a slash, as in /silk, not {root}')
+    folder, threads = bundle_folder(args.bundle), max(1, int(os.environ.get('OMP_NUM_THREADS') or os.cpu_count() or 1) // args.workers)
+    read_config(folder)
+    check_port(args.host, args.port)
+    store = Store(args.collect, args.collect_mb) if args.collect else None
+    predictor = open_bundle(folder, args.backend, threads, args.risk)
+    known = {Path(n).name: c for n, c in (predictor.config or {}).get('example_classes', {}).items()}
+    source = args.examples or folder / 'examples'
+    examples = find_examples(source, known, predictor) if Path(source).is_dir() else []
+    card = (folder / 'card.md').read_text(encoding='utf-8') if (folder / 'card.md').is_file() else ''
+    name = (folder.resolve().parent if folder.name == 'bundle' else folder.resolve()).name
+    serve(predictor, host=args.host, port=args.port, workers=args.workers, queue_size=args.queue_size, root_path=root,
+        examples=examples, card=card, title=args.title, lang=args.lang, name=name, store=store)
+    return 0
 
 # %% ../../../nbs/serve/20_page_server.ipynb #0cbf0aec
 def open_bundle(
