@@ -24,7 +24,6 @@ from .serve.load import load_bundle
 def picture_figures(
     run, # run folder with a bundle
     data, # image folder with the classes of the run
-    n:int=400, # pictures looked at
 )->dict: # name -> figure
     """Selectivity (from activations, and from weights), Grad-CAM and top losses of a run's best net on the test pictures of a folder
     (on all where it has no splits); raises `ValueError`."""
@@ -33,7 +32,7 @@ def picture_figures(
     items = s.test or s.valid or s.train
     unknown = sorted({c for _, c in items} - set(p.classes))
     if unknown: raise ValueError(f'{data} has the class {unknown[0]}, which {run} does not know; its classes are {", ".join(p.classes)}')
-    items = [items[i] for i in np.random.default_rng(0).permutation(len(items))[:n]]
+    items = [items[i] for i in np.random.default_rng(0).permutation(len(items))[:400]]
     model = net_of(run / 'best.safetensors') if (run / 'best.safetensors').is_file() else p.model
     labels = np.array([p.classes.index(c) for _, c in items])
     batch = lambda i: torch.from_numpy(p.preprocess.batch([f for f, _ in items[i:i + 32]]))

@@ -17,9 +17,9 @@ from torch import nn
 
 from . import vanillanet  # also registers the VanillaNets with timm
 from .norms import has_stats,undo_norms
-from .places import arch_of,first_tensor,noise,triple
+from .places import arch_of,noise,triple
 from .plan import LSLUPlan,is_clamp,plan_lslu,where_name
-from .trace import deviation,eval_mode
+from .trace import deviation,eval_mode,tensors
 from .weights import find_weights
 from ..files import one_line
 from .lslu import LSLU
@@ -127,7 +127,7 @@ def batches(
     "The pictures in `calibrate`"
     p = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(1))
     if isinstance(calibrate, torch.Tensor): calibrate = [calibrate]
-    return [first_tensor(b).as_subclass(torch.Tensor).to(p.device, p.dtype) for b,_ in zip(calibrate, range(8))]
+    return [tensors(b)[0].as_subclass(torch.Tensor).to(p.device, p.dtype) for b,_ in zip(calibrate, range(8))]
 
 # %% ../../nbs/act/08_patch.ipynb #93540034
 def eval_out(
@@ -135,7 +135,7 @@ def eval_out(
     x:torch.Tensor, # pictures
 )->torch.Tensor:
     "What `model` gives for `x` in eval mode; its modes stay"
-    with eval_mode(model),torch.no_grad(): return first_tensor(model(x))
+    with eval_mode(model),torch.no_grad(): return tensors(model(x))[0]
 
 # %% ../../nbs/act/08_patch.ipynb #e2cc6c6c
 def how_far(

@@ -177,10 +177,9 @@ def _lists(r):
 
 # %% ../../nbs/data/10_audit.ipynb #5814cd4e
 def audit_text(
-    r:dict, # from `audit`
-    most:int=8 # lines per list
+    r:dict # from `audit`
 )->str:
-    "The report for a terminal"
+    "The report for a terminal, with up to eight lines a list"
     side = r['shorter_side']
     sizes = f'; shorter side {side["least"]} to {side["most"]} px, median {side["median"]}' if side else ''
     out = [r['source'], '', *(f'  * {h}' for h in headlines(r)), '', *_table(r), '']
@@ -191,8 +190,8 @@ def audit_text(
     if r['renamed']: out.append('known under another name: ' + ', '.join(f'{a} = {b}' for a, b in r['renamed'].items()))
     for title, rows in _lists(r):
         if not rows: continue
-        out += ['', f'{title} ({len(rows)}):', *(f'  {x}' for x in rows[:most])]
-        if len(rows) > most: out.append(f'  ... and {len(rows) - most} more (see --json)')
+        out += ['', f'{title} ({len(rows)}):', *(f'  {x}' for x in rows[:8])]
+        if len(rows) > 8: out.append(f'  ... and {len(rows) - 8} more (see --json)')
     return '\n'.join(out)
 
 # %% ../../nbs/data/10_audit.ipynb #127fbc56
@@ -201,9 +200,7 @@ def _spread(x, n): return x if len(x) <= n else [x[round(i * (len(x) - 1) / (n -
 # %% ../../nbs/data/10_audit.ipynb #dec89d88
 def audit_html(
     r:dict, # from `audit`
-    root, # folder of the pictures
-    most_groups:int=80, # groups shown
-    most_each:int=24 # pictures shown of each
+    root # folder of the pictures
 )->str:
     "The report as one self-contained page with thumbnails"
     conflict = {tuple(x) for x in r['conflicts']}
@@ -212,4 +209,4 @@ def audit_html(
     return page(
         'audit.html', r=r, headlines=headlines(r), classes=sorted({c for n in r['counts'].values() for c in n}), lists=lists,
         percent=_pct, kinds=_kinds, spread=_spread, thumb=lambda f: thumb_uri(Path(root)/f),
-        groups=[x for x in r['groups'] if tuple(x) not in conflict], most_groups=most_groups, most_each=most_each)
+        groups=[x for x in r['groups'] if tuple(x) not in conflict], most_groups=80, most_each=24)

@@ -36,15 +36,14 @@ class Found:
 
 
 def find_object(
-    im:Image.Image, # RGB
-    least:float=.3 # part of the picture that must be plain ground
+    im:Image.Image # RGB
 )->Found:
     "The single object on a plain ground"
     a = np.asarray(im)
     k = 256/max(a.shape[:2])
     small = cv2.resize(a, (max(16, round(a.shape[1]*k)), max(16, round(a.shape[0]*k))), interpolation=cv2.INTER_AREA)
     flat = ground(small)
-    if flat.mean() < least: return Found(why='no plain ground')
+    if flat.mean() < .3: return Found(why='no plain ground')
     thing = cv2.morphologyEx((~flat).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3)))
     _, at, stats, _ = cv2.connectedComponentsWithStats(thing, connectivity=8)
     areas = stats[1:, cv2.CC_STAT_AREA]

@@ -236,23 +236,21 @@ def unpack(
 
 # %% ../../nbs/data/02_folder.ipynb #8175c56e
 def check_pictures(
-    files:list, # paths
-    workers:int=None # threads (decoding releases the interpreter)
+    files:list # paths
 )->dict: # {path: reason}, empty when all is well
     "Open every file once and say which cannot be used, and why."
     def bad(f):
         try: check_image(f)
         except ImageError as e: return str(e)
-    return {f: m for f, m in zip(files, each(bad, files, 'checking pictures', workers)) if m}
+    return {f: m for f, m in zip(files, each(bad, files, 'checking pictures')) if m}
 
 # %% ../../nbs/data/02_folder.ipynb #bc3f94c1
 def why_unusable(
-    reasons:list, # a sentence for each file
-    most:int=5 # sentences to give
+    reasons:list # a sentence for each file
 )->str:
-    "How many files cannot be used and why, as the beginning of a sentence."
-    return f'{len(reasons)} file(s) cannot be used: ' + '; '.join(list(reasons)[:most]) + (
-        f'; and {len(reasons) - most} more' if len(reasons) > most else '')
+    "How many files cannot be used, and why the first five of them, as the beginning of a sentence."
+    return f'{len(reasons)} file(s) cannot be used: ' + '; '.join(list(reasons)[:5]) + (
+        f'; and {len(reasons) - 5} more' if len(reasons) > 5 else '')
 
 def pictures_below(
     folder # folder at any depth

@@ -253,11 +253,10 @@ def open_image(
 
 # %% ../../nbs/data/00_imaging.ipynb #7f795639
 def check_image(
-    src, # path, bytes or open binary file
-    max_pixels:int=MAX_PIXELS # larger pictures are refused
+    src # path, bytes or open binary file
 )->tuple: # width and height as stored
     "Whether `open_image` would succeed, several times cheaper for JPEG (decoded at an eighth of its size); raises `ImageError`."
-    im, name, data = _start(src, max_pixels)
+    im, name, data = _start(src, MAX_PIXELS)
     size = tuple(im.size)
     _decoded(im, name, data, small=True)
     return size

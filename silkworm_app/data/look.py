@@ -19,13 +19,12 @@ _side = 256
 
 
 def ground(
-    rgb:np.ndarray, # uint8 [h, w, 3], about 256 pixels wide
-    steep:float=1.25 # levels a pixel; what changes less is flat
+    rgb:np.ndarray # uint8 [h, w, 3], about 256 pixels wide
 )->np.ndarray: # bool [h, w]
     "What is flat and joined to the picture's edge"
     f = cv2.GaussianBlur(rgb, (0, 0), 1.2).astype(np.float32)
     dx, dy = cv2.Scharr(f, -1, 1, 0) / 32, cv2.Scharr(f, -1, 0, 1) / 32
-    flat = np.sqrt(dx * dx + dy * dy).max(2) < steep
+    flat = np.sqrt(dx * dx + dy * dy).max(2) < 1.25 # levels a pixel
     _, at, stats, _ = cv2.connectedComponentsWithStats(flat.astype(np.uint8), connectivity=4)
     rim = np.concatenate([at[:2].ravel(), at[-2:].ravel(), at[:, :2].ravel(), at[:, -2:].ravel()])
     keep = [k for k in np.unique(rim) if k and stats[k, cv2.CC_STAT_AREA] > .01 * at.size]

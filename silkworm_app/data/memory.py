@@ -44,13 +44,11 @@ class Memory:
     "Values by kind and key, on disk"
     most = 8 * 2**30                                               # bytes; a larger file is begun anew
 
-    def __init__(self,
-        name:str='pictures' # of the file
-    ):
+    def __init__(self):
         self.db, self.lock, self.saved, self.file = None, threading.RLock(), time.monotonic(), None
         folder = cache_folder()
         if folder is None: return
-        self.file = folder/f'{name}.sqlite'
+        self.file = folder/'pictures.sqlite'
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if self.file.exists() and self.file.stat().st_size > self.most: self.file.unlink()

@@ -76,11 +76,10 @@ def by_words(
 def by_wheels(
     sketches:list,
     group:np.ndarray, each_:int, # see `by_words`
-    least:float=.45, # correlation
-    first:int=128, # those with the likest lengths of the coefficients, which no turn changes, are turned
     show:bool=True # see `Progress`
 )->dict: # `{(i, j, mirrored): likeness}`
-    "Pairs of single objects of different groups that turn into each other best"
+    """Pairs of single objects of different groups that turn into each other best, with a correlation above 0.45; of each object the 128
+    with the likest lengths of the coefficients, which no turn changes, are turned"""
     at, found = np.array([k for k, s in enumerate(sketches) if s.wheel is not None]), {}
     if len(at) < 2: return found
     w, group = np.stack([sketches[k].wheel for k in at], 1), group[at]
@@ -90,12 +89,12 @@ def by_wheels(
     for i, k in enumerate(at):
         if i % 256 == 0: like = long[i:i + 256] @ long.T
         others = np.flatnonzero(group != group[i])
-        if len(others) > first: others = others[np.argpartition(-like[i % 256, others], first)[:first]]
+        if len(others) > 128: others = others[np.argpartition(-like[i % 256, others], 128)[:128]]
         for side, a in ((0, w[:, [i]]), (1, w[:, [i]].conj())):
             c = turns(a, w[:, others])[:, 0].max(0) if len(others) else np.zeros(0)
             for j in np.argsort(-c)[:each_]:
                 p = *sorted((int(k), int(at[others[j]]))), side
-                if c[j] > least: found[p] = max(found.get(p, 0.), float(c[j]))
+                if c[j] > .45: found[p] = max(found.get(p, 0.), float(c[j]))
         bar.step()
     bar.done()
     return found

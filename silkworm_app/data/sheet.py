@@ -30,9 +30,7 @@ def page(
 def contact_sheet(
     title:str,
     notes:list, # sentences
-    groups:list, # `(heading, sentence, [(picture, line under it)])`; a picture is anything `open_image` takes
-    most:int=400, # pictures shown of each group
-    side:int=164 # of a thumbnail, pixels
+    groups:list # `(heading, sentence, [(picture, line under it)])`; a picture is anything `open_image` takes
 )->str: # HTML
-    "One self-contained page"
-    return page('sheet.html', title=title, notes=notes, groups=[g for g in groups if g[2]], most=most, thumb=lambda p: thumb_uri(p, side))
+    "One self-contained page; of each group at most 400 pictures"
+    return page('sheet.html', title=title, notes=notes, groups=[g for g in groups if g[2]], most=400, thumb=lambda p: thumb_uri(p, 164))

@@ -169,20 +169,20 @@ class Splits:
         rest = [it for n, f in self.folds.items() if n != name for it in f]
         (valid, train), notes = carve(rest, self.groups, (valid_pct,), seed, ('validation',))
         own = Splits(train, valid, self.folds[name], self.classes, self.groups, notes, {}, self.path, self.folds, self.photos)
-        return _told(own, 'manifest', carved=True)
+        return own.measured('manifest', carved=True)
+
+    def measured(self, level, carved=False):
+        "Itself, with its leak measured and said; see `leaks`."
+        if self.groups is None: return self
+        self.leak = leaks({s: getattr(self, s) for s in ('train', 'valid', 'test')}, self.groups, level, carved, self.photos)
+        self.warnings = self.warnings + leak_warnings(self.leak)
+        return self
 
     def __str__(self):
         rows = [f'{s:5}  {sum(n.values()):6}  ' + '  '.join(f'{c}: {k}' for c, k in n.items()) for s, n in self.counts().items()]
         return '\n'.join(rows + [f'Warning: {m}' for m in self.warnings])
 
 # %% ../../nbs/data/04_splits.ipynb #579fe05d
-def _told(splits, level, carved):
-    "`splits` with its leak measured and said."
-    if splits.groups is None: return splits
-    splits.leak = leaks(dict(train=splits.train, valid=splits.valid, test=splits.test), splits.groups, level, carved, splits.photos)
-    splits.warnings = splits.warnings + leak_warnings(splits.leak)
-    return splits
-
 def _of_class(groups, items):
     "Photographs of a prepared set: none stands under two classes there, so what a group holds of two are two of one scene."
     return {p: (groups[p], c) for p, c in items}
@@ -343,4 +343,4 @@ def find_splits(
             notes.append('there is no test split: the validation pictures choose the best epoch, so the accuracy on them '
                          'is a little too good')
     out = Splits(train, valid, test, sorted({c for _, c in train}), groups, notes + more, {}, given, {}, photos)
-    return _told(out, level, carved='valid' not in items)
+    return out.measured(level, carved='valid' not in items)

@@ -27,8 +27,7 @@ def trust_warnings(
 # %% ../../nbs/serve/04_advice.ipynb #0cb61d99
 def collect_next(
     trust:Trust, # of a model
-    photographs:dict=None, # class -> all photographs of it, trained on or not; None: not known
-    most:int=3 # confusions named
+    photographs:dict=None # class -> all photographs of it, trained on or not; None: not known
 )->list: # of `Reason`
     "What would help this model most: classes that need photographs, and classes that it confuses."
     if trust.scores is None: return [Reason('collect_any')] if not trust.calibrated else []
@@ -40,17 +39,16 @@ def collect_next(
         more = needed - n if cross else ceil((needed - n) / share)
         out.append(Reason('collect_class', label=c, seen=n, needed=needed, more=more,
                           crossed=None if cross else max(0, needed - photographs[c])))
-    return (out + confusions(trust, most)) or [Reason('enough')]
+    return (out + confusions(trust)) or [Reason('enough')]
 
 # %% ../../nbs/serve/04_advice.ipynb #4821c4c2
 def confusions(
-    trust:Trust, # of a model
-    most:int=3 # pairs
+    trust:Trust # of a model
 )->list: # of `Reason`
     "The classes that are most often taken for another, by part of their photographs; a single photograph is no confusion."
     rows = [(n / sum(r), n, sum(r), trust.classes[i], trust.classes[j]) for i, r in enumerate(trust.confusion or ())
             for j, n in enumerate(r) if i != j and n > 1]
-    return [Reason('confused', true=a, said=b, n=n, of=of) for _, n, of, a, b in sorted(rows, reverse=True)[:most]]
+    return [Reason('confused', true=a, said=b, n=n, of=of) for _, n, of, a, b in sorted(rows, reverse=True)[:3]]
 
 # %% ../../nbs/serve/04_advice.ipynb #c4338bdc
 def closing_words(

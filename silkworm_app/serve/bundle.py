@@ -13,22 +13,22 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np, safetensors.numpy, safetensors.torch, torch
-from torch import nn
 
 from .. import __version__
 from ..data.diseases import silkworm_info
 from ..data.imaging import Preprocess, open_image
 from ..data.copies import copy_groups
 from ..act.fuse import compare, fuse
+from ..act.places import arch_of
 from ..clock import median_seconds
-from ..files import check_kind, one_line, whole_folder
+from ..files import check_kind, one_line, sha256_of, whole_folder
 from ..act.curves import describe_acts, layer_curves
 from .advice import trust_warnings
 
 # %% ../../nbs/serve/11_bundle.ipynb #7eec2b84
 from .calibrate import fit_trust, sampled_leak
 from .card import bundle_card
-from .format import BUNDLE_FILES, BUNDLE_FORMAT, BundleError, check_kwargs, file_entry
+from .format import BUNDLE_FILES, BUNDLE_FORMAT, BundleError, check_kwargs
 from .load import load_bundle
 from .metrics import agreement
 from .net import Predictor, save_onnx
@@ -72,8 +72,7 @@ _ask = ('say how its pictures are prepared, with preprocess=Preprocess(size=...,
 
 # %% ../../nbs/serve/11_bundle.ipynb #cb809f37
 def loader_preprocess(
-    dls, # fastai DataLoaders
-    tolerance:float=.02 # mean difference of pixels allowed, of 0..1
+    dls # fastai DataLoaders
 )->Preprocess:
     "How the validation pictures of any loaders are prepared; raises `BundleError` where it can't be found out."
     if (known := getattr(dls, 'preprocess', None)) is not None: return known
@@ -89,7 +88,7 @@ def loader_preprocess(
         off = [float(np.abs((w.batch(pictures) - x) * np.reshape(std, (1, 3, 1, 1))).mean()) for w in ways]
     except (AttributeError, TypeError, ValueError, IndexError, StopIteration) as e:
         raise BundleError(f'the loaders of this learner can\'t be read ({one_line(e)}): {_ask}') from None
-    if min(off) > tolerance: raise BundleError(f'the loaders of this learner prepare pictures in a way of their own: {_ask}')
+    if min(off) > .02: raise BundleError(f'the loaders of this learner prepare pictures in a way of their own: {_ask}')
     return ways[int(np.argmin(off))]
 
 # %% ../../nbs/serve/11_bundle.ipynb #56c02601
@@ -114,7 +113,6 @@ def _batches(dl, limit=None):
 def learner_trust(
     learn, # fastai Learner
     predictor:BasePredictor, # of its fused model
-    max_train:int=2000, # training pictures looked at
     **kwargs # for `fit_trust`
 )->Trust:
     """Fit `Trust` on a learner's validation pictures and what its splits say about copies; where these did not look for turned
@@ -127,7 +125,7 @@ def learner_trust(
         number = {c: i for i, c in enumerate(predictor.classes)}
         same = [number.get(c) for _, c in splits.valid] == labels.tolist()
         if splits.groups and same: groups = [splits.groups[p] for p, _ in splits.valid]
-        pick = [splits.train[i] for i in np.random.default_rng(0).permutation(len(splits.train))[:max_train]]
+        pick = [splits.train[i] for i in np.random.default_rng(0).permutation(len(splits.train))[:2000]]
         try:
             _, features_of, train_stats = predictor.forward([p for p, _ in pick])
             train = features_of, np.array([number[c] for _, c in pick])
@@ -161,14 +159,14 @@ def _save_examples(folder, pictures, side=512):
     return list(classes), {n: c for n, c in classes.items() if c is not None}
 
 # %% ../../nbs/serve/11_bundle.ipynb #492ba963
-def _try(folder, predictor, tolerance=1e-3):
+def _try(folder, predictor):
     "Load the finished folder and compare its logits with the net's, with each backend that it has."
     x = np.random.default_rng(0).normal(size=(2, 3, predictor.preprocess.size, predictor.preprocess.size)).astype(np.float32)
     want = predictor.run(x)[0]
     for file, backend in (('model.safetensors', 'torch'), ('model.onnx', 'onnx')):
         if not (folder / file).is_file(): continue
         off, _ = agreement(want, load_bundle(folder, backend).run(x)[0])
-        if not off <= tolerance:
+        if not off <= 1e-3:
             raise BundleError(f'the bundle gives other logits than the net on {backend} ({off:.1e} of the largest off), so it is not kept')
 
 # %% ../../nbs/serve/11_bundle.ipynb #d8af17be
@@ -197,10 +195,6 @@ def _net_spec(model, classes):
     if spec['num_classes'] != len(classes) or len(set(classes)) != len(classes):
         raise BundleError(f'save_bundle needs {spec["num_classes"]} different class names, got {len(classes)}: {", ".join(classes[:8])}')
     return dict(spec)
-
-def _name(model):
-    return (getattr(model, 'default_cfg', {}).get('architecture')
-            or type(model[0] if isinstance(model, nn.Sequential) and len(model) else model).__name__)
 
 # %% ../../nbs/serve/11_bundle.ipynb #78e1b3ab
 def save_bundle(
@@ -240,8 +234,8 @@ def save_bundle(
     activations = '' if spec is None or getattr(model, 'fuse_plan', None) else describe_acts(model)['text'] # gone in a fused net
     fusion = dict(comparison.to_dict() if hasattr(comparison, 'to_dict') else comparison or {})
     leak, warned = getattr(splits, 'leak', None) or {}, list(getattr(splits, 'warnings', None) or [])
-    config = dict(format=BUNDLE_FORMAT, arch=spec['arch'] if spec else _name(model), net_spec=spec, fuse_plan=plan, activations=activations,
-                  classes=classes, class_titles={c: i['title'] for c, i in silkworm_info(classes).items()}, size=preprocess.size,
+    config = dict(format=BUNDLE_FORMAT, arch=spec['arch'] if spec else arch_of(model), net_spec=spec, fuse_plan=plan,
+                  activations=activations, classes=classes, class_titles={c: i['title'] for c, i in silkworm_info(classes).items()}, size=preprocess.size,
                   preprocess=preprocess.to_dict(), metrics=metrics or {}, leak=leak, warnings=warned, trust=trust.to_dict(), fusion=fusion,
                   latency=_latency(predictor), curves=curves, versions=_versions(),
                   created=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), extra=extra or {})
@@ -291,7 +285,7 @@ def _write(dest, config, predictor, onnx, examples, roots):
         if onnx: save_onnx(new / 'model.onnx', predictor.model, predictor.classes, predictor.preprocess, trust)
         shown, config['example_classes'] = _save_examples(new, examples)
         names = [n for n in BUNDLE_FILES if (new / n).exists()] + shown
-        config['files'] = {n: file_entry(new / n) for n in names}
+        config['files'] = {n: dict(sha256=sha256_of(new / n), bytes=(new / n).stat().st_size) for n in names}
         config = plain(config, roots)
         (new / 'config.json').write_text(json.dumps(config, indent=1, allow_nan=False), encoding='utf-8')
         (new / 'card.md').write_text(bundle_card(config, trust), encoding='utf-8')

@@ -188,16 +188,13 @@ def fit_trust(
 
 # %% ../../nbs/serve/03_calibrate.ipynb #2110cdde
 def sampled_leak(
-    splits, # `Splits` of files
-    n_valid:int=100, # validation pictures looked at
-    n_train:int=500, # training pictures looked at
-    seed:int=0 # of the sample
+    splits # `Splits` of files
 )->dict: # for `fit_trust`
-    """The part of a sample of validation pictures whose copy (rotated, zoomed, ... too) is in a sample of the training pictures: at
-    least so much has leaked."""
-    rng = np.random.default_rng(seed)
+    """The part of 100 validation pictures whose copy (rotated, zoomed, ... too) is among 500 of the training pictures: at least so much
+    has leaked."""
+    rng = np.random.default_rng(0)
     pick = lambda part, n: [part[i][0] for i in rng.permutation(len(part))[:n]]
-    valid, train = pick(splits.valid, n_valid), pick(splits.train, n_train)
+    valid, train = pick(splits.valid, 100), pick(splits.train, 500)
     groups = copy_groups(valid + train)
     seen = set(groups[len(valid):])
     return dict(level='sample', valid_seen_in_train=sum(g in seen for g in groups[:len(valid)]) / max(1, len(valid)), files=len(groups))

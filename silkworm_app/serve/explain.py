@@ -78,10 +78,9 @@ def selectivity_index(
 def selectivity(
     model:nn.Module, # net
     dl, # batches of (images, labels)
-    layers:dict=None, # as in `class_means`
 )->dict: # layer -> index per unit
     "Class selectivity of each unit, from activations on data (Morcos et al., 2018)."
-    return {n: selectivity_index(m) for n, m in class_means(model, dl, layers).items()}
+    return {n: selectivity_index(m) for n, m in class_means(model, dl).items()}
 
 # %% ../../nbs/serve/12_explain.ipynb #ac12dc4a
 def weight_selectivity(
@@ -134,7 +133,6 @@ def grad_cam(
 def cam_overlay(
     im:Image.Image, # what the net saw
     cam:np.ndarray, # from `grad_cam`
-    alpha:float=.5, # strength of the colour
     size:int=None, # longer side of the result; default: that of `im`
 )->Image.Image:
     "The picture with the places that count coloured warm; the rest keeps its own colours."
@@ -142,5 +140,5 @@ def cam_overlay(
     heat = Image.fromarray(np.uint8(255 * np.clip(cam, 0, 1))).resize(im.size, Image.Resampling.BICUBIC)
     h = np.asarray(heat, np.float32) / 255
     warm = np.asarray(colormaps['inferno'](.25 + .7 * h))[..., :3] * 255
-    a = (alpha * 1.3 * h).clip(0, .8)[..., None]
+    a = (.65 * h).clip(0, .8)[..., None]
     return Image.fromarray(np.uint8(np.asarray(im.convert('RGB'), np.float32) * (1 - a) + warm * a))

@@ -38,7 +38,6 @@ class OnnxBundlePredictor(OnnxPredictor):
 def load_bundle(
     path, # bundle folder
     backend:str='auto', # 'torch', 'onnx', or 'auto': onnx where the bundle has it
-    bs:int=32, # pictures at a time
     threads:int=None, # of onnxruntime; None: its default
     risk:float=None # part of the photographs of each class that may lose it; None: as it was saved
 )->BasePredictor: # `.backend` says which one it is
@@ -52,7 +51,7 @@ def load_bundle(
     data = {n: hashed(folder, n, w) for n, w in c['files'].items() if n != 'model.onnx'}
     trust = _trust(folder, c, data.get('trust.safetensors'))
     if backend == 'auto': backend = 'onnx' if 'model.onnx' in c['files'] else 'torch'
-    p = _on_torch(folder, c, pre, data, bs) if backend == 'torch' else _on_onnx(folder, c, pre, threads, bs)
+    p = _on_torch(folder, c, pre, data) if backend == 'torch' else _on_onnx(folder, c, pre, threads)
     p.trust = trust or p.trust
     return p.with_risk(risk).warm_up()
 
@@ -67,16 +66,16 @@ def _trust(folder, c, data):
     if trust and trust.classes != c['classes']: raise BundleError(f'{folder}/config.json: trust and classes name different classes')
     return trust
 
-def _on_torch(folder, c, pre, data, bs):
+def _on_torch(folder, c, pre, data):
     from silkworm_app.serve.net import Predictor, build_net # brings torch
     if c['net_spec'] is None: raise BundleError(f"{folder} holds a net of another make, which runs as model.onnx only: use backend='onnx'")
-    return Predictor(build_net(c, data['model.safetensors'], folder / 'model.safetensors'), c['classes'], pre, None, c, bs)
+    return Predictor(build_net(c, data['model.safetensors'], folder / 'model.safetensors'), c['classes'], pre, None, c)
 
 # %% ../../nbs/serve/09_load.ipynb #a963b882
-def _on_onnx(folder, c, pre, threads, bs):
+def _on_onnx(folder, c, pre, threads):
     if 'model.onnx' not in c['files']:
         raise BundleError(f"{folder} has no model.onnx; make it with silkworm-fuse {folder} --format onnx, or use backend='torch'")
-    p = OnnxBundlePredictor(folder, c, threads=threads, bs=bs, sha256=(c['files']['model.onnx'] or {}).get('sha256'))
+    p = OnnxBundlePredictor(folder, c, threads=threads, sha256=(c['files']['model.onnx'] or {}).get('sha256'))
     if p.classes != c['classes'] or p.preprocess != pre:
         raise BundleError(f'{folder}/model.onnx has other classes or another preprocessing than its config.json')
     return p

@@ -50,10 +50,9 @@ class Predictor(BasePredictor):
         classes:list, # names in the order of the logits
         preprocess:Preprocess, # picture -> input
         trust:Trust=None, # when it may answer
-        config:dict=None, # of the bundle
-        bs:int=32 # pictures at a time
+        config:dict=None # of the bundle
     ):
-        super().__init__(classes, preprocess, trust, config, bs)
+        super().__init__(classes, preprocess, trust, config)
         self.model = model.eval()
         self._net = LogitsAndFeatures(model).eval()
 
@@ -80,8 +79,7 @@ def save_onnx(
     model:nn.Module, # fused net
     classes:list, # names
     preprocess:Preprocess, # picture -> input
-    trust:Trust=None, # when it may answer
-    extra:dict=None # more metadata
+    trust:Trust=None # when it may answer
 )->Path:
     "Write a net as one ONNX file that can be served by itself (`OnnxPredictor`)."
     net, p = LogitsAndFeatures(model).eval(), next(model.parameters())
@@ -98,7 +96,7 @@ def save_onnx(
     norms = picture_norms(proto.graph)
     if norms and not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         raise BundleError(f'the ONNX graph holds batch norms that the net has not: {norms[:3]}')
-    for k, v in onnx_metadata(classes, preprocess, trust, extra).items(): proto.metadata_props.add(key=k, value=v)
+    for k, v in onnx_metadata(classes, preprocess, trust).items(): proto.metadata_props.add(key=k, value=v)
     file = Path(file)
     with replacing(file) as part: onnx.save(proto, part)
     return file

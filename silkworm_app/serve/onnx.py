@@ -32,15 +32,14 @@ def as_list(
 # %% ../../nbs/serve/07_onnx.ipynb #6f2d68b0
 class BasePredictor:
     "Pictures in, probabilities and decisions out."
-    backend = None
+    backend, bs = None, 32 # pictures at a time
     def __init__(self,
         classes:list, # names in the order of the logits
         preprocess:Preprocess, # picture -> input
         trust:Trust=None, # None: never calibrated, `decide` never answers
-        config:dict=None, # everything known about the model
-        bs:int=32 # pictures at a time
+        config:dict=None # everything known about the model
     ):
-        self.classes, self.preprocess, self.config, self.bs = [str(c) for c in classes], preprocess, config or {}, bs
+        self.classes, self.preprocess, self.config = [str(c) for c in classes], preprocess, config or {}
         self.trust = trust or Trust(self.classes)
 
     def run(self, x):
@@ -128,11 +127,10 @@ def unpack_arrays(d):
 def onnx_metadata(
     classes:list, # names
     preprocess:Preprocess, # picture -> input
-    trust:Trust=None, # or None
-    extra:dict=None # more JSON values by name
+    trust:Trust=None # or None
 )->dict: # text -> text
     "What another program needs to serve the file."
-    meta = {'silkworm_app.format': ONNX_FORMAT, 'classes': list(classes), 'preprocess': preprocess.to_dict(), **(extra or {})}
+    meta = {'silkworm_app.format': ONNX_FORMAT, 'classes': list(classes), 'preprocess': preprocess.to_dict()}
     if trust is not None: meta['trust'] = dict(trust.to_dict(), arrays=pack_arrays(trust.arrays()))
     return {k: json.dumps(v) for k, v in meta.items()}
 
@@ -168,7 +166,6 @@ class OnnxPredictor(BasePredictor):
     def __init__(self,
         file, # path of the ONNX file
         threads:int=None, # of onnxruntime; None: its default
-        bs:int=32, # pictures at a time
         config:dict=None, # of the bundle
         sha256:str=None # what the file must hash to; None: not checked
     ):
@@ -186,7 +183,7 @@ class OnnxPredictor(BasePredictor):
         fits = fits and [n for n, *_ in outs] == ['logits', 'features']
         if not fits or outs[0][2][1:] != [len(get['classes'])]:
             raise BundleError(f'{path} has inputs and outputs that do not fit its metadata')
-        super().__init__(get['classes'], pre, trust, config or dict(get), bs)
+        super().__init__(get['classes'], pre, trust, config or dict(get))
         self.path, self.model, self._input = path, None, ins[0][0]
 
     def run(self, x): return tuple(self.session.run(['logits', 'features'], {self._input: np.ascontiguousarray(x, np.float32)}))

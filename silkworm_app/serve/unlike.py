@@ -21,14 +21,13 @@ def _covariance(centred):
 # %% ../../nbs/serve/00_unlike.ipynb #9041d82a
 def fit_distance(
     features:np.ndarray, # [N, D]
-    labels:np.ndarray, # [N] class numbers
-    dims:int=64 # principal directions kept, at most
+    labels:np.ndarray # [N] class numbers
 )->dict: # arrays for `distance`
     "Class means and shared covariance of features."
     f, labels = _unit(features), np.asarray(labels)
     mean = f.mean(0)
     _, s, vt = np.linalg.svd(f - mean, full_matrices=False)
-    k = max(1, min(dims, int((s > 1e-6 * max(s[0], 1e-12)).sum()), len(f) - 1))
+    k = max(1, min(64, int((s > 1e-6 * max(s[0], 1e-12)).sum()), len(f) - 1))
     z = (f - mean) @ vt[:k].T
     present = np.unique(labels)
     means = np.stack([z[labels == c].mean(0) for c in present])
@@ -55,13 +54,12 @@ def distance(
 # %% ../../nbs/serve/00_unlike.ipynb #2b1cf394
 def distance_left_out(
     features:np.ndarray, # [N, D]
-    labels:np.ndarray, # [N] class numbers
-    folds:int=5 # parts
+    labels:np.ndarray # [N] class numbers
 )->np.ndarray: # [N]
-    "Distances of features, each measured against the other parts of them."
-    n = len(labels)
-    fold, d = np.random.default_rng(0).permutation(n) % min(folds, n), np.zeros(n)
-    for i in range(min(folds, n)):
+    "Distances of features, each fifth of them measured against the others."
+    n, folds = len(labels), min(5, len(labels))
+    fold, d = np.random.default_rng(0).permutation(n) % folds, np.zeros(n)
+    for i in range(folds):
         d[fold == i] = distance(features[fold == i], fit_distance(features[fold != i], labels[fold != i]))
     return d
 

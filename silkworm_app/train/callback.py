@@ -334,10 +334,8 @@ class StopOnNaN(Callback):
 # %% ../../nbs/train/01_callback.ipynb #8720a401
 class OneAnswer(Callback):
     "Warn when the net gives every validation picture the same answer: after `patience` epochs in a row, and when the training ends so"
-    order = -8
-    def __init__(self,
-        patience:int=3, # epochs
-    ): self.patience,self.stuck,self.seen,self.warned = patience,0,None,False
+    order,patience = -8,3 # epochs
+    def __init__(self): self.stuck,self.seen,self.warned = 0,None,False
 
     def before_fit(self): self.run,self.stuck,self.warned = not quiet_run(self),0,False
     def before_validate(self): self.seen = set(),set()

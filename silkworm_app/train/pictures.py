@@ -117,8 +117,7 @@ def learned_pictures(
 def learned_warning(
     model, # file or folder of a run
     files:list, # pictures
-    what:str='pictures', # what they are
 )->list: # of one sentence, or none
     "What must be said where a net is tested on pictures that it was trained on"
     n = learned_pictures(model, files)
-    return [f'the net was trained on {n} of these {len(files)} {what}: the accuracy on them is not a result'] if n else []
+    return [f'the net was trained on {n} of these {len(files)} pictures: the accuracy on them is not a result'] if n else []

@@ -17,7 +17,7 @@ from ..data.augment import FAST_AUGMENTATIONS
 from ..data.cifar import cifar_pictures, cifar_splits
 from ..data.folder import DataError
 from ..data.imaging import IMAGENET_MEAN, IMAGENET_STD, check_image
-from ..data.splits import Splits, find_groups, find_splits, leak_warnings, leaks
+from ..data.splits import Splits, find_groups, find_splits
 from .config import OPTIONS, TrainConfig, TrainError
 from .learner import default_arch
 from .log import say
@@ -76,14 +76,11 @@ def _with_valid(splits, other, group, scenes):
         raise DataError(f'{other.path} has the classes {", ".join(other.classes[:8])}, {splits.path} has {", ".join(splits.classes[:8])}: '
                         'they must be the same')
     splits.valid = other.valid or other.test or other.train
-    parts = dict(train=splits.train, valid=splits.valid, test=splits.test)
-    files = [f for its in parts.values() for f, _ in its]
+    files = [f for f, _ in splits.train + splits.valid + splits.test]
     splits.groups, splits.photos, level = find_groups(files, group, scenes)
-    splits.leak = {} if level is None else leaks(parts, splits.groups, level, photos=splits.photos)
-    notes = [] if splits.test else ['there is no test split: the validation pictures choose the best epoch, so the accuracy on them is a '
-                                    'little too good']
-    splits.warnings = notes + (leak_warnings(splits.leak) if splits.leak else [])
-    return splits
+    splits.leak, splits.warnings = {}, [] if splits.test else ['there is no test split: the validation pictures choose the best epoch, so '
+                                                               'the accuracy on them is a little too good']
+    return splits.measured(level)
 
 # %% ../../nbs/train/12_setup.ipynb #f3431894
 def pick_device(

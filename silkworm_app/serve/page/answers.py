@@ -96,7 +96,6 @@ def table_rows(
     paths:list, # uploads
     batch:int=8, # pictures decided at once, fewer when they are large
     step=lambda done, total: None, # called after each batch
-    max_pixels:int=24_000_000, # pixels held at once, unless one picture has more
 )->list: # what `as_dict` gives, and file, folder, day, error, thumb
     "Decide on many uploads; raises nothing for a bad one."
     rows, held = [], []
@@ -110,7 +109,7 @@ def table_rows(
         try: rows[-1]['im'] = load_picture(p)
         except ImageError as e: rows[-1].update(UNUSABLE, error=str(e).replace(SLASH, '/'))
         else: held.append(rows[-1])
-        full = len(held) == batch or sum(r['im'].width * r['im'].height for r in held) >= max_pixels
+        full = len(held) == batch or sum(r['im'].width * r['im'].height for r in held) >= 24_000_000
         if full or i % batch == batch - 1 or i == len(paths) - 1: decide()
     return rows
 

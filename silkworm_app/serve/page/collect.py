@@ -45,10 +45,8 @@ class Store:
     def __init__(self,
         folder, # made if it is not there
         max_mb:int=2000, # all photographs together
-        side:int=2048, # a longer one is reduced to it, pixels
-        near:int=12, # stored photographs that are compared closely
     ):
-        self.folder, self.max_mb, self.side, self.near, self._threads = Path(folder), max_mb, side, near, threading.Lock()
+        self.folder, self.max_mb, self._threads = Path(folder), max_mb, threading.Lock()
         if self.folder.exists() and not self.folder.is_dir(): raise ValueError(f'--collect: {folder} is a file; name a folder')
         self.folder.mkdir(parents=True, exist_ok=True)
         if not os.access(self.folder, os.W_OK | os.X_OK): raise ValueError(f'--collect: {folder} cannot be written to')
@@ -81,7 +79,7 @@ class Store:
         """The file that shows the same photograph: the audit's hashes decide among those that are nearest.
         A hash stands in each file's name, so that a photograph is known again after a person moved it to another class."""
         named = ((m, p) for p in self.folder.rglob('*.jpg') if (m := re.search(r'-([0-9a-f]{16})$', p.stem)))
-        near = [p for _, p in sorted(((imagehash.hex_to_hash(m[1]) - phash, p) for m, p in named), key=lambda o: o[0])[:self.near]]
+        near = [p for _, p in sorted(((imagehash.hex_to_hash(m[1]) - phash, p) for m, p in named), key=lambda o: o[0])[:12]]
         with tempfile.TemporaryDirectory() as d:
             new = Path(d) / 'new.jpg'
             new.write_bytes(data)
@@ -96,7 +94,7 @@ class Store:
     )->Kept:
         "Store a photograph and its row; on any failure nothing is changed."
         im = im.copy()
-        im.thumbnail((self.side, self.side), Image.Resampling.LANCZOS)
+        im.thumbnail((2048, 2048), Image.Resampling.LANCZOS)
         buf = io.BytesIO()
         Image.frombytes('RGB', im.size, im.tobytes()).save(buf, 'JPEG', quality=95, subsampling=0)     # pixels only: no place, no camera
         try:

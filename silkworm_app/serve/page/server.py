@@ -34,9 +34,8 @@ def find_examples(
     folder, # pictures, or folders of pictures named by class
     known:dict=None, # file name -> class
     predictor=None, # puts those first that it answers rightly
-    most:int=8, # examples
 )->list: # (file, class or '')
-    "Pictures to click on."
+    "Up to eight pictures to click on."
     folder, known = Path(folder), known or {}
     files = sorted(p for p in folder.rglob('*') if p.suffix.lower() in SUFFIXES and not p.name.startswith('.'))[:200]
     found = [(p, known.get(p.name) or (p.parent.name if p.parent != folder else '')) for p in files]
@@ -47,7 +46,7 @@ def find_examples(
         found = list(first.values())
     turn = {}                                                       # one of each class, then the next of each
     order = {p: (turn.setdefault(c, []).append(p), len(turn[c]))[1] for p, c in found}
-    found = sorted(found, key=lambda e: order[e[0]])[:most]
+    found = sorted(found, key=lambda e: order[e[0]])[:8]
     if predictor is None: return found
     said = {p: d['label'] for (p, _), d in zip(found, answer(predictor, [load_picture(p) for p, _ in found]))}
     return sorted(found, key=lambda e: said[e[0]] is None or said[e[0]] != e[1])
@@ -67,11 +66,9 @@ def theme():
         link_text_color='*primary_700', link_text_color_dark='*primary_300')
 
 # %% ../../../nbs/serve/20_page_server.ipynb #83370c98
-def read_login(
-    env=os.environ, # where SILKWORM_APP_AUTH is looked up
-)->tuple: # (user, password) or None
+def read_login()->tuple: # (user, password) or None
     "The optional login; raises `ValueError` when it is set but is not user:password."
-    text = env.get('SILKWORM_APP_AUTH')
+    text = os.environ.get('SILKWORM_APP_AUTH')
     if text is None: return None
     user, colon, password = text.partition(':')
     if not (user and colon and password): raise ValueError('SILKWORM_APP_AUTH must be user:password, with neither part empty')
@@ -204,7 +201,6 @@ def fastest(
     path, # bundle folder
     threads:int=None, # of onnxruntime
     risk:float=None, # as for `load_bundle`
-    n:int=15, # timings of each
 ):
     "The predictor of a bundle on torch or on onnxruntime, whichever answers sooner here; what there is where one of them is missing."
     config = read_config(path)
@@ -219,7 +215,7 @@ def fastest(
     found = [by_torch, by_onnx()]
     found[1].model = by_torch.model                 # for Grad-CAM
     x = np.zeros((1, 3, *[by_torch.preprocess.size] * 2), np.float32)
-    seconds = median_seconds([lambda p=p: p.run(x) for p in found], n, 2)
+    seconds = median_seconds([lambda p=p: p.run(x) for p in found], 15, 2)
     return found[int(seconds[1] < seconds[0])]
 
 # %% ../../../nbs/serve/20_page_server.ipynb #9c6c2145
