@@ -235,9 +235,9 @@ def save_bundle(
     fusion = dict(comparison.to_dict() if hasattr(comparison, 'to_dict') else comparison or {})
     leak, warned = getattr(splits, 'leak', None) or {}, list(getattr(splits, 'warnings', None) or [])
     config = dict(format=BUNDLE_FORMAT, arch=spec['arch'] if spec else arch_of(model), net_spec=spec, fuse_plan=plan,
-                  activations=activations, classes=classes, class_titles={c: i['title'] for c, i in silkworm_info(classes).items()}, size=preprocess.size,
-                  preprocess=preprocess.to_dict(), metrics=metrics or {}, leak=leak, warnings=warned, trust=trust.to_dict(), fusion=fusion,
-                  latency=_latency(predictor), curves=curves, versions=_versions(),
+                  activations=activations, classes=classes, class_titles={c: i['title'] for c, i in silkworm_info(classes).items()},
+                  size=preprocess.size, preprocess=preprocess.to_dict(), metrics=metrics or {}, leak=leak, warnings=warned,
+                  trust=trust.to_dict(), fusion=fusion, latency=_latency(predictor), curves=curves, versions=_versions(),
                   created=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), extra=extra or {})
     config |= {k: v for k, v in (inherit or {}).items() if not config.get(k)}
     config['fusion'] = {k: v for k, v in config['fusion'].items() if k != 'latency_ms'}    # of three timings; `latency` says it better
