@@ -104,8 +104,9 @@ def test_whole_run_again_from_its_settings(data, tmp_path, capsys, monkeypatch):
     assert evaluate([str(run/'checkpoints/epoch_2.pth'), '--model_key', 'model_ema', '--split', 'test', '--json', str(tmp_path/'e.json')]) == 0
     args = ['--data_path', str(data), '--eval', 'true', '--output_dir', str(tmp_path/'ev'), '--finetune']
     assert main([*args, str(run/'checkpoints/epoch_2.pth'), '--model_key', 'model_ema']) == 0
-    both = [json.loads((tmp_path/f).read_text())['unfused']['loss'] for f in ('e.json', 'ev/eval.json')]
-    assert both[0] == both[1] != json.loads((run/'metrics.json').read_text())['test']['loss']
+    one, two = (json.loads((tmp_path/f).read_text()) for f in ('e.json', 'ev/eval.json'))
+    assert one['unfused'] == two['unfused'] and one['split'] == two['split'] == 'test'
+    assert one['unfused']['loss'] != json.loads((run/'metrics.json').read_text())['test']['loss']
     assert main([*args, str(run), '--model_key', 'model_ema_0.7']) == 2 and 'it has best_ema_0.5.safetensors' in capsys.readouterr().err
     args = ['--data_path', str(data), '--finetune', str(run), '--epochs', '1', '--bundle', 'false', '--progress', 'false', '--output_dir']
     assert main([*args, str(tmp_path/'fine')]) == 0 and 'Weights of' in capsys.readouterr().out
