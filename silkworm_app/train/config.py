@@ -111,9 +111,9 @@ class TrainConfig:
     deploy:bool = setting(False, 'fuse_like') # the net is in its fused form: for --eval of a checkpoint of --switch_to_deploy
     batch_size:int = setting('auto', 'fastai DataLoader', basic=True) # pictures per step and process; auto: 32, 128 for CIFAR
     update_freq:int = setting(1, 'fastai GradientAccumulation') # batches whose gradients make one step
-    # how it trains. head: the last layer only, on features computed once; last, adapters, all: then the last stage, the LSLUs or everything
-    # with small steps, kept where better; full: all epochs of the schedule from the start; auto: full for a net that is not pretrained, else
-    # last where epochs are given and from 2,000 photographs on, and head with fewer
+    # how it trains. head: the last layer only, on features computed once; last, adapters, all: then the last stage, the LSLUs or
+    # everything with small steps, kept where better; full: all epochs of the schedule from the start; auto: full for a net that is not
+    # pretrained, else last where epochs are given and from 2,000 photographs on, and head with fewer
     recipe:Literal['auto', 'head', 'last', 'adapters', 'all', 'full'] = setting('auto', 'fit_recipe', basic=True)
     # passes over the training pictures; auto: about 24000 pictures in all, 8 to 120 passes; 6 where the head came first
     epochs:int = setting('auto', 'fastai Learner.fit', basic=True)

@@ -218,7 +218,7 @@ class Recipe:
 def fit_recipe(
     learn, # fastai Learner with a pretrained net
     epochs:int=None, # passes of the gentle part; 0: the head only; None: 6
-    scope=None, # what the gentle part trains: 'last', 'adapters', 'all', see `fit_gently`; 'head': nothing; None: 'last' for `epochs`, else `gentle_scope`
+    scope=None, # what the gentle part trains: 'last', 'adapters', 'all', 'head' (nothing); None: 'last' for `epochs`, else `gentle_scope`
     lr:float=None, # of the gentle part, see `fit_gently`
     refit:bool=False, # fit the final head to the validation pictures, too: where other photographs judge it, as in cross-validation
     views:str='mirror', # features are the mean over these positions: 'one', 'mirror', 'symmetry'
