@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import tempfile
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 
@@ -50,10 +51,21 @@ def own(folder, level='copies'):
 def own_hash(folder): return own(folder, 'hash')
 
 
+@cache
+def imagededup():
+    "Its methods, and whether its own net has its weights: they are fetched when it is imported."
+    from torchvision import models
+    bare = models.mobilenet_v3_small
+    try: import imagededup.methods as m
+    except OSError:
+        models.mobilenet_v3_small = lambda **_: bare()
+        import imagededup.methods as m
+    return m, models.mobilenet_v3_small is bare
+
+
 def hashed(method):
     def find(folder):
-        import imagededup.methods as m
-        return named(folder, getattr(m, method)(verbose=False).find_duplicates(image_dir=folder, num_enc_workers=0, num_dist_workers=0))
+        return named(folder, getattr(imagededup()[0], method)(verbose=False).find_duplicates(image_dir=folder, num_enc_workers=0, num_dist_workers=0))
     return find
 
 
@@ -71,10 +83,9 @@ def lite0():
 
 def cnn(folder):
     import torch
-    from imagededup.methods import CNN
     torch.set_num_threads(1)
-    try: net = CNN(verbose=False)
-    except Exception: net = CNN(verbose=False, model_config=lite0())
+    m, own = imagededup()
+    net = m.CNN(verbose=False) if own else m.CNN(verbose=False, model_config=lite0())
     return named(folder, net.find_duplicates(image_dir=folder, num_enc_workers=0, num_sim_workers=0))
 
 

@@ -42,7 +42,7 @@ def test_console_script_explains_itself(name):
 
 
 def test_importing_the_package_loads_no_framework():
-    code = "import sys, silkworm_app; print('torch' in sys.modules)"
+    code = "import sys, silkworm_app.data.cli; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == 'False'
 
 

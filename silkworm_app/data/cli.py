@@ -10,7 +10,6 @@ import argparse, json
 from pathlib import Path
 
 from .audit import audit_html, audit_scan, audit_text
-from .cifar import cifar
 from .crop import crop
 from .folder import DataError, Scan, opened
 from .merge import merge
@@ -130,6 +129,7 @@ def _run_prepare(args):
     return 0
 
 def _run_cifar(args):
+    from silkworm_app.data.cifar import cifar                       # with torch, which the other commands do without
     out = cifar(args.what, args.dest, args.source)
     print(f'{shown(args.dest)}: {out["train"]} training and {out["test"]} test pictures in {out["classes"]} classes, from {out["source"]}; '
           f'sha256 of checksums.sha256: {out["sha256"]}')

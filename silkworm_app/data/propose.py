@@ -13,12 +13,14 @@ from .same import mirror_bins, turns, unit
 
 # %% ../../nbs/data/02f_propose.ipynb #734547f0
 def _words(sketches, n=2048):
-    "Features drawn from all."
-    have = np.cumsum([len(s.desc) for s in sketches])
-    if not have[-1]: return None
-    pick = np.sort(np.random.default_rng(0).choice(have[-1], min(n, have[-1]), replace=False))
-    owner = np.searchsorted(have, pick, side='right')
-    return unit(np.stack([sketches[o].desc[p - have[o] + len(sketches[o].desc)] for o, p in zip(owner, pick)]))
+    "Features drawn from all by what they are, so that a few more pictures change few of them."
+    odd = np.random.default_rng(0).integers(2**64, size=128, dtype=np.uint64) | np.uint64(1)
+    least, drawn = np.zeros(0, np.uint64), np.zeros((0, 128), np.uint8)
+    for lo in range(0, len(sketches), 256):
+        d = np.concatenate([drawn, *(s.desc for s in sketches[lo:lo + 256])])
+        least, first = np.unique(np.concatenate([least, d[len(drawn):].astype(np.uint64) @ odd]), return_index=True)
+        least, drawn = least[:n], d[first[:n]]
+    return unit(drawn) if len(drawn) else None
 
 # %% ../../nbs/data/02f_propose.ipynb #dd050dca
 def _two_nearest(d, words):
