@@ -99,7 +99,7 @@ def _copy_links(sketches, sha, union, memory, each_=8, rounds=3, workers=None, s
     words, laid, links = bags(sketches, workers, show), _Laid(sketches, sha, memory, workers), []
     for r in range(rounds):
         group, before = np.array(union.groups()), len(links)
-        found = by_words(words, group, each_, show)
+        found = by_words(words, group, each_, workers, show)
         for p, v in by_wheels(sketches, group, each_, show=show).items(): found.setdefault(p, v)
         todo = [p for p in sorted(found, key=lambda p: (-found[p], p)) if p not in laid.done]
         bar = Progress(f'laying pairs over each other (round {r + 1} of at most {rounds})', len(todo), show)

@@ -46,32 +46,27 @@ def bags(
     return out
 
 # %% ../../nbs/data/02f_propose.ipynb #947dca9a
-def _nearest(s, lo, group, each_, found, side):
-    "Add to `found` the `each_` largest of the rows `s` (pictures from `lo` on) outside their groups."
+def _nearest(s, lo, group, each_):
+    "The `each_` largest of the rows `s` (pictures from `lo` on) outside their groups, as `(picture, picture, value)`."
     s[group[lo:lo + len(s), None] == group[None]] = -1
     n = s.shape[1]
-    top = np.argpartition(-s, each_, axis=1)[:, :each_] if n > each_ else np.tile(np.arange(n), (len(s), 1))
-    for i, row in enumerate(top):
-        for j in row:
-            if s[i, j] > 0:
-                p = *sorted((lo + i, int(j))), side
-                found[p] = max(found.get(p, 0.), float(s[i, j]))
+    top = np.argpartition(s, n - each_, axis=1)[:, -each_:] if n > each_ else np.tile(np.arange(n), (len(s), 1))
+    return [(*sorted((lo + i, int(j))), float(s[i, j])) for i, row in enumerate(top) for j in row if s[i, j] > 0]
 
 # %% ../../nbs/data/02f_propose.ipynb #9111663c
 def by_words(
     bags:np.ndarray, # see `bags`
     group:np.ndarray, # number of the group of each
     each_:int, # proposals of each picture and side
-    show:bool=True # see `Progress`
+    workers:int=None, show:bool=True # see `each`
 )->dict: # `{(i, j, mirrored): likeness}`
     "Pairs of different groups that share most words"
     found = {}
     if bags is None: return found
-    bar = Progress('looking for pairs with like features', len(group), show)
-    for lo in range(0, len(group), 512):
-        for side in (0, 1): _nearest(bags[side][lo:lo + 512] @ bags[0].T, lo, group, each_, found, side)
-        bar.step(512)
-    bar.done()
+    def both(lo): return [_nearest(bags[side][lo:lo + 256] @ bags[0].T, lo, group, each_) for side in (0, 1)]
+    for sides in each(both, range(0, len(group), 256), 'looking for pairs with like features', workers, show):
+        for side, likest in enumerate(sides):
+            for i, j, v in likest: found[i, j, side] = max(found.get((i, j, side), 0.), v)
     return found
 
 # %% ../../nbs/data/02f_propose.ipynb #d000a177
