@@ -14,7 +14,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from silkworm_app.serve.load import load_bundle
 
-bundle, train, test = map(Path, sys.argv[1:4])
+if len(sys.argv) != 4: sys.exit(__doc__)
+bundle, train, test = map(Path, sys.argv[1:])
 p = load_bundle(bundle, 'onnx')
 pictures = lambda folder: [(f, p.classes.index(f.parent.name)) for f in sorted(folder.glob('*/*')) if f.parent.name in p.classes]
 some, held = pictures(train), pictures(test)
