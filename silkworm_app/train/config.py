@@ -162,7 +162,7 @@ class TrainConfig:
     save_ckpt_freq:int = setting(1, 'Checkpoint') # epochs between two checkpoints
     save_ckpt_num:int = setting(3, 'Checkpoint') # newest checkpoints that stay
     test_freq:int = setting(1, 'train.run') # epochs between two validations
-    eval:bool = setting(False, 'train.fit', basic=True) # only evaluate the weights of finetune or resume
+    eval:bool = setting(False, 'train.evaluate', basic=True) # only evaluate the weights of finetune or resume
     switch_to_deploy:str = setting(None, 'fuse') # file to write the fused net to; with eval it is evaluated, too
     bundle:bool = setting(True, 'save_bundle') # write the deployable bundle
     # part of the photographs of each class that may lose it in an answer: at 0.1 one in ten, and a class needs nine photographs that
