@@ -160,8 +160,7 @@ def one(name, splits, small, arm, seed, i, rest, test, features, tmp, minutes=0)
     size = side(arm, small)
     set_seed(seed)
     own = Splits(train, valid, test, splits.classes, None if small else splits.groups, path=splits.path)
-    kept = dict(cache=f'{tmp}/{name.replace(":", "_")}') if not small else {}
-    dls = image_dls(own, size, 128 if small else 32, fast=True, aug='light' if small else 'silkworm', seed=seed, **kept)
+    dls = image_dls(own, size, 128 if small else 32, fast=True, aug='light' if small else 'silkworm', seed=seed)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         learn, how = trained(arm, dls, seed, features, tmp, size, minutes)
