@@ -179,11 +179,21 @@ def by_photograph(rows):
     return number, y[first], mean.argmax(1) == y[first]
 
 
+def rows_of(file):
+    "What was measured; a line that was cut off (a full disk, a power cut) is taken out of the file"
+    lines, rows = Path(file).read_text().splitlines() if Path(file).exists() else [], []
+    for line in lines:
+        with contextlib.suppress(json.JSONDecodeError): rows.append(json.loads(line))
+    if len(rows) < len(lines):
+        with replacing(file) as part: Path(part).write_text(''.join(json.dumps(r) + '\n' for r in rows))
+    return rows
+
+
 def summary(files):
     "`{(data, arm): dict of figures}`; seeds that lack a part are left out"
     by = defaultdict(lambda: defaultdict(dict))
     for file in files:
-        for r in map(json.loads, Path(file).read_text().splitlines()): by[r['data'], r['arm']][r['seed']][r['part']] = r
+        for r in rows_of(file): by[r['data'], r['arm']][r['seed']][r['part']] = r
     res = {}
     for key, seeds in sorted(by.items()):
         full = max(map(len, seeds.values()))
@@ -268,8 +278,7 @@ def main():
         if a.plot: plot(res, a.plot)
         return table(res, deployed(res, a.deployed) if a.deployed else {})
     out = Path(a.out)
-    rows = map(json.loads, out.read_text().splitlines()) if out.exists() else ()
-    done = {(r['data'], r['arm'], r['seed'], r['part']): r['minutes'] for r in rows}
+    done = {(r['data'], r['arm'], r['seed'], r['part']): r['minutes'] for r in rows_of(out)}
     for data in a.data:
         name, small, features, splits = Path(data).name, ':' in data, defaultdict(Features), None
         for seed in a.seeds:
