@@ -42,7 +42,7 @@ def distinct_pictures(
         out.append((str(p), c, g))
     n = sum(len(v) > 1 for v in labels.values())
     return out, (f'{len(items)} files: {len(out)} distinct files of {len({photo[Path(p)] for p, *_ in out})} photographs; '
-                 f'{n} photographs under two classes are left out')
+                 f'left out since under two classes: {n}')
 
 # %% ../../nbs/train/15_cross.ipynb #b60f7fdc
 def whole_split(
