@@ -114,9 +114,11 @@ def run_cells(nb, path, skip_flags):
     "Run the cells of `nb` that nbdev-test would run; raises what a cell raises, after the shell has told where."
     keep = {c.id for c in nb_test_cells(path, skip_flags)}
     main = sys.modules['__main__']                                    # the shell takes its place, and the next notebook asks for ours
+    from timm.models import _registry
+    import silkworm_app.act.vanillanet  # noqa: F401 its models are registered; what a notebook registers in their place ends with it
     shell = CaptureShell(path, mpl_format='png')
     try:
-        with working_directory(path.parent): shell.run_all(nb, exc_stop=True, preproc=lambda c: c.id not in keep, cell_timeout=600)
+        with patch.dict(_registry._model_entrypoints), working_directory(path.parent): shell.run_all(nb, exc_stop=True, preproc=lambda c: c.id not in keep, cell_timeout=600)
     except Exception:
         raise RuntimeError(shell.prettytb(fname=path) or traceback.format_exc()) from None
     finally:
