@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+from silkworm_app.files import read_table
 from silkworm_app.lab import grid as experiment, report
 from silkworm_app.lab.grid import GridError, make_grid, read_grid, read_results, run_grid, run_id, setting
 from silkworm_app.lab.report import main
@@ -209,7 +210,7 @@ def test_model_card_of_cross_validated_bundle(tmp_path, capsys, monkeypatch):
     v, by_file = cv['balanced_accuracy'], cv['by_file']['balanced_accuracy']
     for text in (card, said): assert f'{100*v:.1f} %' in text and f'{100*by_file:.1f} %' in text and ('Misleading' in text) == (by_file > v)
     assert f'{v:.1%}' in page and ('misleads' in page) == (by_file > v)
-    for word in ('17 photographs', '1 photographs under two classes', 'It is no diagnosis', 'seed 42'): assert word in card
+    for word in ('17 photographs', 'left out since under two classes: 1', 'It is no diagnosis', 'seed 42'): assert word in card
     assert '1 picture(s) stand' not in card, 'what was left out is still warned of'
     assert run('b', '--config', str(tmp_path / 'a/settings.yaml'), '--onnx', 'false')[1] == hashes
     assert train(['--data_path', str(tmp_path / 'p'), '--output_dir', str(tmp_path / 'd'), '--cross_validate', '18']) == 2 and 'cross_validate must be 2 to 17' in capsys.readouterr().err
@@ -223,7 +224,7 @@ def test_latency_of_trained_arms_in_table_and_plot(drawings, tmp_path, capsys):
     args = [str(tmp_path / 'g.yaml'), '--out', str(tmp_path / 'out')]
     assert main(args) == 0
     said = capsys.readouterr().out
-    with open(tmp_path / 'out/latency.csv') as f: rows = {r['arm']: r for r in csv.DictReader(f)}
+    rows = {r['arm']: r for r in read_table(tmp_path / 'out/latency.csv')}
     assert list(rows) == ['lslu', 'mobilenet'] and float(rows['mobilenet']['ms']) > float(rows['lslu']['ms']) > 0
     from silkworm_app.act.fuse import fuse
     for r in read_grid(tmp_path / 'g.yaml').runs:
