@@ -94,7 +94,7 @@ def prepare(work):
     if not (work/'audit.txt').exists():
         (work/'audit.txt').write_text(ran('data_main', 'audit', 'pictures', '--html', 'audit.html'))
     if not (run/'bundle').exists():
-        (work/'train.txt').write_text(ran('train_main', '--data_path', 'pictures', '--output_dir', 'run', '--overwrite', '--input_size', str(SIZE), '--cross_validate', '3', '--epochs', '4'))
+        (work/'train.txt').write_text(ran('train_main', '--data_path', 'pictures', '--output_dir', 'run', '--overwrite', '--input_size', str(SIZE), '--cross_validate', '3'))
     return pictures, run
 
 
