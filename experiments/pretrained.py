@@ -28,6 +28,7 @@ from fastai.vision.learner import vision_learner
 from silkworm_app.act.fuse import fuse
 from silkworm_app.act.patch import lslu_model
 from silkworm_app.act.weights import find_weights
+from silkworm_app.clock import in_turns
 from silkworm_app.data.cifar import cifar_splits
 from silkworm_app.data.loaders import image_dls, test_loader
 from silkworm_app.data.splits import Splits, cut, find_splits
@@ -93,13 +94,12 @@ def passes(learn, minutes, usual):
     if not minutes: return usual
     state, n = deepcopy(learn.model.state_dict()), len(learn.dls.train)
     few = min(n, 4)
+    step = dict(few=lambda: learn.fit(1, cbs=ShortEpochCallback(few/n)))
     with learn.no_bar(), learn.no_logging(), learn.removed_cbs(learn.cbs.filter(lambda o: isinstance(o, SaveBest))):
-        for _ in range(2):  # the first one is slower
-            start = time.process_time()
-            learn.fit(1, cbs=ShortEpochCallback(few/n))
+        seconds, = in_turns(step, rounds=1, warm=1, clock='cpu')['few']
     learn.model.load_state_dict(state)
     learn.opt = None
-    return max(1, round(60*minutes/((time.process_time() - start)*n/few)))
+    return max(1, round(60*minutes/(seconds*n/few)))
 
 
 def trained(arm, dls, seed, features, path, size, minutes=0):
@@ -180,12 +180,10 @@ def by_photograph(rows):
 
 
 def rows_of(file):
-    "What was measured; a line that was cut off (a full disk, a power cut) is taken out of the file"
-    lines, rows = Path(file).read_text().splitlines() if Path(file).exists() else [], []
-    for line in lines:
+    "What was measured, without lines that were cut off (a full disk, a power cut)"
+    rows = []
+    for line in Path(file).read_text().splitlines() if Path(file).exists() else ():
         with contextlib.suppress(json.JSONDecodeError): rows.append(json.loads(line))
-    if len(rows) < len(lines):
-        with replacing(file) as part: Path(part).write_text(''.join(json.dumps(r) + '\n' for r in rows))
     return rows
 
 
@@ -288,7 +286,7 @@ def main():
                 if (name, arm, seed, i) in done: continue
                 row = one(name, splits, small, arm, seed, i, rest, test, features[side(arm, small)], a.tmp, a.equal and done.get((name, 'last', seed, i)))
                 done[name, arm, seed, i] = row['minutes']
-                with out.open('a') as f: f.write(json.dumps(row) + '\n')
+                with out.open('a') as f: f.write('\n' + json.dumps(row) + '\n')  # a line of its own behind one that was cut off, too
                 print(name, arm, seed, i, row['minutes'], row['how'][:200], flush=True)
 
 

@@ -34,9 +34,10 @@ ENOUGH = 2000  # training photographs from which on the last stage is trained, t
 
 def gentle_scope(
     photos:int, # training photographs
+    epochs, # that were asked for; None or 0: none were
 )->str: # 'last' or 'head'
     "What is trained of a pretrained net after its head, where nobody says"
-    return 'last' if photos >= ENOUGH else 'head'
+    return 'last' if epochs or photos >= ENOUGH else 'head'
 
 def stages(
     model:nn.Module, # net
@@ -218,7 +219,7 @@ class Recipe:
 def fit_recipe(
     learn, # fastai Learner with a pretrained net
     epochs:int=None, # passes of the gentle part; 0: the head only; None: 6
-    scope=None, # what the gentle part trains: 'last', 'adapters', 'all', 'head' (nothing); None: 'last' for `epochs`, else `gentle_scope`
+    scope=None, # what the gentle part trains: 'last', 'adapters', 'all', 'head' (nothing); None: see `gentle_scope`
     lr:float=None, # of the gentle part, see `fit_gently`
     refit:bool=False, # fit the final head to the validation pictures, too: where other photographs judge it, as in cross-validation
     views:str='mirror', # features are the mean over these positions: 'one', 'mirror', 'symmetry'
@@ -236,7 +237,7 @@ def fit_recipe(
     features = Features() if features is None else features
     photos = photographs(learn.dls, 0)
     n = len(np.unique(photos))
-    scope = scope or ('last' if epochs else gentle_scope(n))
+    scope = scope or gentle_scope(n, epochs)
     epochs = 6 if epochs is None else epochs
     gentle = epochs and scope != 'head' and len(learn.dls.valid_ds)
     front = find_front(learn, _trained(model, scope), features, epochs, n, views) if gentle else None

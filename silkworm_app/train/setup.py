@@ -175,7 +175,7 @@ def resolve(
     _choose_net(cfg, n, side)
     if cfg.recipe == 'auto':
         photos = len({splits.groups[p] for p,_ in splits.train}) if splits.groups else n
-        cfg.recipe = 'full' if not cfg.pretrained else 'last' if cfg.epochs != 'auto' else gentle_scope(photos)
+        cfg.recipe = gentle_scope(photos, cfg.epochs != 'auto') if cfg.pretrained else 'full'
     for k, v in _autos(cfg, n, side, device.type == 'cpu'):
         if getattr(cfg, k) == 'auto': setattr(cfg, k, v)
     if cfg.fast == 'auto': cfg.fast = not cfg.aa and cfg.aug in FAST_AUGMENTATIONS and (n + len(splits.valid))*3*cfg.input_size**2 < 2**30
