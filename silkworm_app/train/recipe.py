@@ -23,6 +23,7 @@ from fastai.torch_core import get_model
 from timm.models import group_parameters
 from torch import nn
 
+from ..act.fuse import folded_norms
 from ..act.lslu import LSLU
 from .front import Front, find_front
 from .head import (Features, Head, classifier_of, fit_head, only, photograph_losses, photographs, predict_logits, set_head,
@@ -190,7 +191,7 @@ def fit_gently(
     cb = Gentle(head, n.clip(1)**-balance, len(np.unique(photos)), photographs(learn.dls, 1), balance)
     lr = lr or dict(all=1e-4, adapters=5e-4).get(scope, 4e-4)
     feed = front.fed(lambda e: one_of_each(photos, e, seed), epochs) if front else one_file_each(learn.dls.train, photos, seed)
-    with gently(learn, scope, lr, decay, wd), feed:
+    with gently(learn, scope, lr, decay, wd), folded_norms(get_model(learn.model)), feed:
         learn.fit_one_cycle(epochs, learn.lr, cbs=[cb, GradientClip(1.), *(cbs or [])])
     return cb
 
