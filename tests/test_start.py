@@ -1,5 +1,8 @@
 "Any file of weights starts a net: with the function of the file, told where that is not possible, or refused in one sentence that helps."
 import json
+import socket
+import time
+import warnings
 
 import pytest
 import timm
@@ -64,6 +67,15 @@ def test_a_torchvision_file_starts_a_patched_net(tmp_path, arch, name):
     net = lslu_model(arch, 3, where='stem', act_num='auto', input_size=64).double()  # other classes
     assert len(start_from(net, tmp_path/'tv.pth').fresh) == 2
     assert torch.equal(*(next(v for v in m.state_dict().values() if v.ndim == 4) for m in (net, plain)))
+
+
+@pytest.mark.parametrize('arch,name', [('mnasnet_100', 'mnasnet1_0'), ('efficientnet_b0', 'efficientnet_b0')])
+def test_torchvision_s_order_is_timm_s(tmp_path, arch, name):
+    plain = torchvision.models.get_model(name, weights=None)
+    torch.save(plain.state_dict(), tmp_path/'tv.pth')
+    net = lslu_model(arch, 1000, where='none')
+    start_from(net, tmp_path/'tv.pth')
+    assert far(net, plain, pictures().float()[:1]) < 1e-5
 
 
 def test_the_package_s_file_starts_a_net_of_other_classes():
@@ -200,6 +212,49 @@ def test_prefixes(tmp_path):
         assert (a - b).abs().max()/b.abs().max() < 1e-9
 
 
+def test_where_the_weights_lie_in_a_file(tmp_path):
+    "As other libraries write them: one level deeper, under another name, beside what a training keeps, an average of weights"
+    net, kw = grown(lslu_model('test_resnet', 7, where='stem', input_size=64)), dict(where='stem', input_size=64)
+    w = net.state_dict()
+    of_lightning = {'model.' + k: v for k, v in w.items()}
+    for content in ({'net': w}, {'state_dict_ema': w, 'epoch': 3}, {'model': {'state_dict': w}, 'optimizer': {'state': {0: {'exp_avg': w['fc.bias']}}}},
+                    {'state_dict': of_lightning, 'callbacks': {'EarlyStopping': {'wait_count': 0, 'best_score': w['fc.bias'][0]}}, 'loops': {}},
+                    {'n_averaged': torch.tensor(3), **{'module.' + k: v for k, v in w.items()}}):
+        torch.save(content, tmp_path/'w.pth')
+        other = lslu_model('test_resnet', 7, **kw).double()
+        start_from(other, tmp_path/'w.pth')
+        assert far(other, net) == 0
+    torch.save({'student': w, 'teacher': w}, tmp_path/'w.pth')
+    refused(other, tmp_path/'w.pth', 'student, teacher', '--model_key')
+    start_from(other, tmp_path/'w.pth', 'teacher')
+
+
+def test_files_that_hold_no_weights(tmp_path):
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), tmp_path/'script.pt')
+    torch.save(torch.nn.Linear(2, 2), tmp_path/'net.pkl')
+    net = lslu_model('test_resnet', 7, where='stem', input_size=64)
+    for name, content, says in (('a.pth', b'', 'it is empty.'), ('a.safetensors', b'', 'it is empty.'), ('b.pth', b'hello', 'it is no file of weights.'),
+                                ('script.pt', None, 'state_dict()'), ('net.pkl', None, 'state_dict()'), ('.', None, 'is no run folder')):
+        if content is not None: (tmp_path/name).write_bytes(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            refused(net, tmp_path/name, says)
+    with pytest.raises(ValueError, match='is a folder'): find_weights('test_resnet', tmp_path)
+    with pytest.raises(ValueError, match='knows no weights'): find_weights('nonsense')
+
+
+def test_a_named_file_of_another_net_is_refused(tmp_path):
+    "timm loads what fits, and says nothing of what stays random, where the classes are others"
+    w = timm.create_model('test_resnet', num_classes=9).state_dict()
+    without = lambda part: {k: v for k, v in w.items() if part not in k}
+    for state in (without('layer3'), {**w, 'layer9.weight': w['fc.weight']}, timm.create_model('test_vit').state_dict()):
+        torch.save(state, tmp_path/'w.pth')
+        with pytest.raises(ValueError, match='is for another net than test_resnet, name a file of this one'):
+            lslu_model('test_resnet', 5, pretrained=tmp_path/'w.pth', input_size=64)
+    torch.save(without('fc'), tmp_path/'w.pth')  # any head, or none
+    assert torch.equal(lslu_model('test_resnet', 5, pretrained=tmp_path/'w.pth', input_size=64).conv1[0].weight, w['conv1.0.weight'])
+
+
 def test_a_file_knows_its_net(tmp_path):
     for kw in (dict(arch=VN, stem_stride=2, act_num=2), dict(arch='test_resnet', where='all', form='sum', act_num=1)):
         net = grown(lslu_model(num_classes=7, input_size=64, **kw))
@@ -266,6 +321,18 @@ def test_no_weights_to_be_had(monkeypatch):
                        (VN, 'tf_efficientnet_lite0, whose weights come with this library')):
         with pytest.raises(ValueError, match='The pretrained weights of') as e: lslu_model(arch, 5, pretrained=True)
         assert says in str(e.value) and '\n' not in str(e.value)
+
+
+def test_without_a_network_the_hub_is_asked_once(monkeypatch, caplog):
+    "A download is tried again and again, for a minute"
+    from huggingface_hub import constants
+    asked = []
+    def nowhere(*args, **kw): asked.append(args); raise socket.gaierror('no network')
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    monkeypatch.setattr(socket, 'getaddrinfo', nowhere)
+    monkeypatch.setattr(time, 'sleep', lambda s: None)
+    with pytest.raises(ValueError, match='hub cannot be reached'): find_weights('test_resnet')
+    assert len(asked) < 3 and not caplog.records  # the client may ask twice
 
 
 def test_the_file_that_the_advice_names_works(tmp_path):

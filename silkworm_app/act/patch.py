@@ -263,30 +263,21 @@ def is_vanillanet(
     name = arch.split('.')[0]
     return name.startswith('vanillanet_') and hasattr(vanillanet, name)
 
-def _overlay(arch, w):
-    "What timm's `create_model` has to know about weights that were found"
-    cfg = timm.get_pretrained_cfg(arch)
-    classifier,first = ((o if isinstance(o, (tuple, list)) else (o,))[0] for o in (cfg.classifier, cfg.first_conv))
-    head,conv = w.state.get(f'{classifier}.weight'),w.state.get(f'{first}.weight')
-    res = dict(w.pictures, state_dict=dict(w.state))
-    if head is not None: res['num_classes'] = len(head)
-    if conv is not None and conv.ndim == 4 and conv.shape[1] in (1, 3, 4): res['input_size'] = (conv.shape[1], *w.input_size[1:])
-    return res
-
 # %% ../../nbs/act/08_patch.ipynb #0682a217
 def _create(arch, pretrained, num_classes, kwargs):
     "timm's `create_model`, with one sentence when weights can't be had"
     if not pretrained: return timm.create_model(arch, pretrained=False, num_classes=num_classes, **kwargs)
-    named = {'pretrained_cfg', 'pretrained_cfg_overlay'} & set(kwargs) or timm.get_pretrained_cfg(arch).custom_load
+    own = pretrained is True and timm.get_pretrained_cfg(arch).custom_load  # timm's way to read them
+    named = own or {'pretrained_cfg', 'pretrained_cfg_overlay'} & set(kwargs)
     if not named:
         found = find_weights(arch, None if pretrained is True else pretrained)
-        if any(k.endswith('.alphas') for k in found.state):
-            raise ValueError(f'{found.file} is of a net with LSLUs: build one without pretrained and start it with start_from.')
-        kwargs = {**kwargs, 'pretrained_cfg_overlay': _overlay(arch, found)}
+        if found.patched: raise ValueError(f'{found.file} is of a net with LSLUs: build one without pretrained and start it with start_from.')
+        kwargs = {**kwargs, 'pretrained_cfg_overlay': found.overlay}
     try: model = timm.create_model(arch, pretrained=True, num_classes=num_classes, **kwargs)
     except Exception as e:
         raise ValueError(f'The pretrained weights of {arch} could not be loaded ({type(e).__name__}: {one_line(e)}): '
-                         'check the network connection, name a file of weights of this very net, or take pretrained=False.') from e
+                         f'{"check the network connection, " if named else ""}name a file of weights of this very net, or take '
+                         'pretrained=False.') from e
     if not named:
         model.pretrained_cfg = model.default_cfg = {k: v for k,v in model.pretrained_cfg.items() if k != 'state_dict'}
         model.weights_source = found.source

@@ -131,7 +131,7 @@ def _fill(twin, state, model, what):
     is_head = lambda k: k.startswith(heads) if heads else False
     left = [k for k in mine if is_head(k) and (k not in state or state[k].shape != mine[k].shape)]
     state = {k: v for k,v in state.items() if k not in left and not (is_head(k) and k not in mine)}
-    free = lambda k: k.endswith('num_batches_tracked') or k.rpartition('.')[2] in ('act_slope', 'slope_steps')
+    free = lambda k: k.rpartition('.')[2] in ('num_batches_tracked', 'n_averaged', 'act_slope', 'slope_steps')
     missing = [k for k in mine if k not in state and k not in left and not free(k)]
     extra = [k for k in state if k not in mine and not free(k)]
     if missing or extra:

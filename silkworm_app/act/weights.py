@@ -7,15 +7,15 @@ __all__ = ['PACKAGES', 'SAME_ORDER', 'WeightsError', 'Stored', 'read_weights', '
            'Weights', 'package_file', 'pretrained_cfg', 'by_order', 'fit_names', 'find_weights']
 
 # %% ../../nbs/act/04_weights.ipynb #fe768905
-import argparse,importlib.util,json,pickle,re
+import argparse,importlib.util,json,pickle,re,warnings
 from collections import Counter
-from dataclasses import dataclass,field
+from dataclasses import dataclass,field,replace
 from pathlib import Path
 
 import timm,torch
-from huggingface_hub import hf_hub_download,try_to_load_from_cache
+from huggingface_hub import get_hf_file_metadata,hf_hub_download,hf_hub_url,try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError
-from safetensors import safe_open
+from safetensors import SafetensorError,safe_open
 from safetensors.torch import load_file,save_file
 from timm.models import clean_state_dict
 from timm.models._hub import download_cached_file
@@ -38,17 +38,26 @@ class Stored:
     key:str=None          # entry of the file that held the weights
 
 # %% ../../nbs/act/04_weights.ipynb #b54802e9
+def _why(path, e):
+    "Why a file cannot be read, in words"
+    if not path.stat().st_size: return 'it is empty'
+    if isinstance(e, pickle.UnpicklingError) or 'TorchScript' in str(e):
+        return ('it is no file of weights, or holds objects that could run code; if you trust who made it, load it where it was made, '
+                'torch.save the state_dict() of its net, and take that file')
+    return one_line(e).rstrip('.') if isinstance(e, (OSError, RuntimeError, SafetensorError)) else 'it is no file of weights'
+
 def _open(path):
     "`(content, metadata)` of a file of weights"
+    if path.is_dir(): raise WeightsError(f'{path} is a folder: name the file of weights in it.')
     if not path.is_file(): raise WeightsError(f'There is no checkpoint {path}.')
     try:
         if path.suffix == '.safetensors':
             with safe_open(path, 'pt') as f: meta = f.metadata() or {}
             return load_file(path),meta
-        with torch.serialization.safe_globals([argparse.Namespace]): return torch.load(path, map_location='cpu', weights_only=True),{}
-    except Exception as e:
-        why = 'it is no file of weights, or holds objects that could run code' if isinstance(e, pickle.UnpicklingError) else one_line(e)
-        raise WeightsError(f'{path} is no checkpoint that can be loaded as weights only: {why}.') from None
+        with torch.serialization.safe_globals([argparse.Namespace]),warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # on the pickle's dialect
+            return torch.load(path, map_location='cpu', weights_only=True),{}
+    except Exception as e: raise WeightsError(f'{path} is no checkpoint that can be loaded as weights only: {_why(path, e)}.') from None
 
 # %% ../../nbs/act/04_weights.ipynb #faff0c43
 def _described(d):
@@ -69,6 +78,13 @@ def _averages(d):
     return {**({'model_ema': next(iter(emas.values()))} if emas else {}), **emas}
 
 # %% ../../nbs/act/04_weights.ipynb #9702e96e
+def _inside(d, names):
+    "`(entry, tensors)`: those of the first entry that is named, else of the only one that has some, else of `d` itself"
+    def dicts(keys): return [k for k in keys if isinstance(d.get(k), dict)]
+    own,found = {k: v for k,v in d.items() if isinstance(v, torch.Tensor) and isinstance(k, str)},dicts(names)[:1]
+    if not found and not own: found = [k for k in dicts(d) if _inside(d[k], names)[1]]
+    return (found[0],_inside(d[found[0]], names)[1]) if len(found) == 1 else (None,own)
+
 def read_weights(
     file, # .safetensors, .pth of any origin, or what `torch.load` gave
     key:str=None, # entry of a checkpoint: model, model_ema, a training's model_ema_<decay>; of several, cut by |, the first that is there
@@ -78,15 +94,16 @@ def read_weights(
     d,meta = (file,{}) if path is None else _open(path)
     keys = key.split('|') if key else []
     if not isinstance(d, dict): raise WeightsError(f'{path} holds no weights: it is a {type(d).__name__}.')
-    if 'callbacks' in d:
+    if isinstance(d.get('callbacks'), dict) and 'model' in d:
         entries = dict(model=d.get('model'), **_averages(d))
         if keys and not set(keys) & set(entries):
             raise WeightsError(f'{path or "The checkpoint"} holds no {key}; it has {", ".join(entries)}.')
     else: entries = d
-    found = next((k for k in [*keys, 'model', 'module', 'state_dict', 'model_ema'] if isinstance(entries.get(k), dict)), None)
-    state = entries[found] if found else d
-    state = {k: v for k,v in state.items() if isinstance(v, torch.Tensor)} if isinstance(state, dict) else {}
-    if not state: raise WeightsError(f'No weights under {key or "model"} in {path or "the checkpoint"}.')
+    found,state = _inside(entries, [*keys, 'model', 'module', 'state_dict', 'model_ema'])
+    if not state:
+        has = ', '.join(map(str, [*d][:8])) or 'nothing'
+        raise WeightsError(f'No weights under {key or "model"} in {path or "the checkpoint"}, which has {has}: say what holds them '
+                           '(--model_key), or name another file.')
     return Stored(dict(clean_state_dict(state)), **_described(meta or d), file=path, key=found)
 
 # %% ../../nbs/act/04_weights.ipynb #f3d0f411
@@ -150,6 +167,21 @@ class Weights:
         "How pictures must be made ready"
         return {k: getattr(self, k) for k in ('mean', 'std', 'interpolation', 'crop_pct', 'input_size')}
 
+    @property
+    def patched(self)->bool:
+        "Are they of a net with LSLUs?"
+        return any(k.endswith('.alphas') for k in self.state)
+
+    @property
+    def overlay(self)->dict:
+        "What timm's `create_model` has to know about them"
+        cfg,size = timm.get_pretrained_cfg(self.arch),self.input_size
+        classifier,first = ((o if isinstance(o, (tuple, list)) else (o,))[0] for o in (cfg.classifier, cfg.first_conv))
+        head,conv = self.state.get(f'{classifier}.weight'),self.state.get(f'{first}.weight')
+        if conv is not None and conv.ndim == 4 and conv.shape[1] in (1, 3, 4): size = (conv.shape[1], *size[1:])
+        return dict(self.pictures, input_size=size, state_dict=dict(self.state), custom_load=False,
+                    num_classes=cfg.num_classes if head is None else len(head))
+
 # %% ../../nbs/act/04_weights.ipynb #58f2dddf
 def package_file(
     arch:str, # a net of timm
@@ -163,12 +195,17 @@ def package_file(
     return next((f for f in files if f.is_file()), None)
 
 # %% ../../nbs/act/04_weights.ipynb #562185c8
+def _cfg(arch):
+    cfg = timm.get_pretrained_cfg(arch)
+    if cfg is None: raise WeightsError(f'timm knows no weights of a net {arch!r}.')
+    return cfg
+
 def pretrained_cfg(
     arch:str, # a net of timm
     file=None, # a file of weights that is to be used instead
 )->dict: # mean, std, interpolation, crop_pct, input_size
     "How pictures for the pretrained weights of `arch` must be made ready. Raises `WeightsError` for a file that can't be read."
-    cfg = timm.get_pretrained_cfg(arch)
+    cfg = _cfg(arch)
     res = {k: getattr(cfg, k) for k in ('mean', 'std', 'interpolation', 'crop_pct', 'input_size')}
     stored = file if file is None or isinstance(file, Stored) else read_weights(file)
     if package_file(arch) if stored is None else _is_packages(stored): res |= _PACKAGE_PICTURES
@@ -197,8 +234,8 @@ def _check_hash(file, arch):
     if known and not sha256_of(file).startswith(digits[1]):
         raise WeightsError(f'{file} is damaged or another file (its SHA-256 does not begin with {digits[1]}): fetch it again.')
 
-# nets whose tensors have one order
-SAME_ORDER = ('tf_efficientnet_lite', 'mobilenetv2_100', 'resnet')  # in timm, torchvision and the packages alike
+# nets whose tensors have one order in timm, torchvision and the packages
+SAME_ORDER = ('tf_efficientnet_lite', 'mobilenetv2_100', 'resnet', 'mnasnet_100', *(f'efficientnet_b{i}' for i in range(5)))
 
 # %% ../../nbs/act/04_weights.ipynb #434cd707
 def by_order(
@@ -244,11 +281,12 @@ def _from_hub(cfg):
     "Fetch timm's file; raises what the network raises"
     if not cfg.hf_hub_id: return Path(download_cached_file(cfg.url, check_hash=True))
     repo,_,revision = cfg.hf_hub_id.partition('@')
-    *others,last = _hub_names(cfg)
-    for name in others:
-        try: return Path(hf_hub_download(repo, name, revision=revision or None))
-        except EntryNotFoundError: pass
-    return Path(hf_hub_download(repo, last, revision=revision or None))
+    names = _hub_names(cfg)
+    for name in names:
+        try: get_hf_file_metadata(hf_hub_url(repo, name, revision=revision or None))  # one question: the download would ask for a minute
+        except EntryNotFoundError:
+            if name == names[-1]: raise
+        else: return Path(hf_hub_download(repo, name, revision=revision or None))
 
 # %% ../../nbs/act/04_weights.ipynb #75743ff9
 def _no_weights(arch, cfg, e=None):
@@ -263,12 +301,23 @@ def _no_weights(arch, cfg, e=None):
     return why + f'where there is a network, run `{fetch}` and name that file here, or {instead}'
 
 # %% ../../nbs/act/04_weights.ipynb #31f4073c
+def _check_net(w, names):
+    "Refuse a file of another net; where the number of classes differs, timm takes what fits and leaves the rest to chance"
+    last = timm.get_pretrained_cfg(w.arch).classifier or ()
+    last = tuple(f'{o}.' for o in ((last,) if isinstance(last, str) else last))
+    whole = replace(w, state={**{k: v for k,v in names.items() if k.startswith(last)}, **w.state}).overlay
+    try:
+        with torch.device('meta'),warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # nothing is copied
+            timm.create_model(w.arch, pretrained=True, num_classes=whole['num_classes'], pretrained_cfg_overlay=whole)
+    except RuntimeError as e: raise WeightsError(f'{w.file} is for another net than {w.arch}, name a file of this one: {one_line(e, 160)}') from None
+
 def find_weights(
     arch:str, # a net of timm, with or without its tag
     file=None, # take this one: of the package, of timm, of torchvision, of a training here
 )->Weights:
     "Pretrained weights: the file that is named, else an installed package, timm's cache, timm's hub. Raises `WeightsError`."
-    cfg,source = timm.get_pretrained_cfg(arch),None
+    cfg,source = _cfg(arch),None
     if file is None and (file := package_file(arch)): source = f'package {PACKAGES[arch.split(".")[0]][0]}'
     if file is None and (file := _in_cache(cfg)): source = f"timm's cache ({cfg.hf_hub_id or cfg.url})"
     if file is None:
@@ -280,4 +329,6 @@ def find_weights(
     stored = read_weights(file)
     with torch.device('meta'): names = timm.create_model(arch.split('.')[0]).state_dict()
     state = fit_names(stored.state, names, arch)
-    return Weights(arch, state, source or f'file {file}', file, **pretrained_cfg(arch, stored))
+    found = Weights(arch, state, source or f'file {file}', file, **pretrained_cfg(arch, stored))
+    if not source and not found.patched: _check_net(found, names)
+    return found
