@@ -1,5 +1,7 @@
 "The recipe on real photographs and over fastai's own loaders: it learns, it keeps what is better, and it never needs this library's loaders."
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +16,10 @@ from silkworm_app.data.sample import draw_sample
 from silkworm_app.data.loaders import image_dls
 from silkworm_app.train.learner import lslu_learner
 from silkworm_app.train.head import Features, fit_head, photograph_losses, photograph_weights, photographs
-from silkworm_app.train import recipe
+from silkworm_app.train import cross, recipe
 from silkworm_app.train.head import predict_logits
 from silkworm_app.train.recipe import fit_recipe, one_file_each
+from silkworm_app.train.run import RunFolder
 
 
 pytestmark = pytest.mark.trains
@@ -61,6 +64,29 @@ def test_copies_of_a_photograph_weigh_like_one():
     probe = rng.normal(size=(200, 6))
     apart = [np.abs(once.logits(probe) - h.logits(probe)).max() for h in (again, plain)]
     assert apart[0] < apart[1]  # the standardisation sees the copies, the weights don't
+
+
+def test_a_class_without_validation_pictures_is_no_warning(sample):
+    z, y = torch.eye(3)[[0, 1, 2]], torch.tensor([0, 0, 1])  # the third answer is of a class that no picture shows
+    metrics = lslu_learner(image_dls(find_splits(sample, group=None), 32, 8, device='cpu', num_workers=0), 'test_resnet', act='relu').metrics
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert [m.name for m in metrics] == ['accuracy', 'balanced_accuracy_score'] and metrics[1].func(z, y) == .25
+
+
+@pytest.mark.parametrize('what,says', [('head', ['', '16 min', '12 min', '8 min', '4 min', '']), ('full', ['75 min', '16 min', '12 min', '8 min', '4 min', ''])])
+def test_how_long_a_cross_validation_takes(tmp_path, monkeypatch, what, says):
+    "A first head looks at all pictures, which says nothing of the parts after it"
+    now, lines = [0.], []
+    def part(cfg, splits, items, by, i, *args):
+        now[0] += 900 if not now[0] else 240
+        return dict(by=by, part=i, photo=[i], target=[i % 2], pick=[i % 2], pick_symmetry=[i % 2])
+    monkeypatch.setattr(cross, 'test_part', part)
+    monkeypatch.setattr(cross, 'time', SimpleNamespace(time=lambda: now[0]))
+    train = [(Path(f'{i}.png'), 'ab'[i % 2]) for i in range(6)]
+    splits = Splits(train, [], [], ['a', 'b'], {p: i for i, (p, _) in enumerate(train)})
+    cross.cross_validate(SimpleNamespace(cross_validate=6, seed=0, recipe=what), splits, RunFolder(tmp_path), lines.append)
+    assert [o.partition('; about ')[2].partition(' of cross')[0] for o in lines[1:]] == says
 
 
 def test_one_file_of_each_photograph_in_an_epoch(sample):

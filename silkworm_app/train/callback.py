@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['quiet_run', 'LSLUCallback', 'mark_lslu_params', 'act_slope', 'DeepTraining', 'pictures_of', 'SaveBest',
-           'EarlyStopping', 'cross_entropy', 'share_right', 'WeightEMA', 'StopOnNaN', 'OneAnswer']
+           'EarlyStopping', 'cross_entropy', 'share_right', 'balanced', 'right_metrics', 'WeightEMA', 'StopOnNaN',
+           'OneAnswer']
 
 # %% ../../nbs/train/01_callback.ipynb #f4f9c84d
 import contextlib, io, json, math, re, warnings
@@ -18,6 +19,7 @@ from fastai.learner import Learner,Recorder
 from fastai.metrics import AccumMetric
 from fastai.torch_core import get_model,rank_distrib
 from fastcore.basics import patch
+from sklearn.metrics import recall_score
 
 # %% ../../nbs/train/01_callback.ipynb #afee1705
 from fastcore.meta import delegates
@@ -276,6 +278,14 @@ def cross_entropy(pred, targ):
 def share_right(pred, targ):
     "Part of the answers that are right"
     return (pred.argmax(-1) == targ).float().mean()
+
+def balanced(pred, targ):
+    "Mean recall of the classes that occur, without a word about those that don't"
+    return recall_score(targ.cpu(), pred.argmax(-1).cpu(), labels=targ.unique().tolist(), average='macro', zero_division=0)
+
+def right_metrics()->list: # of fastai metrics
+    "Accuracy, and accuracy balanced over the classes, of all validation pictures together"
+    return [AccumMetric(f, flatten=False, name=n) for n,f in (('accuracy', share_right), ('balanced_accuracy_score', balanced))]
 
 # %% ../../nbs/train/01_callback.ipynb #22d6f980
 class WeightEMA(Callback):

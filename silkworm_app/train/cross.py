@@ -77,22 +77,29 @@ def photo_interval(
     return float(np.mean([p.mean() for p in per])), *(float(v) for v in np.quantile(boot, (.025, .975)))
 
 # %% ../../nbs/train/15_cross.ipynb #29503b8a
+def _left(seconds):
+    "The end of a line; nothing where it isn't known, or all is done"
+    if not seconds: return ''
+    return f'; {f"about {seconds/60:.0f} min" if seconds >= 60 else "less than a minute"} of cross-validation left'
+
 class PartProgress(PrintEpoch):
     "Signs of life of one training of several, with an estimate for all"
     def __init__(self,
         title:str, # of this part
-        done:int, # parts behind it
-        total:int, # parts in all
-        start:float, # time at which the first began
+        todo:int, # parts that are not done, this one among them
+        each:float=None, # seconds that a part takes; None: this one's epochs tell
         log=print, # called with each line
     ):
         super().__init__(title, epochs=False, log=log)
-        self.done, self.total, self.start = done, total, start
+        self.todo, self.each = todo, each
+    def before_fit(self):
+        super().before_fit()
+        self.begun = time.time()
     def after_batch(self):
         if not self.training or time.time() - self.last <= self.every: return
         part = (self.epoch + (self.iter + 1)/self.n_iter)/self.n_epoch
-        left = (time.time() - self.start)*(self.total/(self.done + part) - 1)
-        self.log(f'{self.title}epoch {self.epoch+1} of at most {self.n_epoch}; about {left/60:.0f} min of cross-validation left')
+        left = (self.each or (time.time() - self.begun)/part)*(self.todo - part)
+        self.log(f'{self.title}epoch {self.epoch+1} of at most {self.n_epoch}{_left(left)}')
         self.last = time.time()
 
 # %% ../../nbs/train/15_cross.ipynb #decc327a
@@ -199,7 +206,7 @@ def cross_validate(
     items, k, done = photographs_of(splits), cfg.cross_validate, cross_parts(run)
     n = len({g for *_, g in items})
     if not 2 <= k <= n: raise TrainError(f'cross_validate must be 2 to {n}, the number of photographs, not {k}')
-    cfg.started, out, start, features = True, sys.stdout, time.time(), Features()
+    cfg.started, out, each, features = True, sys.stdout, None, Features()
     for by, i in done:
         if by == 'photo' and done[by, i]['photo'] != list(map(int, part_splits(cfg, splits, items, by, i)[1])):
             raise TrainError(f'{run} was begun with other parts: start it anew with --overwrite')
@@ -207,12 +214,13 @@ def cross_validate(
     log(f'Cross-validation: {k} parts of {n} photographs ({len(items)} files)' + (f'; {len(done)} trainings done before' if done else ''))
     for j, (by, i) in enumerate(todo):
         title = f'part {i+1} of {k}, cut by {by}'
-        live = PartProgress(f'{title}: ', j, len(todo), start, lambda s: print(s, file=out, flush=True))
+        live = PartProgress(f'{title}: ', len(todo) - j, each, lambda s: print(s, file=out, flush=True))
+        start = time.time()
         done[by, i] = r = test_part(cfg, splits, items, by, i, live, features)
         write_text(run.cross, ''.join(json.dumps(o) + '\n' for o in done.values()))
-        left = (time.time() - start)/(j + 1)*(len(todo) - j - 1)
+        if j or cfg.recipe == 'full': each = time.time() - start # a first head looks at all pictures, the next ones at none
         right = sum(np.equal(r['pick'], r['target']))
-        log(f'{title}: {right} of {len(r["target"])} files right; about {left/60:.0f} min of cross-validation left')
+        log(f'{title}: {right} of {len(r["target"])} files right{_left(each and each*(len(todo) - j - 1))}')
     photo, by_file = ([r for (by, _), r in sorted(done.items()) if by == what] for what in ('photo', 'file'))
     res = _result(photo, by_file, list(splits.classes))
     if by_file: res['by_file']['head_only'] = cfg.recipe != 'full'

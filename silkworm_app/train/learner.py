@@ -14,7 +14,6 @@ from fastai.callback import schedule  # noqa: F401 adds fit_one_cycle, fine_tune
 from fastai.data.transforms import Normalize,get_c
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
-from fastai.metrics import BalancedAccuracy,accuracy
 from fastai.optimizer import Adam
 from fastai.torch_core import get_model
 from fastcore.basics import patch
@@ -29,7 +28,7 @@ from ..data.folder import DataError
 from ..act.fuse import fuse as _fuse
 from ..act.patch import lslu_model
 from ..serve.bundle import save_bundle as _save_bundle
-from .callback import DeepTraining,LSLUCallback,OneAnswer
+from .callback import DeepTraining,LSLUCallback,OneAnswer,right_metrics
 from .recipe import Recipe,fit_recipe
 
 # %% ../../nbs/train/06_learner.ipynb #a9a51f60
@@ -130,7 +129,7 @@ def lslu_learner(
     if train_frozen is None: train_frozen = not (pretrained and kwargs.get('init') in (None, 'identity'))
     own = [LSLUCallback(where='none', fname=log, train_frozen=train_frozen), OneAnswer()]
     if decay_epochs: own.append(DeepTraining(decay_epochs, decay_linear))
-    metrics = L(metrics) if metrics is not None else L(accuracy, BalancedAccuracy())
+    metrics = L(right_metrics() if metrics is None else metrics)
     learn = LSLULearner(dls, model, loss_func=loss_func or CrossEntropyLossFlat(), opt_func=opt_func, lr=lr, splitter=splitter,
                         cbs=own + list(L(cbs)), metrics=metrics, path=path, model_dir=model_dir, wd=wd, moms=moms, train_bn=train_frozen)
     learn.pretrained = bool(pretrained)
