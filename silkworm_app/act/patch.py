@@ -271,7 +271,8 @@ def _create(arch, pretrained, num_classes, kwargs):
     named = own or {'pretrained_cfg', 'pretrained_cfg_overlay'} & set(kwargs)
     if not named:
         found = find_weights(arch, None if pretrained is True else pretrained)
-        if found.patched: raise ValueError(f'{found.file} is of a net with LSLUs: build one without pretrained and start it with start_from.')
+        if found.patched:
+            raise ValueError(f'{found.file} is of a net with LSLUs: build one without pretrained and start it with start_from.')
         kwargs = {**kwargs, 'pretrained_cfg_overlay': found.overlay}
     try: model = timm.create_model(arch, pretrained=True, num_classes=num_classes, **kwargs)
     except Exception as e:

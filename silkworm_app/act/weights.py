@@ -310,7 +310,8 @@ def _check_net(w, names):
         with torch.device('meta'),warnings.catch_warnings():
             warnings.simplefilter('ignore')  # nothing is copied
             timm.create_model(w.arch, pretrained=True, num_classes=whole['num_classes'], pretrained_cfg_overlay=whole)
-    except RuntimeError as e: raise WeightsError(f'{w.file} is for another net than {w.arch}, name a file of this one: {one_line(e, 160)}') from None
+    except RuntimeError as e:
+        raise WeightsError(f'{w.file} is for another net than {w.arch}, name a file of this one: {one_line(e, 160)}') from None
 
 def find_weights(
     arch:str, # a net of timm, with or without its tag
