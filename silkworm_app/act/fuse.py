@@ -311,7 +311,8 @@ class _Folded:
     def convolve(self, x):
         c,(scale,offset) = self.conv,_line_of(self.bn)
         own = dict(c._parameters)
-        c._parameters.update(weight=c.weight*scale.view(-1, *[1]*(c.weight.ndim-1)), bias=offset if c.bias is None else c.bias*scale + offset)
+        weight,bias = c.weight*scale.view(-1, *[1]*(c.weight.ndim - 1)),offset if c.bias is None else c.bias*scale + offset
+        c._parameters.update(weight=weight, bias=bias)
         try: return type(c).forward(c, x)
         finally: c._parameters.update(own)
     def rest(self, x): return _rest_of(self.bn)(x)
@@ -324,8 +325,9 @@ def folded_norms(
 ):
     "Inside, convolutions compute the batch norms behind them where nothing else reads between: the same outputs and gradients, sooner"
     steps = []
-    with contextlib.suppress(ValueError), eval_mode(model):   # a net that noise can't be run through trains as it is, and so does a compiled one
-        if getattr(model, '_compiled_call_impl', None) is None: (steps,_),_ = first_run(model, partial(_bn_steps, model), sizes(model, input_size))
+    compiled = getattr(model, '_compiled_call_impl', None) is not None
+    with contextlib.suppress(ValueError), eval_mode(model):   # a net that noise can't be run through trains as it is
+        if not compiled: (steps,_),_ = first_run(model, partial(_bn_steps, model), sizes(model, input_size))
     pairs = [_Folded(model.get_submodule(s['conv']), model.get_submodule(s['module'])) for s in steps]
     for p in pairs: p.conv.forward,p.bn.forward = p.convolve,p.rest
     try: yield
