@@ -16,6 +16,9 @@ from nbdev.showdoc import BasicMarkdownRenderer
 root = Path(__file__).resolve().parents[2]
 ROOMS = dict(act='the activation and the nets', data='from a folder to batches', train='from batches to a run', serve='from a net to an answer', lab='the workshop')
 
+HOUR = ('act/00_lslu.ipynb', 'act/03_vanillanet.ipynb', 'act/08_patch.ipynb', 'act/10_fuse.ipynb', 'examples/silkworm.ipynb', 'train/06_learner.ipynb', 'data/04_splits.ipynb',
+        'serve/02_trust.ipynb', 'serve/19_page.ipynb')
+
 
 def write(name, text):
     with mkdocs_gen_files.open(name, 'w', encoding='utf-8') as f: f.write(text)
@@ -35,7 +38,9 @@ def readme():
 
 def notebooks():
     found = sorted((root / 'nbs').rglob('*.ipynb'), key=lambda p: (list(ROOMS).index(p.parent.name) if p.parent.name in ROOMS else -1, str(p)))
-    lines, room = ['# Notebooks', '', 'The source of the library and its explanation, in reading order; the examples are the ones to copy.', ''], None
+    lines, room = ['# Notebooks', '', 'The source of the library and its explanation, in reading order; the examples are the ones to copy.', '',
+                   'In an hour: ' + ', '.join(f'[{title_of(root/"nbs"/f)[0]}]({f})' for f in HOUR) + '. They say what an LSLU is, why fusing is exact, and '
+                   'when the page answers.', ''], None
     for p in found:
         if '.ipynb_checkpoints' in p.parts: continue
         rel = p.relative_to(root / 'nbs')
