@@ -166,4 +166,4 @@ def _nothing(plan, chosen):
                 f'the largest is {side}x{side}; take act_num={side-1} or less, or a larger input_size.')
     why = '; '.join(dict.fromkeys(p.reason for p in mine))
     return (f'Nothing to replace in {plan.arch} with where={plan.where}: {len(mine)} activations, '
-            f'none on a map that can take an LSLU ({why}).')
+            f"none on a map that can take an LSLU ({why}); where='none' takes the net as it is.")

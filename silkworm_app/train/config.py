@@ -84,8 +84,8 @@ class TrainConfig:
     mixup_prob:float = setting(1.0, 'timm.data.Mixup in a callback') # probability that a batch is mixed
     mixup_switch_prob:float = setting(0.5, 'timm.data.Mixup in a callback') # probability of CutMix where both are on
     mixup_mode:Literal['batch', 'pair', 'elem'] = setting('batch', 'timm.data.Mixup in a callback') # what is mixed alike
-    # any net of timm, VanillaNets included; auto: tf_efficientnet_lite0, pretrained, for photographs; vanillanet_5_x0_125 for CIFAR and
-    # for thousands of small pictures
+    # any net of timm, VanillaNets included; auto: tf_efficientnet_lite0, pretrained, for photographs; vanillanet_5_x0_125 for CIFAR, for
+    # pictures below 96 pixels and for 5,000 or more
     model:str = setting('auto', 'lslu_learner', basic=True)
     # number of activations in an LSLU, and half the width of its kernel; auto: 1 up to 64 pixels, else 3; in a pretrained net what its
     # start as the identity needs
@@ -112,10 +112,10 @@ class TrainConfig:
     batch_size:int = setting('auto', 'fastai DataLoader', basic=True) # pictures per step and process; auto: 32, 128 for CIFAR
     update_freq:int = setting(1, 'fastai GradientAccumulation') # batches whose gradients make one step
     # how it trains. head: the last layer only, on features computed once; last, adapters, all: then the last stage, the LSLUs or
-    # everything with small steps, kept where better; full: all epochs of the schedule from the start; auto: full for a net that is not
-    # pretrained, else last where epochs are given and from 2,000 photographs on, and head with fewer
+    # everything with small steps, kept where better; full: all epochs of the schedule from the start; auto: full for a VanillaNet and
+    # for a net that starts from nothing, else last where epochs are given and from 2,000 photographs on, and head with fewer
     recipe:Literal['auto', 'head', 'last', 'adapters', 'all', 'full'] = setting('auto', 'fit_recipe', basic=True)
-    # passes over the training pictures; auto: about 24000 pictures in all, 8 to 120 passes; 6 where the head came first
+    # passes over the training pictures; auto: about 24000 pictures in all, 8 to 120 passes; 6 where the head came first, 0: the head only
     epochs:int = setting('auto', 'fastai Learner.fit', basic=True)
     # stop after so many epochs without a lower validation loss; auto: half of the epochs, at least 10; 0: never
     early_stop_epochs:int = setting('auto', 'fastai EarlyStoppingCallback', basic=True)

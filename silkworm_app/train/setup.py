@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np, timm, torch
 
+from ..act.patch import is_vanillanet
 from ..act.start import file_options, open_weights
 from ..act.weights import WeightsError, package_file, pretrained_cfg
 from ..data.augment import FAST_AUGMENTATIONS
@@ -139,10 +140,10 @@ def _small(cfg): return 1 if cfg.input_size <= 64 else 3 # most maps of small pi
 # %% ../../nbs/train/12_setup.ipynb #f17cd677
 def _autos(cfg, n, side, cpu):
     "`[(name, value for auto)]`, in an order in which each may rest on those before it"
-    vanilla, weights = cfg.model.startswith('vanillanet'), pretrained_cfg(cfg.model) if cfg.pretrained else {}
-    full, start = cfg.recipe == 'full', weights
-    known = cfg.finetune and Path(cfg.finetune).is_file() and timm.is_model(cfg.model.split('.')[0])
-    if not start and known: start = pretrained_cfg(cfg.model, cfg.finetune)
+    vanilla, full = is_vanillanet(cfg.model), cfg.recipe == 'full'
+    file = cfg.finetune if cfg.finetune and Path(cfg.finetune).is_file() and timm.is_model(cfg.model.split('.')[0]) else None
+    start = pretrained_cfg(cfg.model, file) if cfg.pretrained or file else {}
+    weights = {} if vanilla else start
     larger = weights and not timm.get_pretrained_cfg(cfg.model).fixed_input_size
     # a net trained on random crops saw things larger than it does in whole pictures: a whole picture with 9/7 of its pixels suits it better
     # (Touvron et al. 2019; measured in docs/few_photographs.md)
@@ -175,7 +176,8 @@ def resolve(
     _choose_net(cfg, n, side)
     if cfg.recipe == 'auto':
         photos = len({splits.groups[p] for p,_ in splits.train}) if splits.groups else n
-        cfg.recipe = gentle_scope(photos, cfg.epochs != 'auto') if cfg.pretrained else 'full'
+        known = cfg.pretrained or cfg.finetune and not cfg.eval and not is_vanillanet(cfg.model) # whose last layer is no linear one
+        cfg.recipe = gentle_scope(photos, cfg.epochs not in ('auto', 0)) if known else 'full'
     for k, v in _autos(cfg, n, side, device.type == 'cpu'):
         if getattr(cfg, k) == 'auto': setattr(cfg, k, v)
     if cfg.fast == 'auto': cfg.fast = not cfg.aa and cfg.aug in FAST_AUGMENTATIONS and (n + len(splits.valid))*3*cfg.input_size**2 < 2**30
@@ -188,7 +190,7 @@ def resolve(
     return cfg
 
 # %% ../../nbs/train/12_setup.ipynb #081d06fe
-_least = dict(input_size=1, batch_size=2, epochs=1, update_freq=1, save_ckpt_freq=1, save_ckpt_num=1, test_freq=1, decay_epochs=0,
+_least = dict(input_size=1, batch_size=2, update_freq=1, save_ckpt_freq=1, save_ckpt_num=1, test_freq=1, decay_epochs=0,
               early_stop_epochs=0, act_num=0, warmup_epochs=0, recount=1)
 
 # outside of these a training would train nothing, or nonsense
@@ -202,7 +204,7 @@ _ranges = {'above 0': (lambda v: v > 0, 'lr opt_eps layer_decay std'),
 _lengths = dict(mean=3, std=3, cutmix_minmax=2)
 
 def _check_ranges(cfg):
-    for k, lo in _least.items():
+    for k, lo in (_least | dict(epochs=int(cfg.recipe == 'full'))).items():
         if getattr(cfg, k) != 'auto' and getattr(cfg, k) < lo: raise TrainError(f'{k} must be {lo} or more, not {getattr(cfg, k)}')
     for words, (right, names) in _ranges.items():
         for k in names.split():
