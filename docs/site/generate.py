@@ -14,10 +14,11 @@ import mkdocs_gen_files
 from nbdev.showdoc import BasicMarkdownRenderer
 
 root = Path(__file__).resolve().parents[2]
-ROOMS = dict(act='the activation and the nets', data='from a folder to batches', train='from batches to a run', serve='from a net to an answer', lab='the workshop')
-
-HOUR = ('act/00_lslu.ipynb', 'act/03_vanillanet.ipynb', 'act/08_patch.ipynb', 'act/10_fuse.ipynb', 'examples/silkworm.ipynb', 'train/06_learner.ipynb', 'data/04_splits.ipynb',
-        'serve/02_trust.ipynb', 'serve/19_page.ipynb')
+ROOMS = dict(examples='to copy', act='the activation and the nets', data='from a folder to batches', train='from batches to a run',
+             serve='from a net to an answer', lab='the workshop', root='what all rooms use')
+HOUR = {'act/00_lslu.ipynb': 'what an LSLU is', 'act/03_vanillanet.ipynb': 'a net made of them', 'act/08_patch.ipynb': 'any net of timm with them',
+        'act/10_fuse.ipynb': 'why fusing is exact', 'train/06_learner.ipynb': 'ten lines that train on pictures',
+        'data/04_splits.ipynb': 'what a cut must keep together', 'serve/02_trust.ipynb': 'when a class is excluded', 'serve/19_page.ipynb': 'what the page says'}
 
 
 def write(name, text):
@@ -37,17 +38,17 @@ def readme():
 
 
 def notebooks():
-    found = sorted((root / 'nbs').rglob('*.ipynb'), key=lambda p: (list(ROOMS).index(p.parent.name) if p.parent.name in ROOMS else -1, str(p)))
+    room_of = lambda p: p.parent.name if p.parent != root / 'nbs' else 'root'
+    found = [p for p in (root / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts]
+    found = sorted(found, key=lambda p: (list(ROOMS).index(room_of(p)), str(p)))
     lines, room = ['# Notebooks', '', 'The source of the library and its explanation, in reading order; the examples are the ones to copy.', '',
-                   'In an hour: ' + ', '.join(f'[{title_of(root/"nbs"/f)[0]}]({f})' for f in HOUR) + '. They say what an LSLU is, why fusing is exact, and '
-                   'when the page answers.', ''], None
+                   'In an hour: ' + ', '.join(f'[{what}]({f})' for f, what in HOUR.items()) + '.', ''], None
     for p in found:
-        if '.ipynb_checkpoints' in p.parts: continue
         rel = p.relative_to(root / 'nbs')
         write(f'notebooks/{rel.as_posix()}', p.read_text(encoding='utf-8').replace('../../docs/img/', '../../../img/'))  # a page is a folder deeper than its file
-        if rel.parts[0] != room:
-            room = rel.parts[0]
-            lines += ['', f'## {room}' + (f': {ROOMS[room]}' if room in ROOMS else ''), '']
+        if room_of(p) != room:
+            room = room_of(p)
+            lines += ['', f'## {room}: {ROOMS[room]}', '']
         title, about = title_of(p)
         lines.append(f'- [{title}]({rel.as_posix()})' + (f': {about}' if about else ''))
     write('notebooks/index.md', '\n'.join(lines) + '\n')
