@@ -95,7 +95,7 @@ def test_what_cannot_be_exact_is_told_with_its_size(tmp_path):
     net = lslu_model('mobilenetv3_small_050', 7, where='stem', act_num=1, input_size=64).double()
     report = start_from(net, tmp_path/'plain.pth', calibrate=pictures())
     assert report.inexact == ['bn1.act'] and far(net, plain) == pytest.approx(report.deviation, rel=1e-6) and report.deviation > 1e-3
-    assert f'{report.deviation:.1%}' in str(report)
+    assert how_far(report.deviation) in str(report)
     lite = grown(timm.create_model('tf_efficientnet_lite0', num_classes=7))
     torch.save(lite.state_dict(), tmp_path/'lite.pth')
     report = start_from(lslu_model('tf_efficientnet_lite0', 7, where='all', act_num=1, input_size=64).double(), tmp_path/'lite.pth')
