@@ -42,8 +42,8 @@ def _why(path, e):
     "Why a file cannot be read, in words"
     if not path.stat().st_size: return 'it is empty'
     if isinstance(e, pickle.UnpicklingError) or 'TorchScript' in str(e):
-        return ('it is no file of weights, or holds objects that could run code; if you trust who made it, load it where it was made, '
-                'torch.save the state_dict() of its net, and take that file')
+        return ('it is no file of weights, or holds objects that could run code; if you trust who made it, '
+                'torch.save the state_dict() of its net where it was made')
     return one_line(e).rstrip('.') if isinstance(e, (OSError, RuntimeError, SafetensorError)) else 'it is no file of weights'
 
 def _open(path):
