@@ -8,7 +8,7 @@ __all__ = ['FuseError', 'FuseReport', 'fuse', 'fuse_like', 'folded_norms', 'Comp
 # %% ../../nbs/act/10_fuse.ipynb #0c30194e
 import contextlib,copy,json
 from dataclasses import asdict,dataclass,field
-from functools import cache,partial
+from functools import cache
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -225,6 +225,14 @@ def _rounding(model, x, y):
     with torch.no_grad(): return deviation(model(torch.where(up, x*(1 + torch.finfo(x.dtype).eps), x)), y)
 
 # %% ../../nbs/act/10_fuse.ipynb #0862f774
+def _taking(find, x):
+    "`find`, whose steps are taken"
+    def run(model):
+        steps,kept = find(model, x)
+        _apply(model, steps)
+        return steps,kept
+    return run
+
 def _exactly(model, find, x, y):
     "Take the steps of `find(model) -> (steps, kept)` as long as the net computes the same: `(model, steps, kept)`"
     before = copy.deepcopy(model)
@@ -273,13 +281,7 @@ def fuse(
     try: (x,y),_ = first_run(model, torch.no_grad()(lambda x: (x, model(x))), sizes(model, input_size))
     except ValueError as e: raise FuseError(str(e)) from e
     report,plan = FuseReport(),[]
-    def taking(find):
-        def run(m):
-            steps,kept = find(m, x)
-            _apply(m, steps)
-            return steps,kept
-        return run
-    for find in (lambda m: (_own_steps(m), {}), taking(_bn_steps), taking(_line_steps)):
+    for find in (lambda m: (_own_steps(m), {}), _taking(_bn_steps, x), _taking(_line_steps, x)):
         model,steps,kept = _exactly(model, find, x, y)
         plan += steps
         report.kept.update(kept)
@@ -307,7 +309,7 @@ def fuse_like(
 # %% ../../nbs/act/10_fuse.ipynb #f01d0002
 class _Folded:
     "A batch norm as part of the convolution before it; methods of an object, so that copies of the net get their own"
-    def __init__(self, conv, bn): self.conv,self.bn = conv,bn
+    def __init__(self, conv, bn): self.conv,self.bn,self.rest = conv,bn,_rest_of(bn)
     def convolve(self, x):
         c,(scale,offset) = self.conv,_line_of(self.bn)
         own = dict(c._parameters)
@@ -315,7 +317,7 @@ class _Folded:
         c._parameters.update(weight=weight, bias=bias)
         try: return type(c).forward(c, x)
         finally: c._parameters.update(own)
-    def rest(self, x): return _rest_of(self.bn)(x)
+    def behind(self, x): return self.rest(x)
 
 # %% ../../nbs/act/10_fuse.ipynb #f01d0003
 @contextlib.contextmanager
@@ -324,12 +326,13 @@ def folded_norms(
     input_size=None, # of the trial run, see `fuse`
 ):
     "Inside, convolutions compute the batch norms behind them where nothing else reads between: the same outputs and gradients, sooner"
+    def exact(x): return _exactly(copy.deepcopy(model), _taking(_bn_steps, x), x, torch.no_grad()(model)(x))[1]
     steps = []
     compiled = getattr(model, '_compiled_call_impl', None) is not None
     with contextlib.suppress(ValueError), eval_mode(model):   # a net that noise can't be run through trains as it is
-        if not compiled: (steps,_),_ = first_run(model, partial(_bn_steps, model), sizes(model, input_size))
+        if not compiled: steps,_ = first_run(model, exact, sizes(model, input_size))
     pairs = [_Folded(model.get_submodule(s['conv']), model.get_submodule(s['module'])) for s in steps]
-    for p in pairs: p.conv.forward,p.bn.forward = p.convolve,p.rest
+    for p in pairs: p.conv.forward,p.bn.forward = p.convolve,p.behind
     try: yield
     finally:
         for p in pairs: del p.conv.forward,p.bn.forward

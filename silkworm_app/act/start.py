@@ -19,7 +19,7 @@ from .norms import has_stats,undo_norms
 from .patch import NetSpec,batches,eval_out,how_far,exact_start,identity_series,is_vanillanet,lslu_model,lslus
 from .places import arch_of,net_cfg,noise,sizes
 from .trace import deviation
-from .weights import Stored,WeightsError,fit_names,read_weights
+from .weights import Stored,WeightsError,fit_names,head_prefixes,read_weights
 from .fuse import fuse_like
 from .lslu import LSLU
 from ..files import one_line
@@ -109,9 +109,8 @@ def _plain_net(model):
 
 def _heads(model):
     "Names before which the classifier's weights stand"
-    heads = net_cfg(model).get('classifier') or ()
     if is_vanillanet(arch_of(model)): return ('head.',)     # it ends in a batch norm and a second convolution
-    return tuple(h + '.' for h in ((heads,) if isinstance(heads, str) else heads))
+    return head_prefixes(net_cfg(model).get('classifier'))
 
 # %% ../../nbs/act/11_start.ipynb #beb39b40
 def _twin(model, state, form, olds):

