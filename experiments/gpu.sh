@@ -1,20 +1,19 @@
 #!/bin/sh
 # Everything of this project that wants a GPU, from one command; what is there already isn't done again:
 #   sh experiments/gpu.sh [OUT]                      ten minutes: exactness on the card, speed tables, one CIFAR-100 training
-#   MINUTES=40 sh experiments/gpu.sh [OUT]           also the comparison of activations on CIFAR-100, three seeds, equal epochs
+#   MINUTES=40 sh experiments/gpu.sh [OUT]           also the paper's comparisons on CIFAR-100: activations, positions in ResNet-18, act_num, three seeds, equal epochs
 #   DEVICE=cpu sh experiments/gpu.sh /tmp/tiny       every line of it at tiny sizes, without a card: no figure of it means anything
 # CIFAR100=cifar100.zip names the pictures (folders train and test with one folder a class inside); without it the trainings are left out, and the page says so.
+# PROCS (6) trainings of the comparisons share the card. STEPS names what is done, for example STEPS="layers grids"; all of it otherwise.
 set -u
-out=${1:-runs/gpu}; device=${DEVICE:-cuda}; minutes=${MINUTES:-10}; cifar=${CIFAR100:-}; python=${PYTHON:-python}
+out=${1:-runs/gpu}; device=${DEVICE:-cuda}; minutes=${MINUTES:-10}; cifar=${CIFAR100:-}; python=${PYTHON:-python}; procs=${PROCS:-6}; steps=${STEPS:-}
 mkdir -p "$out"
-tiny=""; epochs=15; pictures=0; grid=experiments/cifar100_gpu.yaml
-if [ "$device" = cpu ]; then
-    tiny="--quick"; epochs=1; pictures=200; grid="$out/tiny.yaml"; export TRITON_INTERPRET=1
-    sed 's/^base: {/base: {n_train: 200, n_test: 200, /; s/epochs: [0-9]*/epochs: 1/; s/batch_size: [0-9]*/batch_size: 64/; s/seed: \[.*\]/seed: [0]/' experiments/cifar100_gpu.yaml > "$grid"
-fi
+tiny=""; epochs=15; pictures=0
+if [ "$device" = cpu ]; then tiny="--quick"; epochs=1; pictures=200; procs=1; export TRITON_INTERPRET=1; fi
 left_out="$out/left_out.txt"; : > "$left_out"
-step() { # name of the file that shows it is done, what it is, command
-    done_file="$out/$1"; what=$2; shift 2
+step() { # name, file that shows it is done, what it is, command
+    name=$1; done_file="$out/$2"; what=$3; shift 3
+    case " $steps " in "  "|*" $name "*) ;; *) return 0;; esac
     if [ -e "$done_file" ]; then echo "== $what: there already"; return 0; fi
     echo "== $what"; start=$(date +%s)
     if "$@"; then echo "== $what: $(( $(date +%s) - start )) s"; else echo "$what: failed, see $out/*.log" | tee -a "$left_out"; fi
@@ -31,18 +30,22 @@ train() {
     $python -m silkworm_app.train --data_path "$cifar" --data_set CIFAR100 --model vanillanet_5_x0_25 --output_dir "$out/cifar100" --epochs "$epochs" --batch_size 256 --n_train "$pictures" --n_test "$pictures" \
         --use_amp true --device "$device" --aug light --bundle false --progress false > "$out/cifar100.log" 2>&1 && cp "$out/cifar100/metrics.json" "$out/cifar100.json"
 }
-compare() {
-    $python -c 'import sys; from silkworm_app.cli import experiment_main; sys.exit(experiment_main())' "$grid" --source "$cifar" --out "$out/grid" > "$out/grid.log" 2>&1 && cp "$out/grid/results.md" "$out/grid.md"
+compare() { # name of the grid
+    grid=experiments/$1.yaml
+    if [ "$device" = cpu ]; then
+        sed 's/^base: {/base: {n_train: 200, n_test: 200, /; s/epochs: [0-9]*/epochs: 1/; s/batch_size: [0-9]*/batch_size: 64/; s/seed: \[.*\]/seed: [0]/; s/input_size: 64/input_size: 32/' "$grid" > "$out/$1.yaml"; grid="$out/$1.yaml"
+    fi
+    $python -c 'import sys; from silkworm_app.cli import experiment_main; sys.exit(experiment_main())' "$grid" --source "$cifar" --out "$out/$1" --procs "$procs" > "$out/$1.log" 2>&1 && cp "$out/$1/results.md" "$out/$1.md"
 }
-step exact.txt "exactness on the card" checks
-step layers.json "one layer: the definition, ours, series, relu, the Triton kernel, a copy" bench layers --sections layers --budget 60
-step nets.json "training steps of whole nets" bench nets --sections nets --budget 45
-step act_num.json "time over the number of activations" bench act_num --sections act_num --budget 30
-step inference.json "fused and unfused nets" bench inference --sections inference --budget 20
+step exact exact.txt "exactness on the card" checks
+step layers layers.json "one layer: the definition, ours, series, relu, the Triton kernel, a copy" bench layers --sections layers --budget 20
+step nets nets.json "training steps of whole nets" bench nets --sections nets peak --budget 25
+step act_num act_num.json "time over the number of activations" bench act_num --sections act_num --budget 15
+step inference inference.json "fused and unfused nets" bench inference --sections inference --only "vanillanet_5, " --budget 10
 if [ -z "$cifar" ]; then echo "the trainings: CIFAR100 names no zip file of pictures" | tee -a "$left_out"
 else
-    step cifar100.json "a CIFAR-100 training" train
-    if [ "$minutes" -ge 40 ]; then step grid.md "the comparison on CIFAR-100" compare; fi
+    step cifar100 cifar100.json "a CIFAR-100 training" train
+    if [ "$minutes" -ge 40 ]; then for grid in cifar100_gpu position_gpu act_num_gpu; do step grids "$grid.md" "the comparison $grid" compare "$grid"; done; fi
 fi
 if [ "$device" = cpu ]; then echo "everything that needs a card: this was made on a CPU at tiny sizes, and no figure of it means anything" | tee -a "$left_out"; fi
 $python experiments/gpu_page.py "$out"

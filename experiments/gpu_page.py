@@ -18,7 +18,8 @@ for name, r in results.items():
 if 'cifar100' in results:
     test = results['cifar100'].get('test') or results['cifar100'].get('valid') or {}
     lines += ['## A CIFAR-100 training', '', ', '.join(f'{k}: {v:.4g}' for k, v in test.items() if isinstance(v, (int, float))), '']
-if (grid := out/'grid.md').exists(): lines += ['## Activations on CIFAR-100', '', grid.read_text(), '']
+for grid in ("cifar100_gpu", "position_gpu", "act_num_gpu"):
+    if (file := out/f"{grid}.md").exists(): lines += [f"## {grid}", "", file.read_text(), ""]
 left = (out/'left_out.txt').read_text().strip() if (out/'left_out.txt').exists() else ''
 lines += ['## Left out', '', left or 'Nothing.', '']
 (out/'gpu.md').write_text('\n'.join(lines), encoding='utf-8')

@@ -150,18 +150,20 @@ def layer_arms(
 # %% ../../nbs/lab/02_timing.ipynb #b19d9ba5
 def net_arms(
     arch:str,
-    kw:dict, # where
+    kw:dict, # for `lslu_model`: where, stem_stride
     size:int,
     classes:int=10,
 )->dict: # name to net
     "The nets that are compared"
-    mk = lambda **kw: lslu_model(arch, classes, input_size=size, drop_rate=0., **kw)
+    where = {k: v for k,v in kw.items() if k == 'where'}
+    rest = {k: v for k,v in kw.items() if k != 'where'}
+    mk = lambda **own: lslu_model(arch, classes, input_size=size, drop_rate=0., **rest, **own)
     torch.manual_seed(0)
-    ours = _scrambled(mk(**kw))
+    ours = _scrambled(mk(**where))
     arms = {'definition': step_by_step(ours), 'lslu': ours}
     if arch.startswith('vanillanet'):
         arms['series'] = _scrambled(mk(act='series'))
-        if arch != 'vanillanet_5': arms['lslu sum'] = _scrambled(mk(form='sum', per_channel=True, **kw))
+        if arch != 'vanillanet_5': arms['lslu sum'] = _scrambled(mk(form='sum', per_channel=True, **where))
     arms['relu'] = mk(act='relu')
     return arms
 
