@@ -113,11 +113,20 @@ class PatchReport:
         return (f'the start is not the identity: {which} became relu, which {how_far(self.deviation)}'
                 + (" (act_num of 2 or more, or 'auto', starts a ReLU6 exactly)" if six else ''))
 
-    def __str__(self):
+    @property
+    def parameters(self)->str:
+        "One sentence about their number and the start"
         more = self.params_after - self.params_before
         start = f'; {self.start}' if self.start else ''
         sizes = f'{self.params_before:,} -> {self.params_after:,} (+{more/max(self.params_before, 1):.1%})'
-        return f'{self.plan}\nparameters {sizes}, init={self.init}{start}'
+        return f'parameters {sizes}, init={self.init}{start}'
+
+    @property
+    def brief(self)->str:
+        "Without the activations that `where` leaves out"
+        return f'{self.plan.title}\n{self.plan.table(outside=False)}\n{self.parameters}'
+
+    def __str__(self): return f'{self.plan}\n{self.parameters}'
 
 # %% ../../nbs/act/08_patch.ipynb #0f8fe207
 def batches(

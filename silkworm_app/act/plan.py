@@ -34,19 +34,25 @@ class LSLUPlan:
         try: return cls(**{**d, 'places': [Place(**p) for p in d['places']]})
         except (TypeError, KeyError) as e: raise ValueError(f'This is not a stored LSLU plan: {e}.') from None
 
-    def table(self):
+    def table(self,
+        outside:bool=True, # with the places that `where` leaves out
+    )->str:
         "Rows of text, one for each place"
         rows = [('name', 'class', 'where', 'shape', 'layout', 'LSLU')]
         for p in self.places:
+            if not outside and p.reason.startswith('outside where'): continue
             what = f'act_num={p.act_num}' + (f' ({p.reason})' if p.reason else '') if p.replaced else f'no: {p.reason}'
             rows.append((p.name, p.cls, p.kind, 'x'.join(map(str, p.shape)) if p.shape else '-', p.layout or '-', what))
         widths = [max(map(len, c)) for c in zip(*rows)]
         return '\n'.join('  '.join(o.ljust(w) for o, w in zip(r, widths)).rstrip() for r in rows)
 
-    def __str__(self):
+    @property
+    def title(self):
         size = 'x'.join(map(str, self.input_size or [])) or 'an unknown size'
         head = f'{self.arch or "net"} at {size}, where={self.where}: {len(self.replaced)} of {len(self.places)} activations become LSLUs'
-        return f'{head} (form={self.form}, per_channel={self.per_channel})\n{self.table()}'
+        return f'{head} (form={self.form}, per_channel={self.per_channel})'
+
+    def __str__(self): return f'{self.title}\n{self.table()}'
 
 # %% ../../nbs/act/06_plan.ipynb #8a639262
 def is_clamp(

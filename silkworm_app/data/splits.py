@@ -340,7 +340,7 @@ def find_splits(
         train, valid, test = items['train'], items.get('valid', []), items.get('test', [])
         if not valid and valid_pct: (valid, train), more = carve(train, groups, (valid_pct,), seed, ('validation',))
         if not test:
-            notes.append('there is no test split: the validation pictures choose the best epoch, so the accuracy on them '
+            notes.append('there is no test split: where validation pictures choose the best epoch, the accuracy on them '
                          'is a little too good')
     out = Splits(train, valid, test, sorted({c for _, c in train}), groups, notes + more, {}, given, {}, photos)
     return out.measured(level, carved='valid' not in items)

@@ -56,7 +56,8 @@ def _timed(o, section, what, arms, base='definition', warm=2, share=1):
     "Rows of the arms that were asked for, and of the one that ratios are taken against"
     arms = {k: v for k,v in arms.items() if k == base or not o.arms or k in o.arms}
     sync,calls = (torch.cuda.synchronize, o.calls) if _on_gpu(o) else (lambda: None, 1)
-    times = in_turns({k: (lambda f=f: [f() for _ in range(calls)]) for k,f in arms.items()}, o.rounds, warm, o.budget/share, sync, o.clock)
+    several = {k: (lambda f=f: [f() for _ in range(calls)]) for k,f in arms.items()}
+    times = in_turns(several, o.rounds, warm, o.budget/share, sync, o.clock)
     return _rows(section, what, {k: [t/calls for t in v] for k,v in times.items()}, base)
 
 def _kept(section, what, arm, f, model, x, digits):
@@ -301,7 +302,8 @@ def run_bench(
 )->dict: # machine, settings, rows
     "Measure. Raises `ValueError` if nothing has `only` in its description."
     rounds = rounds or (3 if mode == 'quick' else 10)
-    o = argparse.Namespace(mode=mode, rounds=rounds, calls=1 if mode == 'quick' else 5, budget=budget, device=device, compile=compile and mode != 'quick',
+    full = mode != 'quick'
+    o = argparse.Namespace(mode=mode, rounds=rounds, calls=5 if full else 1, budget=budget, device=device, compile=compile and full,
                            only=only, arms=tuple(arms), clock=clock, log=log)
     if kept and not keep_memory(): raise RuntimeError('the C library of this machine cannot be told to keep freed memory')
     torch.manual_seed(0)

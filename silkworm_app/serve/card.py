@@ -122,7 +122,9 @@ def _how_good(config, title):
         v, name = m[split], 'test' if split == 'test' else 'validation'
         balanced = f', balanced {_pct(v["balanced_accuracy"])}' if isinstance(v.get('balanced_accuracy'), float) else ''
         pictures = f' ({v["n"]} pictures)' if v.get('n') else ''
-        chosen = '. The best epoch was chosen by these pictures.' if split == 'valid' else '.'
+        how = (config.get('extra') or {}).get('settings') or {}
+        epochs = how.get('recipe') != 'head' and how.get('epochs', 1) # of the head alone, none is chosen
+        chosen = '. The best epoch was chosen by these pictures.' if split == 'valid' and epochs else '.'
         out.append(f'The net itself, {name} split{pictures}: accuracy {_pct(v["accuracy"])}{balanced}{chosen}')
     return out or ['Not known: it was never tested.']
 

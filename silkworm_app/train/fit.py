@@ -58,13 +58,17 @@ def _tested(done, classes, run):
     if 'test' in said: write_answers(run, dls.splits, said['test'][0].numpy())
     return {k: evaluate_probs(*o, classes, logits=True) for k, o in said.items()}, loaders
 
-_titles = dict(test='Test split, read once, with the weights of the best epoch', valid='Validation split, which chose the best epoch')
+def _title(last, done):
+    "Of the figures of a split"
+    chosen = not done.recipe or len(done.recipe.losses) > 1 # the head alone is fitted, no epoch is chosen
+    if last == 'test': return 'Test split, read once' + (f', with the weights of the best epoch ({done.which})' if chosen else '')
+    return 'Validation split, which chose ' + (f'the best epoch ({done.which})' if chosen else 'nothing')
 
-def _report(res, last, which, splits, cross):
+def _report(res, last, done, splits, cross):
     "Say how good it is, and what makes that figure misleading"
     notes = list(res['warnings'])
     if last in res:
-        print(f'\n{_titles[last]} ({which}):\n{metrics_report(res[last])}', flush=True)
+        print(f'\n{_title(last, done)}:\n{metrics_report(res[last])}', flush=True)
         if splits.leak and _misleading(splits.leak): notes.append(f'so read the accuracy of {100*res[last]["accuracy"]:.1f} % with care')
     if notes: print(warn_box(notes), flush=True)
     if cross: print(f'\n{cross_text(cross)}', flush=True)
@@ -105,7 +109,7 @@ def finish(
     splits.warnings = [*splits.warnings, *found]
     res |= metrics | dict(warnings=splits.warnings)
     if run.before.is_file(): res['before'] = _against(run, res['classes'])
-    _report(res, last, done.which, splits, cross)
+    _report(res, last, done, splits, cross)
     if cfg.bundle or cfg.switch_to_deploy: _deploy(cfg, learn, model, run, res, loaders[last], last)
     run.write_metrics(res)
     print(f'Run: {run}   ({res["epochs"]} epochs, {seconds:.0f} s of training)', flush=True)

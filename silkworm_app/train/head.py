@@ -140,7 +140,8 @@ def classifier_of(
     else: found = [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
     found = found[-1] if isinstance(found, (list, tuple)) and len(found) == 1 else found
     if isinstance(found, nn.Linear): return found
-    raise ValueError(f'{type(model).__name__} does not end in one linear layer, which the recipe fits: train it with fit_one_cycle instead')
+    raise ValueError(f'{type(model).__name__} does not end in one linear layer, which the recipe fits: train it whole, with '
+                     f'fit_one_cycle or --recipe full')
 
 # %% ../../nbs/train/03_head.ipynb #5a1e0c07
 VIEWS = dict(one=1, mirror=2, symmetry=8)  # positions in which a picture is seen

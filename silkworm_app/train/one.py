@@ -156,7 +156,7 @@ def build_learner(
     device = pick_device(cfg.device)
     learn = lslu_learner(dls, cfg.model, opt_func=make_opt_func(cfg), splitter=lambda m: param_groups(m, cfg.weight_decay, cfg.layer_decay),
                          lr=cfg.lr, path=run.path, decay_epochs=cfg.decay_epochs, decay_linear=cfg.decay_linear,
-                         log=run.params.name, init=cfg.init, pretrained=cfg.pretrained, report=say, **net_args(cfg))
+                         log=run.params.name, init=cfg.init, pretrained=cfg.pretrained, report=lambda r: say(r.brief), **net_args(cfg))
     learn.model.to(device)
     if cfg.finetune:
         path = _unfused(Path(cfg.finetune), cfg.model_key)

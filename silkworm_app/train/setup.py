@@ -79,7 +79,7 @@ def _with_valid(splits, other, group, scenes):
     splits.valid = other.valid or other.test or other.train
     files = [f for f, _ in splits.train + splits.valid + splits.test]
     splits.groups, splits.photos, level = find_groups(files, group, scenes)
-    splits.leak, splits.warnings = {}, [] if splits.test else ['there is no test split: the validation pictures choose the best epoch, so '
+    splits.leak, splits.warnings = {}, [] if splits.test else ['there is no test split: where validation pictures choose the best epoch, '
                                                                'the accuracy on them is a little too good']
     return splits.measured(level)
 
@@ -127,8 +127,8 @@ def _choose_net(cfg, n, side):
         for k, v in was.items():
             if k not in cfg.given and (not named or k in ('act_num', 'stem_stride')): setattr(cfg, k, v)
     start = False
-    if cfg.model == 'auto': cfg.model, start = default_arch(side, n)
-    if start and (cfg.finetune or cfg.eval or cfg.pretrained is False): cfg.model, start = default_arch(0, n)
+    if cfg.model == 'auto': cfg.model, start = default_arch(side)
+    if start and (cfg.finetune or cfg.eval or cfg.pretrained is False): cfg.model, start = default_arch(0)
     if not timm.is_model(cfg.model.split('.')[0]): cfg.pretrained = False # lslu_model names what is close to it
     if cfg.pretrained == 'auto':
         wanted = start or package_file(cfg.model) is not None
