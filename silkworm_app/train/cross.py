@@ -224,4 +224,5 @@ def cross_validate(
     photo, by_file = ([r for (by, _), r in sorted(done.items()) if by == what] for what in ('photo', 'file'))
     res = _result(photo, by_file, list(splits.classes))
     if by_file: res['by_file']['head_only'] = cfg.recipe != 'full'
-    return res | dict(folds=k, photographs=n, n=len(items), seed=cfg.seed)
+    photos = len({splits.photos[Path(p)] for p, *_ in items}) if splits.photos else n
+    return res | dict(folds=k, photographs=n, in_scenes=photos if photos > n else None, n=len(items), seed=cfg.seed)
