@@ -57,7 +57,7 @@ def photograph_losses(
 # %% ../../nbs/train/03_head.ipynb #53d54831
 STRENGTHS = (.01, .1, 1., 10.)  # of the logistic regression's penalty, as scikit-learn counts it: larger is weaker
 MARGINS = (.1, 1., 10.)  # of the support vector machine's, on features of length one
-MANY = 2000  # photographs from which on the loss is smooth in the strength: where it turns, nothing weaker is tried
+MANY = 2000  # photographs from which on a fifth of them tells the strength, and nothing weaker is tried where its loss turns
 
 @dataclass
 class Head:
@@ -92,6 +92,7 @@ def _choose(x, y, photos, k, size, balance, seed):
     part = stratified(y, photos, parts, seed)
     folds = [(np.flatnonzero(part != i), np.flatnonzero(part == i)) for i in range(parts)]
     folds = [(a, b[np.isin(y[b], y[a])]) for a,b in folds if len(np.unique(y[a])) > 1]   # a class that was not seen can't be answered
+    if many := np.unique(photos).size >= MANY: folds = folds[:1]
     seen = np.concatenate([b for _,b in folds] or [[]]).astype(int)
     if not len(seen): return [(1, _logistic(.1))],.1,None
     weights = photograph_weights(y[seen], photos[seen], balance)
@@ -106,7 +107,7 @@ def _choose(x, y, photos, k, size, balance, seed):
         for c in classifiers:
             now = (c, *judged(c))
             if found is None or now[3] < found[3]: found = now
-            elif np.unique(photos).size >= MANY: break                                   # weaker penalties take longest
+            elif many: break                                                             # weaker penalties take longest
         return found
     soft,hard = best(map(_logistic, STRENGTHS)),best(_margin(C, size) for C in MARGINS)
     return [(t/2, c) for c,t,*_ in (soft, hard)],soft[0].C,float(loss((soft[2] + hard[2])/2))
