@@ -1,30 +1,36 @@
-"""What eight bits cost and gain: a bundle's ONNX file, quantised by onnxruntime with training photographs, on photographs held out.
+"""What eight bits cost and gain: the default net, quantised by onnxruntime with its own training photographs, on photographs held out.
 
-    python experiments/int8.py BUNDLE TRAIN TEST          (folders with one folder a class; writes nothing that is kept)
+    python experiments/int8.py DATA... [--out int8.jsonl]     five parts over photographs; what is there is not made again
+    python experiments/int8.py --table int8.jsonl
 """
-import sys
+import argparse
+import contextlib
+import io
+import json
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+from fastai.torch_core import set_seed
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from pretrained import ARMS, NET, parts_of, photo_of, pictures_of, rows_of
 
+from silkworm_app.data.loaders import image_dls
+from silkworm_app.data.splits import Splits, cut
 from silkworm_app.serve.load import load_bundle
+from silkworm_app.train.head import Features
+from silkworm_app.train.learner import lslu_learner
+from silkworm_app.train.recipe import fit_recipe
 
-if len(sys.argv) != 4: sys.exit(__doc__)
-bundle, train, test = map(Path, sys.argv[1:])
-p = load_bundle(bundle, 'onnx')
-pictures = lambda folder: [(f, p.classes.index(f.parent.name)) for f in sorted(folder.glob('*/*')) if f.parent.name in p.classes]
-some, held = pictures(train), pictures(test)
-x = p.preprocess.batch([some[i][0] for i in np.random.default_rng(0).permutation(len(some))[:100]])
-z, y = p.preprocess.batch([f for f, _ in held]), np.array([c for _, c in held])
+FORMS = {'8 bits': {}, '8 bits, weights of 7': dict(reduce_range=True)}  # weights of 7: no overflow on processors without VNNI
 
 
 class Reader(CalibrationDataReader):
-    def __init__(self): self.left = iter(x)
+    def __init__(self, x): self.left = iter(x)
     def get_next(self): return next(({'image': o[None]} for o in self.left), None)
 
 
@@ -34,24 +40,78 @@ def session(file):
     return ort.InferenceSession(file, opts, providers=['CPUExecutionProvider'])
 
 
-with tempfile.TemporaryDirectory() as d:
-    quant_pre_process(bundle / 'model.onnx', f'{d}/pre.onnx', skip_symbolic_shape=True)
-    nets = {'32 bits': session(bundle / 'model.onnx')}
-    for name, kw in {'8 bits': {}, '8 bits, weights of 7': dict(reduce_range=True)}.items():
-        quantize_static(f'{d}/pre.onnx', f'{d}/{name}.onnx', Reader(), per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, **kw)
-        nets[name] = session(f'{d}/{name}.onnx')
-logits = {k: np.concatenate([s.run(['logits'], {'image': o[None]})[0] for o in z]) for k, s in nets.items()}
-times = {k: [] for k in nets}
-for i in range(60):
-    for k, s in nets.items():
-        start = time.process_time()
-        s.run(['logits'], {'image': z[i % len(z)][None]})
-        times[k].append(time.process_time() - start)
-sets = {k: [d.labels if d.kind in ('one', 'several') else p.classes for d in p.trust.decide(l)] for k, l in logits.items()}  # the promise was measured in 32 bits
-held_in = {k: np.mean([p.classes[c] in s for s, c in zip(v, y)]) for k, v in sets.items()}
-print(f'| {len(z)} photographs held out | right | same class | largest change of a logit | class in the answer | one class | same answer | ms, median | times as fast (quartiles) |\n|---|---|---|---|---|---|---|---|---|')
-for k, l in logits.items():
-    one, same = np.mean([len(s) == 1 for s in sets[k]]), np.mean([set(a) == set(b) for a, b in zip(sets[k], sets['32 bits'])])
-    faster = np.quantile(np.array(times['32 bits'][5:]) / np.array(times[k][5:]), [.25, .5, .75])
-    print(f'| {k} | {(l.argmax(1) == y).mean():.2%} | {(l.argmax(1) == logits["32 bits"].argmax(1)).mean():.2%} | {np.abs(l - logits["32 bits"]).max():.2f} | '
-          f'{held_in[k]:.2%} | {one:.2%} | {same:.2%} | {1000 * np.median(times[k][5:]):.1f} | {faster[1]:.2f} ({faster[0]:.2f} to {faster[2]:.2f}) |')
+def quantised(whole, x, folder):
+    "`{name: session}` of the ONNX file and of its forms in eight bits"
+    quant_pre_process(whole, f'{folder}/pre.onnx', skip_symbolic_shape=True)
+    nets = {'32 bits': session(whole)}
+    for name, kw in FORMS.items():
+        quantize_static(f'{folder}/pre.onnx', f'{folder}/{name}.onnx', Reader(x), per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, **kw)
+        nets[name] = session(f'{folder}/{name}.onnx')
+    return nets
+
+
+def one(splits, rest, test, features, folder):
+    "For each net its logits, its answers to the test pictures as lists of classes, and milliseconds of one picture"
+    of = cut([c for _, c in rest], [photo_of(splits, p) for p, _ in rest], 5, 0)
+    train, valid = ([o for o, j in zip(rest, of) if bool(j) == k] for k in (True, False))
+    set_seed(0)
+    size, net, how = ARMS['head']
+    dls = image_dls(Splits(train, valid, test, splits.classes, splits.groups, path=splits.path), size, 32, fast=True, seed=0)
+    learn = lslu_learner(dls, NET, pretrained=True, path=folder, **net)
+    fit_recipe(learn, seed=0, features=features, **how)
+    bundle = learn.save_bundle(f'{folder}/bundle', onnx=True)
+    p = load_bundle(bundle, 'onnx')
+    x = p.preprocess.batch([train[i][0] for i in np.random.default_rng(0).permutation(len(train))[:100]])
+    z, nets = p.preprocess.batch([f for f, _ in test]), quantised(bundle/'model.onnx', x, folder)
+    logits = {k: np.concatenate([s.run(['logits'], {'image': o[None]})[0] for o in z]) for k, s in nets.items()}
+    sets = {k: [sorted(d.labels) if d.kind in ('one', 'several') else sorted(p.classes) for d in p.trust.decide(v)] for k, v in logits.items()}
+    times = {k: [] for k in nets}
+    for i in range(20):
+        for k, s in nets.items():
+            start = time.process_time()
+            s.run(['logits'], {'image': z[i % len(z)][None]})
+            times[k].append(time.process_time() - start)
+    return dict(logits={k: v.tolist() for k, v in logits.items()}, sets=sets, ms={k: 1000*float(np.median(v)) for k, v in times.items()})
+
+
+def table(rows):
+    "Markdown: one file of each photograph counts"
+    print('| data | | right | became wrong, became right | class in the answer | same answer | ms | times as fast |\n|---|---|---|---|---|---|---|---|')
+    for data in dict.fromkeys(r['data'] for r in rows):
+        mine, found = [r for r in rows if r['data'] == data], {}
+        for r in mine:
+            first, y = np.unique(r['photo'], return_index=True)[1], np.array(r['y'])
+            for k, l in r['logits'].items():
+                inside = [r['classes'][c] in s for c, s in zip(y, r['sets'][k])]
+                same = [s == t for s, t in zip(r['sets'][k], r['sets']['32 bits'])]
+                found.setdefault(k, []).append(np.stack([np.array(l).argmax(1) == y, inside, same])[:, first])
+        ms = {k: np.median([r['ms'][k] for r in mine]) for k in found}
+        found = {k: np.concatenate(v, 1) for k, v in found.items()}
+        whole = found['32 bits'][0]
+        for k, (right, inside, same) in found.items():
+            print(f'| {data}, {len(right)} photographs | {k} | {right.mean():.1%} | {(whole & ~right).sum()}, {(~whole & right).sum()} | {inside.mean():.1%} | {same.mean():.1%} | '
+                  f'{ms[k]:.1f} | {ms["32 bits"]/ms[k]:.2f} |')
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('data', nargs='*')
+    p.add_argument('--out', default='int8.jsonl')
+    p.add_argument('--table')
+    a = p.parse_args()
+    if a.table: return table(rows_of(a.table))
+    done = {(r['data'], r['part']) for r in rows_of(a.out)}
+    for data in a.data:
+        splits, features, name = pictures_of(data, 0, 'copies', False), Features(), Path(data).name
+        splits.train, splits.valid, splits.test = splits.train + splits.valid + splits.test, [], []
+        for i, rest, test in parts_of(splits, 5, 0):
+            if (name, i) in done: continue
+            with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                row = one(splits, rest, test, features, folder)
+            row |= dict(data=name, part=i, photo=[int(photo_of(splits, f)) for f, _ in test], y=[splits.classes.index(c) for _, c in test], classes=splits.classes)
+            with open(a.out, 'a') as f: f.write(json.dumps(row) + '\n')
+            print(name, i, flush=True)
+
+
+if __name__ == '__main__': main()
