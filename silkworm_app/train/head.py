@@ -21,6 +21,7 @@ from torch import nn
 
 from ..act.trace import eval_mode
 from ..data.loaders import FastDL
+from ..data.progress import Progress
 from ..data.splits import stratified
 from ..serve.calibrate import fit_temperature
 from ..serve.trust import softmax
@@ -106,10 +107,13 @@ def _choose(x, y, photos, k, size, balance, seed):
         found = None
         for c in classifiers:
             now = (c, *judged(c))
+            bar.step()
             if found is None or now[3] < found[3]: found = now
             elif many: break                                                             # weaker penalties take longest
         return found
+    bar = Progress('classifiers of growing strength, at most', len(STRENGTHS) + len(MARGINS), many)
     soft,hard = best(map(_logistic, STRENGTHS)),best(_margin(C, size) for C in MARGINS)
+    bar.done()
     return [(t/2, c) for c,t,*_ in (soft, hard)],soft[0].C,float(loss((soft[2] + hard[2])/2))
 
 # %% ../../nbs/train/03_head.ipynb #5a1e0c06
@@ -276,6 +280,14 @@ def _draw(model, dl, idxs, at, epoch):
         if was is not None: dl.epoch = was
 
 # %% ../../nbs/train/03_head.ipynb #5a1e0c09
+def _counted(dl, n, views):
+    "The batches of `n` pictures, with a line on how far it is where they are many"
+    bar = Progress('features of pictures', n, n*VIEWS[views] > 300)
+    for b in dl:
+        yield b
+        bar.step(len(b[1]))
+    bar.done()
+
 class Features:
     """Features of a learner's pictures, each computed once.
     Share one among learners whose nets start alike, such as the parts of a cross-validation."""
@@ -291,7 +303,7 @@ class Features:
         items = list(dls.loaders[part].dataset.items)
         self._check(model, views, getattr(dls, 'preprocess', None))
         return self._rows(at, _keys(dls, part), lambda todo: picture_features(
-            model, dls.test_dl([items[i] for i in todo], with_labels=True, num_workers=0), views, at))
+            model, _counted(dls.test_dl([items[i] for i in todo], with_labels=True, num_workers=0), len(todo), views), views, at))
 
     def drawn(self,
         learn, # fastai Learner
