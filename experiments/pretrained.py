@@ -233,7 +233,7 @@ def table(res, cost):
     print('| data | arm | right % | interval | balanced % | interval | seeds | minutes | ms | MB |\n|---|---|---|---|---|---|---|---|---|---|')
     for (data, arm), r in res.items():
         c = cost.get(f'{data} {arm}')
-        served = f'{c["ms"]:.0f} | {c["megabytes"]:.1f}' if c else ' | '
+        served = f'{c["ms"]:.1f} | {c["megabytes"]:.1f}' if c else ' | '
         a, b = (f'{lo:.1f} to {hi:.1f}' for lo, hi in (r['right_in'], r['balanced_in']))
         print(f'| {data} | {arm} | {plus(r["right"], r["right_sd"])} | {a} | {plus(r["balanced"], r["balanced_sd"])} | {b} | {r["seeds"]} | '
               f'{r["minutes"]:.1f} | {served} |')
