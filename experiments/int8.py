@@ -8,19 +8,16 @@ import contextlib
 import io
 import json
 import tempfile
-import time
 import warnings
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from fastai.torch_core import set_seed
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from pretrained import ARMS, NET, parts_of, photo_of, pictures_of, rows_of
+from pretrained import ARMS, NET, loaders, parts_of, photo_of, pictures_of, rows_of
 
-from silkworm_app.data.loaders import image_dls
-from silkworm_app.data.splits import Splits, cut
+from silkworm_app.clock import in_turns
 from silkworm_app.serve.load import load_bundle
 from silkworm_app.train.head import Features
 from silkworm_app.train.learner import lslu_learner
@@ -52,11 +49,9 @@ def quantised(whole, x, folder):
 
 def one(splits, rest, test, features, folder):
     "For each net its logits, its answers to the test pictures as lists of classes, and milliseconds of one picture"
-    of = cut([c for _, c in rest], [photo_of(splits, p) for p, _ in rest], 5, 0)
-    train, valid = ([o for o, j in zip(rest, of) if bool(j) == k] for k in (True, False))
-    set_seed(0)
     size, net, how = ARMS['head']
-    dls = image_dls(Splits(train, valid, test, splits.classes, splits.groups, path=splits.path), size, 32, fast=True, seed=0)
+    dls = loaders(splits, rest, test, size, 0)
+    train = dls.splits.train
     learn = lslu_learner(dls, NET, pretrained=True, path=folder, **net)
     fit_recipe(learn, seed=0, features=features, **how)
     bundle = learn.save_bundle(f'{folder}/bundle', onnx=True)
@@ -65,12 +60,7 @@ def one(splits, rest, test, features, folder):
     z, nets = p.preprocess.batch([f for f, _ in test]), quantised(bundle/'model.onnx', x, folder)
     logits = {k: np.concatenate([s.run(['logits'], {'image': o[None]})[0] for o in z]) for k, s in nets.items()}
     sets = {k: [sorted(d.labels) if d.kind in ('one', 'several') else sorted(p.classes) for d in p.trust.decide(v)] for k, v in logits.items()}
-    times = {k: [] for k in nets}
-    for i in range(20):
-        for k, s in nets.items():
-            start = time.process_time()
-            s.run(['logits'], {'image': z[i % len(z)][None]})
-            times[k].append(time.process_time() - start)
+    times = in_turns({k: (lambda s=s: s.run(['logits'], {'image': z[:1]})) for k, s in nets.items()}, 20, clock='cpu')
     return dict(logits={k: v.tolist() for k, v in logits.items()}, sets=sets, ms={k: 1000*float(np.median(v)) for k, v in times.items()})
 
 

@@ -152,15 +152,20 @@ def parts_of(splits, k, seed):
     return [(i, [o for o, j in zip(items, part) if j != i], [o for o, j in zip(items, part) if j == i]) for i in range(k)]
 
 
+def loaders(splits, rest, test, size, seed, small=False):
+    "Of one part: a fifth of what is not tested is for validation"
+    of = cut([c for _, c in rest], [photo_of(splits, p) for p, _ in rest], 5, seed)
+    train, valid = [o for o, j in zip(rest, of) if j], [o for o, j in zip(rest, of) if not j]
+    set_seed(seed)
+    own = Splits(train, valid, test, splits.classes, None if small else splits.groups, path=splits.path)
+    return image_dls(own, size, 128 if small else 32, fast=True, aug='light' if small else 'silkworm', seed=seed)
+
+
 def one(name, splits, small, arm, seed, i, rest, test, features, tmp, minutes=0):
     "A line of results"
     start = time.process_time()
-    of = cut([c for _, c in rest], [photo_of(splits, p) for p, _ in rest], 5, seed)
-    train, valid = [o for o, j in zip(rest, of) if j], [o for o, j in zip(rest, of) if not j]
     size = side(arm, small)
-    set_seed(seed)
-    own = Splits(train, valid, test, splits.classes, None if small else splits.groups, path=splits.path)
-    dls = image_dls(own, size, 128 if small else 32, fast=True, aug='light' if small else 'silkworm', seed=seed)
+    dls = loaders(splits, rest, test, size, seed, small)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         learn, how = trained(arm, dls, seed, features, tmp, size, minutes)

@@ -53,12 +53,13 @@ def _rows(section, what, times, against):
     return [dict(section=section, what=what, arm=k, **{a: round(b, 4) for a,b in v.items()}) for k,v in found.items()]
 
 def _timed(o, section, what, arms, base='definition', warm=2, share=1):
-    "Rows of the arms that were asked for, and of the one that ratios are taken against"
+    "Rows of the arms that were asked for, and of the one that ratios are taken against; an arm that is a text says why it can't be timed"
     arms = {k: v for k,v in arms.items() if k == base or not o.arms or k in o.arms}
+    notes = [dict(section=section, what=what, arm=k, note=arms.pop(k)) for k in [k for k,f in arms.items() if isinstance(f, str)]]
     sync,calls = (torch.cuda.synchronize, o.calls) if _on_gpu(o) else (lambda: None, 1)
     several = {k: (lambda f=f: [f() for _ in range(calls)]) for k,f in arms.items()}
     times = in_turns(several, o.rounds, warm, o.budget/share, sync, o.clock)
-    return _rows(section, what, {k: [t/calls for t in v] for k,v in times.items()}, base)
+    return notes + _rows(section, what, {k: [t/calls for t in v] for k,v in times.items()}, base)
 
 def _kept(section, what, arm, f, model, x, digits):
     model.train()
@@ -72,15 +73,15 @@ def _triton_arm(lslu):
     return {'lslu, Triton': m}
 
 def _compiled(o, arms, x):
-    "`({name: step}, {name: why not})`: training steps of the definition, ours and relu by `torch.compile`, on a GPU"
-    steps,failed = {},{}
+    "On a GPU, training steps of the definition, ours and relu by `torch.compile`, or why it can't"
+    steps = {}
     for k in ('definition', 'lslu', 'relu') if _on_gpu(o) and o.compile else ():
         step = train_step(m := copy.deepcopy(arms[k]), x)
         m.compile()
         try: step()
-        except Exception as e: failed[f'{k}, compiled'] = one_line(e)
-        else: steps[f'{k}, compiled'] = step
-    return steps,failed
+        except Exception as e: step = one_line(e)
+        steps[f'{k}, compiled'] = step
+    return steps
 
 def _forward_only(m, x):
     "A forward pass in training mode that keeps nothing"
@@ -108,10 +109,7 @@ def bench_layers(o):
             if fmt == 'NHWC': x = x.contiguous(memory_format=torch.channels_last)
             steps = {k: train_step(m, x) for k,m in arms.items()}
             if _on_gpu(o): steps['copy'] = x.clone                          # reads and writes every number once
-            if fmt == 'NCHW':
-                quick,failed = _compiled(o, arms, x)
-                steps |= quick
-                for k,why in failed.items(): yield dict(section='layer, training step', what=what, arm=k, note=why)
+            if fmt == 'NCHW': steps |= _compiled(o, arms, x)
             yield from _timed(o, 'layer, training step', what, steps)
             if fmt == 'NHWC': continue
             if _on_gpu(o):
@@ -163,9 +161,7 @@ def bench_nets(o):
             last = {k: copy.deepcopy(m).to(memory_format=torch.channels_last) for k,m in arms.items()}
             steps |= {f'{k}, channels last': train_step(m, x) for k,m in last.items()}
             if _on_gpu(o): steps |= {f'{k}, channels last, bf16': _mixed(train_step(copy.deepcopy(m), x)) for k,m in last.items()}
-            quick,failed = _compiled(o, arms, x)
-            steps |= quick
-            for k,why in failed.items(): yield dict(section='net, training step', what=what, arm=k, note=why)
+            steps |= _compiled(o, arms, x)
         yield from _timed(o, 'net, training step', what, steps, warm=1)
         for k,m in arms.items(): yield _kept('net, kept for backward', what, k, lambda: m(x), m, x, 2)
 
@@ -212,8 +208,6 @@ def bench_inference(o):
             o.log(f'inference, {what}')
             x,fs = torch.randn(bs, 3, size, size, device=o.device),{}
             for k,m in net_arms(arch, kw, size).items(): fs |= _inference_arms(o, k, m.to(o.device).eval(), x)
-            for k in [k for k,f in fs.items() if isinstance(f, str)]:       # why it could not be compiled
-                yield dict(section='inference', what=what, arm=k, note=fs.pop(k))
             with torch.no_grad(): rows = _timed(o, 'inference', what, fs, 'lslu')
             yield from rows
 

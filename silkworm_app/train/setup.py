@@ -18,7 +18,7 @@ from ..data.augment import FAST_AUGMENTATIONS
 from ..data.cifar import cifar_pictures, cifar_splits
 from ..data.folder import DataError
 from ..data.imaging import IMAGENET_MEAN, IMAGENET_STD, check_image
-from ..data.splits import Splits, find_groups, find_splits
+from ..data.splits import NO_TEST, Splits, find_groups, find_splits
 from .config import OPTIONS, TrainConfig, TrainError
 from .learner import default_arch
 from .log import say
@@ -79,8 +79,7 @@ def _with_valid(splits, other, group, scenes):
     splits.valid = other.valid or other.test or other.train
     files = [f for f, _ in splits.train + splits.valid + splits.test]
     splits.groups, splits.photos, level = find_groups(files, group, scenes)
-    splits.leak, splits.warnings = {}, [] if splits.test else ['there is no test split: where validation pictures choose the best epoch, '
-                                                               'the accuracy on them is a little too good']
+    splits.leak, splits.warnings = {}, [] if splits.test else [NO_TEST]
     return splits.measured(level)
 
 # %% ../../nbs/train/12_setup.ipynb #f3431894
@@ -119,7 +118,7 @@ def _spec_of(path, key):
     return res | own
 
 # %% ../../nbs/train/12_setup.ipynb #70f67140
-def _choose_net(cfg, n, side):
+def _choose_net(cfg, side):
     "Fill in the net, whether it is pretrained, and what the weights to start from say"
     if cfg.finetune:
         was, named = _spec_of(cfg.finetune, cfg.model_key), 'model' in cfg.given
@@ -173,7 +172,7 @@ def resolve(
     if cfg.nb_classes and cfg.nb_classes != len(splits.classes):
         raise TrainError(f'nb_classes is {cfg.nb_classes}, but {cfg.data_path} holds {len(splits.classes)} classes '
                          f'({", ".join(splits.classes[:8])})')
-    _choose_net(cfg, n, side)
+    _choose_net(cfg, side)
     if cfg.recipe == 'auto':
         photos = len({splits.groups[p] for p,_ in splits.train}) if splits.groups else n
         known = cfg.pretrained or cfg.finetune and not cfg.eval and not is_vanillanet(cfg.model) # whose last layer is no linear one
