@@ -67,7 +67,7 @@ def sample_dir(tmp_path_factory):
     return Path(draw_sample(tmp_path_factory.mktemp('sample') / 'synthetic_silkworm_sample', n_per_class=24, size=64, seed=0))
 
 
-LONG = [f'test_{name}' for name in 'train web_browser experiment distributed patch kernels copies fuse_trained folder bundle survival web start recipe readme docs'.split()]
+LONG = [f'test_{name}' for name in 'train web_browser experiment distributed patch copies fuse_trained folder bundle survival web start recipe readme docs'.split()]
 
 
 def pytest_collection_modifyitems(items):

@@ -20,6 +20,10 @@ def _check(x, alphas, biases):
     if alphas.ndim == 2 and (x.ndim < 2 or x.shape[1] != alphas.shape[1]):
         raise ValueError(f'alphas for {alphas.shape[1]} channels do not fit an input of shape {tuple(x.shape)}, channels in dimension 1')
 
+def _steps(x, alphas, biases):
+    for a,b in zip(alphas, biases): x = F.relu(x)*wide(a, x.ndim) + wide(b, x.ndim)
+    return F.relu(x)
+
 def reference_series(
     x:torch.Tensor, # any shape for scalars; [B, C, ...] when there is one value a channel
     alphas:torch.Tensor, # θ: [n], or [n, C]
@@ -27,8 +31,7 @@ def reference_series(
 )->torch.Tensor: # the shape of `x`
     "The chain as the paper defines it, step by step: what `series` is checked and timed against"
     _check(x, alphas, biases)
-    for a,b in zip(alphas, biases): x = F.relu(x)*wide(a, x.ndim) + wide(b, x.ndim)
-    return F.relu(x)
+    return _steps(x, alphas, biases)
 
 # %% ../../nbs/act/00_lslu.ipynb #e757f0fa
 def compose(
@@ -68,14 +71,14 @@ def _sum(x, alphas, biases):
 
 def _relu(x, *_): return F.relu(x)
 
-CHAIN,SUM,RELU = Form('chain', _chain, compose),Form('sum', _sum),Form('series', _relu, compose)
+CHAIN,SUM,RELU = Form('chain', _chain, compose, _steps),Form('sum', _sum),Form('series', _relu, compose)
 
 def series(
     x:torch.Tensor, # any shape for scalars; [B, C, ...] when there is one value a channel
     alphas:torch.Tensor, # θ, amplitudes: [n], or [n, C] for one set a channel; n may be 0 (a plain relu)
     biases:torch.Tensor, # ω, offsets: the shape of `alphas`
 )->torch.Tensor: # the shape, dtype and memory format of `x`
-    "The paper's chain of n relu-affine steps and a last relu, in one pass whatever n is; raises ValueError on shapes that don't fit"
+    "The paper's chain of n relu-affine steps and a last relu, on a CPU in one pass whatever n is; raises ValueError where shapes don't fit"
     _check(x, alphas, biases)
     return activate(CHAIN, x, (alphas, biases))
 

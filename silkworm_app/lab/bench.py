@@ -19,7 +19,6 @@ from silkworm_app.act.lslu import reference_series, series, series_sum
 from silkworm_app.clock import in_turns
 from silkworm_app.figures import save_figure
 from silkworm_app.files import command, markdown_table, one_line, write_text
-from silkworm_app.lab.kernels import to_triton, triton
 from silkworm_app.lab.timing import (layer_arms, machine, net_arms, onnx_runner, peak_allocated, peak_growth,
                                      saved_bytes, stats_of, there_anyway, train_step)
 from silkworm_app.train.learner import keep_memory
@@ -66,22 +65,18 @@ def _kept(section, what, arm, f, model, x, digits):
     return dict(section=section, what=what, arm=arm, megabytes=round(saved_bytes(f, there_anyway(model, x))/2**20, digits))
 
 # %% ../../nbs/lab/03_bench.ipynb #08ea3f23
-def _triton_arm(lslu):
-    if triton is None: return {}
-    m = copy.deepcopy(lslu)
-    to_triton(m)
-    return {'lslu, Triton': m}
-
-def _compiled(o, arms, x):
-    "On a GPU, training steps of the definition, ours and relu by `torch.compile`, or why it can't"
-    steps = {}
-    for k in ('definition', 'lslu', 'relu') if _on_gpu(o) and o.compile else ():
+def _compiled(o, section, what, arms, x):
+    "On a GPU, rows of the definition, ours and relu by `torch.compile`, or why it can't; after all others, since it takes minutes"
+    if not (_on_gpu(o) and o.compile): return
+    steps = {'definition': train_step(arms['definition'], x)}
+    for k in ('definition', 'lslu', 'relu'):
+        o.log(f'compiling {k}, {what}')
         step = train_step(m := copy.deepcopy(arms[k]), x)
         m.compile()
         try: step()
         except Exception as e: step = one_line(e)
         steps[f'{k}, compiled'] = step
-    return steps
+    yield from (r for r in _timed(o, section, what, steps) if r['arm'] != 'definition')
 
 def _forward_only(m, x):
     "A forward pass in training mode that keeps nothing"
@@ -104,14 +99,13 @@ def bench_layers(o):
             if o.only not in what: continue
             o.log(f'layer {what}')
             arms = {k: m.to(o.device) for k,m in layer_arms(c).items()}
-            if _on_gpu(o): arms |= _triton_arm(arms['lslu'])
             x = torch.randn(b, c, s, s, device=o.device)
             if fmt == 'NHWC': x = x.contiguous(memory_format=torch.channels_last)
             steps = {k: train_step(m, x) for k,m in arms.items()}
             if _on_gpu(o): steps['copy'] = x.clone                          # reads and writes every number once
-            if fmt == 'NCHW': steps |= _compiled(o, arms, x)
             yield from _timed(o, 'layer, training step', what, steps)
             if fmt == 'NHWC': continue
+            yield from _compiled(o, 'layer, training step', what, arms, x)
             if _on_gpu(o):
                 forward = {k: _forward_only(m, x) for k,m in arms.items()}
                 yield from _timed(o, 'layer, forward in training', what, forward | dict(copy=x.clone))
@@ -161,9 +155,9 @@ def bench_nets(o):
             last = {k: copy.deepcopy(m).to(memory_format=torch.channels_last) for k,m in arms.items()}
             steps |= {f'{k}, channels last': train_step(m, x) for k,m in last.items()}
             if _on_gpu(o): steps |= {f'{k}, channels last, bf16': _mixed(train_step(copy.deepcopy(m), x)) for k,m in last.items()}
-            steps |= _compiled(o, arms, x)
         yield from _timed(o, 'net, training step', what, steps, warm=1)
         for k,m in arms.items(): yield _kept('net, kept for backward', what, k, lambda: m(x), m, x, 2)
+        yield from _compiled(o, 'net, training step', what, arms, x)
 
 # %% ../../nbs/lab/03_bench.ipynb #bb201221
 def bench_peak(o):
@@ -293,6 +287,7 @@ def run_bench(
     clock:str='wall', # or 'cpu', see `in_turns`
     kept:bool=False, # freed memory stays with this process from here on, see `keep_memory`
     log=print,
+    save=lambda result: None, # called with the result so far after each row
 )->dict: # machine, settings, rows
     "Measure. Raises `ValueError` if nothing has `only` in its description."
     rounds = rounds or (3 if mode == 'quick' else 10)
@@ -301,11 +296,14 @@ def run_bench(
                            only=only, arms=tuple(arms), clock=clock, log=log)
     if kept and not keep_memory(): raise RuntimeError('the C library of this machine cannot be told to keep freed memory')
     torch.manual_seed(0)
-    before = machine(device)
-    rows = [r for s in sections for r in SECTIONS[s](o)]
-    if not rows: raise ValueError(f'nothing that is measured has {only!r} in its description')
     settings = dict(mode=mode, sections=list(sections), rounds=rounds, budget=budget, clock=clock, keep_memory=kept)
-    return dict(machine=before, settings=settings, rows=rows)
+    result = dict(machine=machine(device), settings=settings, rows=[])
+    for s in sections:
+        for r in SECTIONS[s](o):
+            result['rows'].append(r)
+            save(result)
+    if not result['rows']: raise ValueError(f'nothing that is measured has {only!r} in its description')
+    return result
 
 # %% ../../nbs/lab/03_bench.ipynb #57c2836c
 def _parser():
@@ -338,16 +336,15 @@ def _run(args):
         raise ValueError('--device cuda: PyTorch sees no CUDA device here')
     if args.threads: torch.set_num_threads(args.threads)
     warnings.filterwarnings('ignore', category=FutureWarning)
+    save = (lambda result: write_text(args.out, json.dumps(result, indent=1))) if args.out else lambda result: None
     res = run_bench('quick' if args.quick else 'full', args.sections, args.rounds, args.budget, args.device, not args.no_compile,
-                    args.only, args.arms, args.clock, args.keep_memory, lambda s: print(s, file=sys.stderr, flush=True))
+                    args.only, args.arms, args.clock, args.keep_memory, lambda s: print(s, file=sys.stderr, flush=True), save)
     print(markdown(res))
-    if args.out:
-        out = write_text(args.out, json.dumps(res, indent=1))
-        plot_bench(res, out.parent, out.stem)
+    if args.out: plot_bench(res, Path(args.out).parent, Path(args.out).stem)
     return 0
 
 # %% ../../nbs/lab/03_bench.ipynb #a242d17e
-@command('silkworm-bench', RuntimeError, stopped='interrupted, nothing written')
+@command('silkworm-bench', RuntimeError, stopped='interrupted; what was measured is in the file of --out, if one was named')
 def main(
     argv:list=None, # default: the command line
 )->int: # exit status
