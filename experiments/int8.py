@@ -12,39 +12,15 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
-from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from pretrained import ARMS, NET, loaders, parts_of, photo_of, pictures_of, rows_of
 
 from silkworm_app.clock import in_turns
+from silkworm_app.serve.int8 import quantise
 from silkworm_app.serve.load import load_bundle
+from silkworm_app.serve.onnx import OnnxPredictor
 from silkworm_app.train.head import Features
 from silkworm_app.train.learner import lslu_learner
 from silkworm_app.train.recipe import fit_recipe
-
-FORMS = {'8 bits': {}, '8 bits, weights of 7': dict(reduce_range=True)}  # weights of 7: no overflow on processors without VNNI
-
-
-class Reader(CalibrationDataReader):
-    def __init__(self, x): self.left = iter(x)
-    def get_next(self): return next(({'image': o[None]} for o in self.left), None)
-
-
-def session(file):
-    opts = ort.SessionOptions()
-    opts.intra_op_num_threads, opts.log_severity_level = 1, 4
-    return ort.InferenceSession(file, opts, providers=['CPUExecutionProvider'])
-
-
-def quantised(whole, x, folder):
-    "`{name: session}` of the ONNX file and of its forms in eight bits"
-    quant_pre_process(whole, f'{folder}/pre.onnx', skip_symbolic_shape=True)
-    nets = {'32 bits': session(whole)}
-    for name, kw in FORMS.items():
-        quantize_static(f'{folder}/pre.onnx', f'{folder}/{name}.onnx', Reader(x), per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, **kw)
-        nets[name] = session(f'{folder}/{name}.onnx')
-    return nets
 
 
 def one(splits, rest, test, features, folder):
@@ -57,11 +33,12 @@ def one(splits, rest, test, features, folder):
     bundle = learn.save_bundle(f'{folder}/bundle', onnx=True)
     p = load_bundle(bundle, 'onnx')
     x = p.preprocess.batch([train[i][0] for i in np.random.default_rng(0).permutation(len(train))[:100]])
-    z, nets = p.preprocess.batch([f for f, _ in test]), quantised(bundle/'model.onnx', x, folder)
-    logits = {k: np.concatenate([s.run(['logits'], {'image': o[None]})[0] for o in z]) for k, s in nets.items()}
-    sets = {k: [sorted(d.labels) if d.kind in ('one', 'several') else sorted(p.classes) for d in p.trust.decide(v)] for k, v in logits.items()}
-    times = in_turns({k: (lambda s=s: s.run(['logits'], {'image': z[:1]})) for k, s in nets.items()}, 20, clock='cpu')
-    return dict(logits={k: v.tolist() for k, v in logits.items()}, sets=sets, ms={k: 1000*float(np.median(v)) for k, v in times.items()})
+    files = {'32 bits': bundle/'model.onnx', '8 bits': quantise(bundle/'model.onnx', x, f'{folder}/int8.onnx')}
+    nets, z = {k: OnnxPredictor(f, threads=1) for k, f in files.items()}, p.preprocess.batch([f for f, _ in test])
+    seen = {k: n.forward([f for f, _ in test]) for k, n in nets.items()}
+    sets = {k: [sorted(d.labels) if d.kind in ('one', 'several') else sorted(p.classes) for d in p.trust.decide(*v)] for k, v in seen.items()}
+    times = in_turns({k: (lambda n=n: n.run(z[:1])) for k, n in nets.items()}, 20, clock='cpu')
+    return dict(logits={k: v[0].tolist() for k, v in seen.items()}, sets=sets, ms={k: 1000*float(np.median(v)) for k, v in times.items()})
 
 
 def table(rows):

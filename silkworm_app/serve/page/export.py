@@ -137,6 +137,9 @@ def export_web(
 )->Path:
     "A page that needs no server; raises `BundleError`, `ValueError` or `OSError`."
     dest, predictor = Path(os.path.abspath(dest)), open_predictor(bundle, risk=risk)
+    if getattr(predictor, 'bits', 32) == 8:
+        raise BundleError(f'{bundle} is in eight bits, which a browser rounds otherwise and runs more slowly: '
+                          'export the bundle that it was made of')
     files = _files(predictor, ort_web(ort), title)
     names, version = sorted(files), hashlib.sha256(b''.join(hashlib.sha256(files[n]).digest() for n in sorted(files))).hexdigest()[:16]
     worker = f'const CACHE = {json.dumps(version)}, FILES = {json.dumps(["./", *names])};\n'
