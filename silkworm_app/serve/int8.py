@@ -48,7 +48,8 @@ def _means(file, x):
 def _shift(model, by):
     "Add to the outputs of a model what is in `by`"
     for k,v in by.items():
-        for n in model.graph.node: n.output[:] = [f'{k}_of_8_bits' if o == k else o for o in n.output]
+        for n in model.graph.node:                         # what rests on it goes on with what it was measured with
+            for names in (n.input, n.output): names[:] = [f'{k}_of_8_bits' if o == k else o for o in names]
         model.graph.initializer.append(onnx.numpy_helper.from_array(v.astype(np.float32), f'{k}_lost'))
         model.graph.node.append(onnx.helper.make_node('Add', [f'{k}_of_8_bits', f'{k}_lost'], [k], f'{k}_again'))
 
