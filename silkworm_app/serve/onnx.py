@@ -194,17 +194,17 @@ class OnnxPredictor(BasePredictor):
         data = path.read_bytes()
         if sha256: check_hash(path, data, sha256)
         self.session = _session(path, data, threads)
-        self.bits = 8 if self.session.get_modelmeta().custom_metadata_map.get('silkworm_app.bits') == '8' else 32 # of maps and weights
-        if self.bits == 8 and bytes_overflow(): self.session = _session(path, data, threads, wide_sums=True)
         try:     # here, and in the names, a text that is no UTF-8 shows
             ins, outs = ([(o.name, o.type, list(o.shape)) for o in os] for os in (self.session.get_inputs(), self.session.get_outputs()))
             get, pre, trust = _metadata(self.session)
+            self.bits = 8 if self.session.get_modelmeta().custom_metadata_map.get('silkworm_app.bits') == '8' else 32 # of maps and weights
         except KeyError as e: raise BundleError(f'{path} is a foreign ONNX model: its metadata lacks {e}') from None
         except (ValueError, AttributeError, TypeError, RecursionError) as e: raise BundleError(f'{path} has wrong metadata: {e}') from None
         fits = [(t, len(s), s[1:]) for _, t, s in ins] == [('tensor(float)', 4, [3, pre.size, pre.size])]
         fits = fits and [n for n, *_ in outs] == ['logits', 'features']
         if not fits or outs[0][2][1:] != [len(get['classes'])]:
             raise BundleError(f'{path} has inputs and outputs that do not fit its metadata')
+        if self.bits == 8 and bytes_overflow(): self.session = _session(path, data, threads, wide_sums=True)
         super().__init__(get['classes'], pre, trust, config or dict(get))
         self.path, self.model, self._input = path, None, ins[0][0]
 
