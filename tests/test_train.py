@@ -397,6 +397,7 @@ def test_weights_of_a_run_are_fused_without_a_word(grown, tmp_path, capsys):
     pics = sorted((top/'p/healthy').glob('*.png'))[:3]
     assert a.classes == b.classes and a.preprocess == b.preprocess and np.allclose(a.predict(pics), b.predict(pics), atol=1e-5)
     assert fuse_main([str(top/'run'), '--out', str(tmp_path/'c')]) == 0, capsys.readouterr().err
+    assert f"pictures of {top/'p'}" in capsys.readouterr().out, 'it was proved on noise'
     was, now = (json.loads((d/'config.json').read_text())['example_classes'] for d in (top/'run/bundle', tmp_path/'c'))
     assert was == now and len(was) == len(list((tmp_path/'c/examples').iterdir())) > 1, 'the example pictures were lost'
     assert 'act_num 1: ' in (tmp_path/'b/card.md').read_text() and 'Activations: 4 LSLUs (chain), act_num 1: ' in (top/'run/bundle/card.md').read_text()

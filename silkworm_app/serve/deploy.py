@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
 
-import numpy as np, torch
+import numpy as np, torch, yaml
 
 from ..act.start import net_of,open_weights,told_net
 from ..act.weights import Stored
@@ -81,17 +81,19 @@ def source_of_file(
     return Source(None if fused else model, model if fused else None, _preprocess_of(pictures, size, crop_pct), classes, {})
 
 # %% ../../nbs/serve/13_deploy.ipynb #44b44b2e
-def _data_path(config):
-    "Where the pictures of a bundle's run lay, if it says so"
+def _data_path(source, config):
+    "Where the pictures of a run lay: a run folder says it, a bundle only what the folder was called"
+    settings = Path(source)/'settings.yaml'
+    if settings.is_file(): return (yaml.safe_load(settings.read_text(encoding='utf-8')) or {}).get('data_path')
     extra = config.get('extra') or {}
     places = [extra, extra.get('settings') or {}, config.get('settings') or {}]
     return next((d['data_path'] for d in places if isinstance(d, dict) and d.get('data_path')), None)
 
 # %% ../../nbs/serve/13_deploy.ipynb #0a4b82d4
-def _pictures(data, config, size=64):
-    "Up to `size` pictures, and a word for what they are"
-    folder = Path(data or _data_path(config) or '')
-    if (data or _data_path(config)) and folder.is_dir():
+def _pictures(data, known, size=64):
+    "Up to `size` pictures of the folder that is named, or else known, and a word for what they are"
+    folder = Path(data or known or '')
+    if (data or known) and folder.is_dir():
         files,_ = pictures_below(folder)
         if files: return [files[i] for i in np.linspace(0, len(files) - 1, min(size, len(files))).astype(int)],f'pictures of {folder}'
     if data: raise ValueError(f'--data {data} holds no pictures')
@@ -157,7 +159,7 @@ def deploy(
     if not path.exists(): raise BundleError(f'{path} does not exist')
     src = _of_folder(path) if path.is_dir() else source_of_file(open_weights(path), args)
     eight = args.format == 'onnx-int8'
-    pics,what = _pictures(args.data, src.config, 200 if eight else 64)
+    pics,what = _pictures(args.data, _data_path(path, src.config), 200 if eight else 64)
     if eight and (len(pics) < 20 or not isinstance(pics[0], (str, Path))):
         raise BundleError('--format onnx-int8 measures ranges on photographs: name a folder of 20 or more of its training with --data')
     x = src.preprocess.batch(pics[:64])
