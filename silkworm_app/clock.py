@@ -34,6 +34,7 @@ def in_turns(
 def median_seconds(
     calls:list, # functions without arguments
     *args, # rounds, warm, budget, sync of `in_turns`
+    **kwargs # of `in_turns`, too
 )->list: # seconds of each
     "How long calls take, the middle one of all rounds"
-    return [statistics.median(v) for v in in_turns(dict(enumerate(calls)), *args).values()]
+    return [statistics.median(v) for v in in_turns(dict(enumerate(calls)), *args, **kwargs).values()]

@@ -22,7 +22,7 @@ class Form(NamedTuple):
     name:str # 'chain', 'sum' or 'series' (a plain relu, without parameters)
     plain:Callable # (x, *params) -> y in plain operations
     line:Callable=None # of the chain: (alphas, biases) -> c, d, left, right, lo, hi, p, q
-    steps:Callable=None # of the chain: (x, *params) -> y, one step after another, as it is defined
+    steps:Callable=None # (x, *params) -> y, one step after another, as it is defined; None: `plain` is that
 
 def wide(
     p:torch.Tensor, # [] or [C]
@@ -365,10 +365,9 @@ LARGE_MAP = 2**25 # of a map: from here on the chain on a GPU is computed as a l
 def _fast_act(form, x, params):
     "The fast way to compute `form.plain` where nobody looks on"
     if form.name == 'series': return form.plain
-    on_cpu = x.device.type == 'cpu'
-    if form.name == 'sum': return (lambda *o: SplineSum.apply(form, *o)) if on_cpu else _plain(form)
-    if not on_cpu and x.numel() < LARGE_MAP: return _precise(form.steps)
-    on_cpu = on_cpu and params[0].ndim == 1 and params[0].device.type == 'cpu'
+    if x.device.type != 'cpu' and (form.name == 'sum' or x.numel() < LARGE_MAP): return _precise(form.steps or form.plain)
+    if form.name == 'sum': return lambda *o: SplineSum.apply(form, *o)
+    on_cpu = params[0].ndim == 1 and params[0].device.type == 'cpu' == x.device.type
     return lambda *o: (ChainCPU.apply if on_cpu else _line_of)(form, *o)
 
 def _trains_on_cpu(x):

@@ -25,7 +25,7 @@ from .load import bundle_folder,load_bundle
 from .metrics import agreement
 from .net import Predictor,save_onnx,save_torch_export
 from .onnx import OnnxPredictor
-from ..clock import in_turns
+from ..clock import median_seconds
 from ..files import command,replacing
 
 # %% ../../nbs/serve/13_deploy.ipynb #00b1cce1
@@ -111,8 +111,8 @@ def _eight(out, src, pics):
         nets = [OnnxPredictor(f, threads=1) for f in (whole, eight)]
         a,b = (p.forward(pics[1::2]) for p in nets)
         one = src.preprocess.batch(pics[:1])
-        ms = [1000*np.median(v) for v in in_turns({p.path: (lambda p=p: p.run(one)) for p in nets}, 20, clock='cpu').values()]
-        same = np.mean(a[0].argmax(1) == b[0].argmax(1))
+        ms = [1000*s for s in median_seconds([lambda p=p: p.run(one) for p in nets], 20, clock='cpu')]
+        _,same = agreement(a[0], b[0])
         told = np.mean([(d.kind, d.labels) == (e.kind, e.labels) for d,e in zip(*(p.trust.decide(*o) for p,o in zip(nets, (a, b))))])
         print(f'onnx-int8 against 32 bits, {len(a[0])} pictures that its ranges were not measured on: same top class {same:.1%}, '
               f'same answer {told:.1%}; {ms[1]:.1f} ms a picture of one core instead of {ms[0]:.1f}')

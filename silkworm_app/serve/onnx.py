@@ -154,9 +154,9 @@ def _sums_of_bytes(wide_sums):
     "Whether onnxruntime gets the largest sums of products of unsigned and signed bytes right"
     import onnx # only files in eight bits need it
     o,t,n = onnx.helper,onnx.TensorProto,64
-    values = [o.make_tensor_value_info(k, kind, [n, n]) for k,kind in (('a', t.UINT8), ('b', t.INT8), ('c', t.INT32))]
-    weights = onnx.numpy_helper.from_array(np.full((n, n), 127, np.int8), 'b')
-    graph = o.make_graph([o.make_node('MatMulInteger', ['a', 'b'], ['c'])], 'bytes', values[:1], values[2:], [weights])
+    a,c = (o.make_tensor_value_info(k, kind, [n, n]) for k,kind in (('a', t.UINT8), ('c', t.INT32)))
+    b = onnx.numpy_helper.from_array(np.full((n, n), 127, np.int8), 'b')
+    graph = o.make_graph([o.make_node('MatMulInteger', ['a', 'b'], ['c'])], 'bytes', [a], [c], [b])
     model = o.make_model(graph, opset_imports=[o.make_opsetid('', 18)], ir_version=8)
     run = _session('the test of bytes', model.SerializeToString(), 1, wide_sums).run
     return bool((run(None, {'a': np.full((n, n), 255, np.uint8)})[0] == n*255*127).all())
