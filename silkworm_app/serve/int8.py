@@ -35,6 +35,20 @@ def ends_of(
     pool = [n.name for n in graph.node if 'features' in n.output]
     return convs[:2] + pool + sorted(_above(graph, 'logits') - _above(graph, 'features'))
 
+# %% ../../nbs/serve/12a_int8.ipynb #c0ffee51
+def _ranges(graph):
+    "Weights of a convolution -> for each output channel the range whose 127 levels add up to at most 128 in two neighbours of one sign"
+    weights,res = {t.name: t for t in graph.initializer},{}
+    for n in graph.node:
+        if n.op_type != 'Conv': continue
+        w = onnx.numpy_helper.to_array(weights[n.input[1]]).transpose(0, 2, 3, 1)     # [out, ky, kx, in], as it is summed
+        depthwise = any(a.name == 'group' and a.i == len(w) for a in n.attribute)
+        if not depthwise and w.shape[3] % 2: continue
+        pairs = w.reshape(len(w), -1, 1 if depthwise else 2)
+        top = np.maximum(*(np.maximum(s*pairs, 0).sum(2).max(1) for s in (1, -1)))
+        res[n.input[1]] = [dict(axis=0, rmin=-t, rmax=t, reduce_range=False) for t in top]
+    return res
+
 # %% ../../nbs/serve/12a_int8.ipynb #2bd90a71
 class _Pictures(CalibrationDataReader):
     def __init__(self, x): self.left = iter(x)
@@ -64,12 +78,13 @@ def quantise(
     with tempfile.TemporaryDirectory() as folder, replacing(out) as part:
         pre,eight = f'{folder}/pre.onnx',f'{folder}/eight.onnx'
         quant_pre_process(str(file), pre, skip_symbolic_shape=True)
+        graph = onnx.load(pre).graph
         quantize_static(pre, eight, _Pictures(x), per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-                        nodes_to_exclude=ends_of(onnx.load(pre).graph))
+                        nodes_to_exclude=ends_of(graph), reduce_range=True, extra_options=dict(TensorQuantOverrides=_ranges(graph)))
         model,said = onnx.load(eight),onnx.load(file).metadata_props
         del model.metadata_props[:]
         model.metadata_props.extend(said)
-        model.metadata_props.add(key='silkworm_app.bits', value='8')
+        for k,v in {'bits': '8', 'sums': '16'}.items(): model.metadata_props.add(key=f'silkworm_app.{k}', value=v)
         onnx.save(model, eight)
         was,now = _means(file, x),_means(eight, x)
         _shift(model, {k: was[k] - now[k] for k in was})
