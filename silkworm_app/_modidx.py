@@ -2446,6 +2446,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'silkworm_app/train/setup.py'),
                                           'silkworm_app.train.setup._prepared': ( 'train/setup.html#_prepared',
                                                                                   'silkworm_app/train/setup.py'),
+                                          'silkworm_app.train.setup._seen': ('train/setup.html#_seen', 'silkworm_app/train/setup.py'),
                                           'silkworm_app.train.setup._small': ('train/setup.html#_small', 'silkworm_app/train/setup.py'),
                                           'silkworm_app.train.setup._spec_of': ('train/setup.html#_spec_of', 'silkworm_app/train/setup.py'),
                                           'silkworm_app.train.setup._with_valid': ( 'train/setup.html#_with_valid',

@@ -42,8 +42,8 @@ class TrainConfig:
     data_set:Literal['image_folder', 'IMNET', 'CIFAR', 'CIFAR10', 'CIFAR100'] = setting('image_folder', 'data.splits', basic=True)
     eval_data_path:str = setting(None, 'find_splits') # folder whose pictures are the validation split
     nb_classes:int = setting(0, 'checked') # number of classes that the data must have; 0: not checked
-    # side of the square the net sees; auto: 9/7 of that of the pretrained weights; else that of the pictures, at most 96 on CPU and 224
-    # on GPU
+    # side of the square the net sees; auto: 9/7 of that of the pretrained weights, where that enlarges the pictures three times at most
+    # (or to 96); of a net from nothing that of the pictures, at most 96 on CPU and 224 on GPU
     input_size:int = setting('auto', 'Preprocess', basic=True)
     # part of the shorter side that validation keeps; auto: that of the pretrained weights, else 1
     crop_pct:float = setting('auto', 'Preprocess')
@@ -84,8 +84,8 @@ class TrainConfig:
     mixup_prob:float = setting(1.0, 'timm.data.Mixup in a callback') # probability that a batch is mixed
     mixup_switch_prob:float = setting(0.5, 'timm.data.Mixup in a callback') # probability of CutMix where both are on
     mixup_mode:Literal['batch', 'pair', 'elem'] = setting('batch', 'timm.data.Mixup in a callback') # what is mixed alike
-    # any net of timm, VanillaNets included; auto: tf_efficientnet_lite0, pretrained, for photographs; vanillanet_5_x0_125 for CIFAR and
-    # for pictures below 96 pixels
+    # any net of timm, VanillaNets included; auto: tf_efficientnet_lite0, pretrained, for pictures of 32 pixels and more;
+    # vanillanet_5_x0_125 from nothing for smaller ones and for CIFAR
     model:str = setting('auto', 'lslu_learner', basic=True)
     # number of activations in an LSLU, and half the width of its kernel; auto: 1 up to 64 pixels, else 3; in a pretrained net what its
     # start as the identity needs

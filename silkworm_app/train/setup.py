@@ -117,6 +117,13 @@ def _spec_of(path, key):
     if 'arch' in own: own['model'] = own.pop('arch')
     return res | own
 
+# %% ../../nbs/train/12_setup.ipynb #5ee9a001
+_ENLARGED = 3 # times at most: pictures of 32 pixels as 96, where a pretrained net was ahead (docs/few_photographs.md)
+def _seen(cfg, side):
+    "The side of the pictures for a net that knows larger ones; CIFAR stays as it is, for the paper's comparison"
+    if cfg.input_size != 'auto': return max(side, cfg.input_size)
+    return side if cfg.data_set.startswith('CIFAR') else _ENLARGED*side
+
 # %% ../../nbs/train/12_setup.ipynb #70f67140
 def _choose_net(cfg, side):
     "Fill in the net, whether it is pretrained, and what the weights to start from say"
@@ -126,7 +133,7 @@ def _choose_net(cfg, side):
         for k, v in was.items():
             if k not in cfg.given and (not named or k in ('act_num', 'stem_stride')): setattr(cfg, k, v)
     start = False
-    if cfg.model == 'auto': cfg.model, start = default_arch(side)
+    if cfg.model == 'auto': cfg.model, start = default_arch(_seen(cfg, side))
     if start and (cfg.finetune or cfg.eval or cfg.pretrained is False): cfg.model, start = default_arch(0)
     if not timm.is_model(cfg.model.split('.')[0]): cfg.pretrained = False # lslu_model names what is close to it
     if cfg.pretrained == 'auto':
@@ -146,7 +153,8 @@ def _autos(cfg, n, side, cpu):
     larger = weights and not timm.get_pretrained_cfg(cfg.model).fixed_input_size
     # a net trained on random crops saw things larger than it does in whole pictures: a whole picture with 9/7 of its pixels suits it better
     # (Touvron et al. 2019; measured in docs/few_photographs.md)
-    own = (weights['input_size'][-1] if not larger else round(weights['input_size'][-1]*9/7/32)*32) if weights else None
+    own = weights['input_size'][-1] if weights else None
+    if larger: own = min(round(own*9/7/32)*32, max(96, _ENLARGED*side//32*32))
     yield 'input_size', own or max(32, min(96 if cpu else 224, side//16*16))
     yield 'crop_pct', 1. if larger or not weights else weights.get('crop_pct', 1.)
     yield 'interpolation', weights.get('interpolation', 'bicubic')
