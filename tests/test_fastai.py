@@ -237,6 +237,7 @@ def test_save_and_load_of_weights(dls, tmp_path):
 
 @pytest.mark.parametrize('how', ['add_cb', 'to_lslu', 'fit'])
 def test_late(dls, how):
+    torch.manual_seed(0)  # alone or behind other tests, the same net: three steps of an unlucky one leave an alpha where it was
     learn = vision_learner(dls, 'test_resnet', pretrained=False)
     quiet(learn, 'fit', 1, 1e-3)
     learn.freeze()

@@ -16,7 +16,7 @@ import pytest
 from silkworm_app.data.sample import draw_sample
 
 EPOCHS = 6
-OPTIONS = ['--epochs', EPOCHS, '--batch_size', 8, '--decay_epochs', 2, '--model_ema', 'true', '--model_ema_decay', .9, .99, '--model_ema_eval', 'true', '--mixup', .2, '--cutmix', .5, '--smoothing', .1,
+OPTIONS = ['--pretrained', 'false', '--epochs', EPOCHS, '--batch_size', 8, '--decay_epochs', 2, '--model_ema', 'true', '--model_ema_decay', .9, .99, '--model_ema_eval', 'true', '--mixup', .2, '--cutmix', .5, '--smoothing', .1,
            '--clip_grad', 1, '--update_freq', 2, '--early_stop_epochs', 3, '--group', 'hash', '--bundle', 'false', '--progress', 'false', '--num_workers', 0, '--device', 'cpu']
 
 forks = mp.get_context('forkserver') # torch and fastai are imported once; each training is a fresh fork of that
