@@ -104,6 +104,7 @@ def bits(dest):
     for r in rows: r.pop('time')
     h.update(json.dumps(rows).encode() + (dest/'learnable_params.jsonl').read_bytes() + (dest/'learnable_params.txt').read_bytes())
     metrics = json.loads((dest/'metrics.json').read_text())
+    metrics['recipe'] = str(metrics.get('recipe')).rpartition(';')[0]  # without its seconds
     h.update(json.dumps({k: v for k, v in metrics.items() if k != 'seconds'}).encode())
     return h.hexdigest(), len(rows)
 
@@ -141,6 +142,17 @@ def test_killed_at_three_moments(data, whole, tmp_path):
     assert bits(dest) == whole[0]
     code, out = run(data, dest)
     assert code == 0 and 'finished' in out
+
+
+def test_a_pretrained_net_goes_on(data, tmp_path):
+    "Its head is fitted again, its maps are computed again, and its last stage goes on"
+    options = ['--pretrained', 'true', '--decay_epochs', 0]
+    code, out = run(data, tmp_path/'whole', *options)
+    assert code == 0 and 'last trained gently' in out, out
+    assert run(data, tmp_path/'run', *options, at=3*int(out.splitlines()[-1].split()[0])//4)[0] == -signal.SIGKILL
+    code, out = run(data, tmp_path/'run', *options)
+    assert code == 0 and 'Going on after epoch' in out, out
+    assert bits(tmp_path/'run') == bits(tmp_path/'whole')
 
 
 def test_damaged_checkpoint_is_passed_over(data, whole, tmp_path):
