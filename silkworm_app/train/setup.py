@@ -121,8 +121,8 @@ def _spec_of(path, key):
 _ENLARGED = 3 # times at most: pictures of 32 pixels as 96, where a pretrained net was ahead (docs/few_photographs.md)
 def _seen(cfg, side):
     "The side of the pictures for a net that knows larger ones; CIFAR stays as it is, for the paper's comparison"
-    if cfg.input_size != 'auto': return max(side, cfg.input_size)
-    return side if cfg.data_set.startswith('CIFAR') else _ENLARGED*side
+    if cfg.data_set.startswith('CIFAR'): return side
+    return _ENLARGED*side if cfg.input_size == 'auto' else max(side, cfg.input_size)
 
 # %% ../../nbs/train/12_setup.ipynb #70f67140
 def _choose_net(cfg, side):
