@@ -6,10 +6,11 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from silkworm_app.data.cli import main
-from silkworm_app.data.prepare import prepare
+from silkworm_app.data.folder import COLLECTED
+from silkworm_app.data.prepare import prepare, read_options
 from silkworm_app.data.sample import draw_larva
 from silkworm_app.data.splits import find_splits, read_manifest
-from silkworm_app.serve.page.collect import ELSE, TABLE, UNSURE, Store
+from silkworm_app.serve.page.collect import ELSE, UNSURE, Store
 
 
 def rows_of(dest, split): return {(r['sha256'], r['class']) for r in read_manifest(dest) if r['split'] == split}
@@ -86,13 +87,29 @@ def test_a_class_whose_name_is_no_folder_is_known_by_the_table(tmp_path):
     from silkworm_app.data.merge import merge
     prepare(drawn(tmp_path/'first', ('a&b', 'c'), 12, 0), tmp_path/'old', folds=0, show=False)
     Store(tmp_path/'collected').keep(draw_larva('healthy', 96, 900), 'a&b', dict(kind='one', labels=['c'], probability=.9))
-    assert (tmp_path/'collected'/TABLE).is_file() and merge(tmp_path/'old', tmp_path/'collected', tmp_path/'new', show=False)['added'] == {'a&b': 1}
+    assert (tmp_path/'collected'/COLLECTED).is_file() and merge(tmp_path/'old', tmp_path/'collected', tmp_path/'new', show=False)['added'] == {'a&b': 1}
 
 
 def run(*options):
     from silkworm_app.cli import train_main
     base = '--epochs 1 --batch_size 16 --log_dir none --progress false --device cpu --num_workers 0 --onnx false --pretrained false --model vanillanet_5_x0_125'.split()
     return train_main([*map(str, options), *base])
+
+
+def test_a_set_grows_as_it_was_prepared(tmp_path, collected, capsys):
+    "What counts as a copy and whether scenes stay together is not asked again; what is wrong with the mapping or the page's table is said"
+    old = tmp_path/'old'
+    prepare(drawn(tmp_path/'first', ('healthy', 'pebrine'), 10, 0), old, folds=0, level='hash', scenes='apart', show=False)
+    assert main(['prepare', str(old), str(collected), str(tmp_path/'new')]) == 0
+    assert {k: read_options(tmp_path/'new')[k] for k in ('level', 'scenes')} == dict(level='hash', scenes='apart')
+    (tmp_path/'names.json').write_text('{"helthy": "healthy"}')
+    capsys.readouterr()
+    assert main(['prepare', str(old), str(collected), str(tmp_path/'no'), '--mapping', str(tmp_path/'names.json')]) == 2
+    assert "'helthy'" in capsys.readouterr().err
+    (collected/'other.csv').write_text('"never closed' + 200_000*'x')    # a person's table is not read
+    assert main(['prepare', str(old), str(collected), str(tmp_path/'two')]) == 0
+    (collected/COLLECTED).write_text('file,said\n"never closed' + 200_000*'x')
+    assert main(['prepare', str(old), str(collected), str(tmp_path/'no')]) == 2 and COLLECTED in capsys.readouterr().err
 
 
 def test_a_run_says_whether_it_became_better(tmp_path, capsys):

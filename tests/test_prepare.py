@@ -145,8 +145,22 @@ def test_archive_equals_folder_and_damage_is_said(tmp_path, capsys):
     (tmp_path / 'list.txt').write_text('no archive')
     for p, words in ((tmp_path / 'cut.zip', 'no zip or tar archive'), (tmp_path / 'list.txt', 'is no folder, and no zip or tar archive that can be unpacked\n'), (tmp_path / 'none', 'does not exist')):
         assert main(['audit', str(p)]) == 2 and words in capsys.readouterr().err
+    for name, mode in (('set.zip', None), ('set.tar.xz', 'w:xz'), ('set.tgz', 'w:gz'), ('set.tbz', 'w:bz2')):      # bytes in the middle were overwritten
+        if mode:
+            with tarfile.open(tmp_path / name, mode) as t: t.add(d, 'set')
+        whole = bytearray((tmp_path / name).read_bytes())
+        whole[len(whole)//3:len(whole)//3 + 400] = bytes(400)
+        (tmp_path / f'bad {name}').write_bytes(whole)
+        assert main(['audit', str(tmp_path / f'bad {name}')]) == 2 and f'bad {name}' in capsys.readouterr().err
     (tmp_path / 'empty').mkdir()
     assert main(['audit', str(tmp_path / 'empty')]) == 2 and 'no pictures' in capsys.readouterr().err
+
+
+def test_strict_says_that_the_test_lies_in_validation(tmp_path):
+    d = tree(tree(tree(tmp_path / 'set/train', n=3).parent / 'valid', n=2, seed=5).parent / 'test', n=2, seed=7).parent
+    assert main(['audit', str(d), '--strict']) == 0
+    shutil.copy(d / 'valid/pabrin/0.png', d / 'test/pabrin/same.png')
+    assert main(['audit', str(d), '--strict']) == 1
 
 
 def test_leak_conflict_and_exact_copies(tmp_path):
@@ -213,6 +227,20 @@ def test_nothing_of_others_is_replaced(tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ['mine', 'out', 'set']
     for dest in (d, d / 'in', tmp_path):
         with pytest.raises(DataError, match='inside each other'): prepare(d, dest)
+    (mine / 'manifest.csv').write_text('sample,date\n1,2026\n')           # a list of that name is no prepared set
+    assert main(['prepare', str(d), str(mine), '--overwrite']) == 2 and 'never replaced' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('folds,place', [(0, 'notes.txt'), (0, 'train/pabrin/more.png'), (3, 'fold_1/test/pabrin/more.png'), (3, 'mine/notes.txt')])
+def test_what_was_put_into_a_prepared_set_is_not_lost(tmp_path, folds, place, capsys):
+    d, out = tree(tmp_path / 'set'), tmp_path / 'out'
+    prepare(d, out, folds=folds)
+    (out / 'Thumbs.db').write_bytes(b'litter')
+    prepare(d, out, folds=folds, overwrite=True)
+    (out / place).parent.mkdir(exist_ok=True, parents=True)
+    (out / place).write_text('years of work')
+    assert main(['prepare', str(d), str(out), '--overwrite']) == 2 and Path(place).name in capsys.readouterr().err
+    assert (out / place).read_text() == 'years of work'
 
 
 def test_killed_and_run_again(tmp_path):

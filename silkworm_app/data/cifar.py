@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision import datasets
 from torchvision.datasets.utils import calculate_md5
 
-from .folder import DataError, is_litter, new_folder, unpack
+from .folder import DAMAGED, DataError, is_litter, new_folder, unpack
 
 # %% ../../nbs/data/09_cifar.ipynb #b9a4cb13
 from .imaging import FORMAT_SUFFIXES, ImageError, open_image
@@ -99,18 +99,20 @@ def cifar_pictures(
     if name not in _original: raise DataError(f"name must be 'cifar10' or 'cifar100', not {name!r}")
     source = Path(source)
     if not source.exists(): raise DataError(f'{shown(source)} does not exist; give a {name} archive, folder or parquet file')
-    with tempfile.TemporaryDirectory(prefix='silkworm-data-') as tmp:
-        if source.is_dir(): files, read, what = _folder(source, name)
-        elif source.suffix == '.parquet': files, read, what = *_parquet(sorted(source.parent.glob('*.parquet')), name), 'parquet'
-        elif zipfile.is_zipfile(source) and any((files := _by_class(zipfile.ZipFile(source).namelist())).values()):
-            read, what = zipfile.ZipFile(source).read, 'archive, pictures'
-        else:
-            unpack(source, tmp)
-            files, read, what = _folder(Path(tmp), name)
-            what = f'archive{" (checksum of the original archive)" if calculate_md5(source) == _original[name].tgz_md5 else ""}, {what}'
-        if not files['train'] or not files['test']:
-            raise DataError(f'{shown(source)} holds no {name}/train and {name}/test folders of pictures')
-        yield files, read, what
+    try:
+        with tempfile.TemporaryDirectory(prefix='silkworm-data-') as tmp:
+            if source.is_dir(): files, read, what = _folder(source, name)
+            elif source.suffix == '.parquet': files, read, what = *_parquet(sorted(source.parent.glob('*.parquet')), name), 'parquet'
+            elif zipfile.is_zipfile(source) and any((files := _by_class(zipfile.ZipFile(source).namelist())).values()):
+                read, what = zipfile.ZipFile(source).read, 'archive, pictures'
+            else:
+                unpack(source, tmp)
+                files, read, what = _folder(Path(tmp), name)
+                what = f'archive{" (checksum of the original archive)" if calculate_md5(source) == _original[name].tgz_md5 else ""}, {what}'
+            if not files['train'] or not files['test']:
+                raise DataError(f'{shown(source)} holds no {name}/train and {name}/test folders of pictures')
+            yield files, read, what
+    except DAMAGED as e: raise DataError(f'{shown(source)} is damaged: {one_line(e)}; fetch it again') from None
 
 # %% ../../nbs/data/09_cifar.ipynb #77dcdcf9
 def _pick(files, counts, classes, seed, where):

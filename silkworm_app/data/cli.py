@@ -17,11 +17,12 @@ from .prepare import prepare
 from ..files import command, shown, write_text
 
 # %% ../../nbs/data/12_cli.ipynb #7823da71
-_level = dict(default='auto', choices=('auto', 'hash', 'copies'),
-              help='hash: resized, re-encoded, trimmed; copies: also rotated, zoomed, flipped (default: copies up to 5,000 files)')
-_scenes = dict(default='together', choices=('together', 'apart'),
+_level = dict(choices=('auto', 'hash', 'copies'),
+              help='hash: resized, re-encoded, trimmed; copies: also rotated, zoomed, flipped (default: copies up to 5,000 files, or '
+                   'as OLD was made)')
+_scenes = dict(choices=('together', 'apart'),
                help='nearly the same scene (frames, bursts, one object photographed again): on one side of a split, or not (default: '
-                   '%(default)s)')
+                   'together, or as OLD was made)')
 
 # %% ../../nbs/data/12_cli.ipynb #00ef646f
 def _prepare_options(q):
@@ -45,8 +46,8 @@ def _prepare_options(q):
 # %% ../../nbs/data/12_cli.ipynb #3c9a3b63
 def _audit_options(a):
     a.add_argument('src', help='folder or archive: class folders, or train/valid/test folders of class folders')
-    a.add_argument('--level', **_level)
-    a.add_argument('--scenes', **_scenes)
+    a.add_argument('--level', default='auto', **_level)
+    a.add_argument('--scenes', default='together', **_scenes)
     a.add_argument('--json', metavar='OUT', help='write everything found as JSON')
     a.add_argument('--html', metavar='OUT', help='write one self-contained page with thumbnails of the groups')
     a.add_argument('--strict', action='store_true', help='exit with 1 on leaks, label conflicts or unusable files')
@@ -108,8 +109,8 @@ def _run_audit(args):
         print(audit_text(r))
         if args.json: _save(args.json, json.dumps(r, indent=1, ensure_ascii=False) + '\n')
         if args.html: _save(args.html, audit_html(r, root))
-    found = [r['test_seen_in_train'], r['valid_seen_in_train'], r['label_conflicts'], r['unusable'], r['unreadable_folders']]
-    return int(args.strict and any(found))
+    found = ('test_seen_in_train', 'valid_seen_in_train', 'test_seen_in_valid', 'label_conflicts', 'unusable', 'unreadable_folders')
+    return int(args.strict and any(r[k] for k in found))
 
 # %% ../../nbs/data/12_cli.ipynb #82dbb656
 _not_merged = dict(valid_pct='--valid', test_pct='--test', folds='--folds', size='--size', keep='--keep')
@@ -117,6 +118,8 @@ _not_merged = dict(valid_pct='--valid', test_pct='--test', folds='--folds', size
 
 def _run_prepare(args):
     given = {k: v for k, v in vars(args).items() if k not in ('what', 'src')}
+    for k in ('level', 'scenes'):
+        if given[k] is None: del given[k]
     if len(args.src) == 1: out = prepare(args.src[0], **given)
     else:
         for k, n in _not_merged.items():

@@ -7,7 +7,7 @@ __all__ = ['MANIFEST_COLUMNS', 'NO_TEST', 'stratified', 'cut', 'carve', 'leaks',
            'find_groups', 'read_manifest', 'find_splits']
 
 # %% ../../nbs/data/04_splits.ipynb #f9725d9f
-import csv, warnings
+import csv, math, warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -48,8 +48,9 @@ def cut(
 def _take(items, groups, share, seed):
     "Whether each item is in a part of about `share`, groups whole."
     most = max(Counter(c for _, c in items).values())
-    share = Fraction(share).limit_denominator(max(2, min(20, most, len(set(groups)))))
-    if not 0 < share < 1: share = Fraction(1, max(2, min(20, most, len(set(groups)))))
+    parts = max(2, min(max(20, math.ceil(1/share)), most, len(set(groups))))
+    share = Fraction(share).limit_denominator(parts)
+    if not 0 < share < 1: share = Fraction(1, parts)
     part = cut([c if most > 1 else '' for _, c in items], groups, share.denominator, seed)
     return part < share.numerator
 

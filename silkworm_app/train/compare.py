@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binomtest
 
-from ..data.folder import MANIFEST
-from ..data.merge import BEFORE
+from ..data.folder import BEFORE, MANIFEST
 from ..files import sha256_of, write_text
 from .config import TrainConfig, TrainError, read_yaml
 from .cross import content_key, cross_parts, photo_interval
