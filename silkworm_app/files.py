@@ -99,8 +99,8 @@ def check_kind(
     other = sorted(n for n in there if not any(fnmatch(n, o) for o in (mark, *names, '.DS_Store', 'Thumbs.db')))
     if there and not ((dest/mark).is_file() and says in (dest/mark).read_bytes()):
         raise ValueError(f'{dest} holds other files ({shown(sorted(there)[0])}) and is not replaced; name another folder')
-    if other: raise ValueError(f'{dest} holds {shown(other[0])}, which was not made here, and is not replaced; move that file out, or '
-                               'name another folder')
+    if other: raise ValueError(f'{dest} holds {shown(other[0])}, which is no part of it, and is not replaced; move that file out, or name '
+                               'another folder')
 
 # %% ../nbs/00_files.ipynb #f1a00009
 def shown(

@@ -125,7 +125,7 @@ def test_what_others_put_beside_it_is_not_lost(bundle, learn, tmp_path):
     shutil.copytree(bundle, d)
     (d / 'notes.txt').write_text('mine')
     other.mkdir(), (other / 'config.json').write_text('{"architectures": ["ViT"]}'), (other / 'model.safetensors').write_text('mine')
-    with pytest.raises(BundleError, match='holds notes.txt, which was not made here'): save_bundle(d, learn)
+    with pytest.raises(BundleError, match='holds notes.txt, which is no part of it'): save_bundle(d, learn)
     with pytest.raises(BundleError, match='holds other files'): save_bundle(other, learn)
     assert (d / 'notes.txt').read_text() == (other / 'model.safetensors').read_text() == 'mine'
 

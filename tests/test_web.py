@@ -1,6 +1,7 @@
 "The page over HTTP and gradio_client: answers, messages, limits, and what nobody may read."
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
+from silkworm_app.serve.load import load_bundle
 from web_tools import Colours, as_file, call, encode, files_in, picture, random_bundle, serving, upload
 
 root = Path(__file__).resolve().parent.parent
@@ -185,7 +187,6 @@ def test_documented_python_example_runs(demo, tmp_path):
 
 
 def test_documented_curl_example_runs(demo, tmp_path):
-    import shutil
     if not shutil.which('curl'): pytest.skip('curl is not installed')
     (tmp_path / 'larva.jpg').write_bytes(red)
     code = code_block('bash').replace('http://127.0.0.1:7860', demo.local_url.rstrip('/'))
@@ -282,7 +283,6 @@ def test_upload_on_a_full_disk_gets_a_sentence(http, monkeypatch):
 
 def test_upload_folder_comes_back_private(http, demo):
     "A tidy machine empties /tmp: the next upload finds a folder that only we may read, and so do the examples' neighbours."
-    import shutil
     folder = Path(demo.upload_folder)
     for gone in (folder, folder.parent):
         shutil.rmtree(gone)
@@ -310,6 +310,26 @@ def test_a_run_folder_is_taken(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(server, 'serve', lambda predictor, **kwargs: got.update(kwargs, classes=predictor.classes))
     server.main(['--bundle', str(tmp_path / 'run'), '--port', '0'])
     assert got['classes'][0] == 'flacherie' and 'Model card' in got['card']
+
+
+def test_an_onnx_file_alone_is_served(tmp_path, monkeypatch, capsys):
+    "As silkworm-fuse --format onnx-int8 writes it, without a bundle; pictures of a person have no class of the bundle's examples"
+    from silkworm_app.serve.page import server
+    bundle = random_bundle(tmp_path / 'bundle', onnx=True, examples=[(picture(np.random.default_rng(0), (320, 240)), 'healthy')])
+    shutil.copy(bundle / 'model.onnx', tmp_path / 'net.onnx')
+    (tmp_path / 'mine').mkdir()
+    picture(np.random.default_rng(1), (320, 240)).save(tmp_path / 'mine/00.jpg')
+    got = {}
+    monkeypatch.setattr(server, 'serve', lambda predictor, **kwargs: got.update(kwargs, p=predictor))
+    for more, shown in (([], []), (['--examples', str(tmp_path / 'mine')], [(tmp_path / 'mine/00.jpg', '')])):
+        assert server.main(['--bundle', str(tmp_path / 'net.onnx'), '--port', '0', *more]) == 0, capsys.readouterr().err
+        assert got['examples'] == shown and got['p'].classes[0] == 'flacherie' and got['p'].backend == 'onnxruntime' and got['name'] == 'net.onnx'
+    assert server.main(['--bundle', str(bundle), '--port', '0', '--backend', 'onnx', '--examples', str(tmp_path / 'mine')]) == 0 and got['examples'] == shown
+    pictures = [np.random.default_rng(i).integers(0, 256, (96, 96, 3), np.uint8) for i in range(4)]
+    assert np.abs(got['p'].logits(pictures) - load_bundle(bundle, 'onnx').logits(pictures)).max() < 1e-5
+    assert server.main(['--bundle', str(tmp_path / 'net.onnx'), '--backend', 'torch']) == 2 and 'backend torch cannot run' in capsys.readouterr().err
+    (tmp_path / 'list.onnx').write_text('no net')
+    assert server.main(['--bundle', str(tmp_path / 'list.onnx')]) == 2 and 'list.onnx' in capsys.readouterr().err
 
 
 def test_the_address_to_type_on_a_phone(monkeypatch):

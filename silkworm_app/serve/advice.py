@@ -19,7 +19,8 @@ def trust_warnings(
     if trust.scores is None and trust.calibrated: return [Reason('old_rule')]
     few = trust.scores is not None and Reason('refuses_few', seen=trust.seen, needed=trust.needed)
     out = [] if trust.calibrated else [few or Reason('refuses', why=trust.note)]
-    found = {c: (m['found'], m['n']) for c, m in trust.measured.get('classes', {}).items()}
+    measured = next((m for m in (trust.measured, *trust.measured_at.values()) if m), {}) # what is likeliest is the same at every risk
+    found = {c: (m['found'], m['n']) for c, m in measured.get('classes', {}).items()}
     out += [Reason('hardly_found', label=c, found=f, n=n) for c, (f, n) in found.items() if f < n / 2]
     none = [c for c, n in trust.seen.items() if not n]
     return out + ([Reason('unchecked', labels=none)] if none and trust.calibrated else [])

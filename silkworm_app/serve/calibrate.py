@@ -188,13 +188,14 @@ def fit_trust(
 
 # %% ../../nbs/serve/03_calibrate.ipynb #2110cdde
 def sampled_leak(
-    splits # `Splits` of files
+    splits, # `Splits` of files
+    scenes:str='together' # see `copy_groups`
 )->dict: # for `fit_trust`
     """The part of 100 validation pictures whose copy (rotated, zoomed, ... too) is among 500 of the training pictures: at least so much
     has leaked."""
     rng = np.random.default_rng(0)
     pick = lambda part, n: [part[i][0] for i in rng.permutation(len(part))[:n]]
     valid, train = pick(splits.valid, 100), pick(splits.train, 500)
-    groups = copy_groups(valid + train)
+    groups = copy_groups(valid + train, scenes)
     seen = set(groups[len(valid):])
     return dict(level='sample', valid_seen_in_train=sum(g in seen for g in groups[:len(valid)]) / max(1, len(valid)), files=len(groups))

@@ -131,14 +131,17 @@ def _how_good(config, title):
     return out or ['Not known: it was never tested.']
 
 # %% ../../nbs/serve/10_card.ipynb #ab4e07a5
+_looked_for = dict(copies='exact, turned, mirrored and zoomed copies are one photograph',
+                   hash='exact, resized, re-encoded and trimmed copies are one photograph; turned and zoomed ones were not looked for',
+                   manifest='as silkworm-data prepare found the copies')
+
 def _data(config, title):
     leak, extra, out = config.get('leak') or {}, config.get('extra') or {}, []
     if extra.get('data_path'):
         counts = '; '.join(f'{s}: {sum(n.values())} files' for s, n in (extra.get('counts') or {}).items() if sum(n.values()))
         out += [f'Folder: {Path(str(extra["data_path"])).name}. {counts}.', '']
     if leak.get('distinct'):
-        how = ('exact, turned, mirrored and zoomed copies are one photograph' if leak.get('level') == 'copies'
-               else 'only exact copies were looked for')
+        how = _looked_for.get(leak.get('level'), 'only exact copies were looked for')
         shared = any(leak.get(k) for k in ('test_seen_in_train', 'valid_seen_in_train', 'test_seen_in_valid'))
         out += [f'Grouping: {how}; ' + ('the splits share some of them, see below.' if shared
                                         else 'all files of a photograph are in one split.')]

@@ -91,11 +91,12 @@ def bundle_folder(
 def open_predictor(
     path, # bundle folder, run folder of silkworm-train, or ONNX file
     backend:str='auto', # of `load_bundle`
-    risk:float=None # of `load_bundle`
+    risk:float=None, # of `load_bundle`
+    threads:int=None # of `load_bundle`
 )->BasePredictor:
     "The predictor of a bundle, of the bundle in a run folder, or of a single ONNX file; raises `BundleError`."
     path = Path(path)
     if path.suffix == '.onnx' and path.is_file():
         if backend == 'torch': raise BundleError(f'{path} is an ONNX file, which the backend torch cannot run')
-        return OnnxPredictor(path).with_risk(risk)
-    return load_bundle(bundle_folder(path), backend, risk=risk)
+        return OnnxPredictor(path, threads).with_risk(risk).warm_up()
+    return load_bundle(bundle_folder(path), backend, threads, risk)

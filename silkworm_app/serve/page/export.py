@@ -9,6 +9,7 @@ __all__ = ['ORT_WEB', 'ort_web', 'page_words', 'page_model', 'export_web', 'main
 import argparse, hashlib, json, os, shutil, subprocess, tarfile, tempfile
 from pathlib import Path
 
+from ...data.folder import DAMAGED
 from ...data.memory import cache_folder
 from ...files import check_kind, command, one_line, replacing, whole_folder
 from ..format import BundleError
@@ -36,7 +37,7 @@ def _in_folder(folder):
 def _in_tar(path):
     try:
         with tarfile.open(path) as t: return {n: t.extractfile(f'package/dist/{n}').read() for n in _ort_files}
-    except (OSError, KeyError, tarfile.TarError) as e:
+    except (OSError, KeyError, *DAMAGED) as e:
         raise BundleError(f'{path} is no package of onnxruntime-web: {one_line(e)}') from None
 
 # %% ../../../nbs/serve/21_page_export.ipynb #9b8817b6

@@ -18,7 +18,7 @@ from starlette.middleware import Middleware
 from ...clock import median_seconds
 from ...files import command
 from ..format import read_config
-from ..load import bundle_folder, load_bundle
+from ..load import bundle_folder, load_bundle, open_predictor
 from . import html
 from .answers import MAX_MB, answer, load_picture
 from .collect import Store
@@ -223,7 +223,7 @@ def parser()->argparse.ArgumentParser:
     "The options of app.py."
     p = argparse.ArgumentParser(prog='app.py', description='Serve a silkworm_app bundle as a web page and an API. '
         'A login can be set in the environment: SILKWORM_APP_AUTH=user:password.')
-    p.add_argument('--bundle', required=True, help='bundle folder, or run folder of silkworm-train')
+    p.add_argument('--bundle', required=True, help='bundle folder, run folder of silkworm-train, or ONNX file of silkworm-fuse')
     p.add_argument('--host', default='127.0.0.1', help='address to listen on (default: this machine only; 0.0.0.0: other machines, too)')
     p.add_argument('--port', type=int, default=7860, help='port (default: %(default)s; 0: any free one)')
     p.add_argument('--root_path', '--root-path', help='prefix under which a proxy shows the page, for example /silk')
@@ -256,11 +256,11 @@ def main(
     if root and not root.startswith(('/', 'http://', 'https://')):
         raise ValueError(f'--root_path must begin with a slash, as in /silk, not {root}')
     folder, threads = bundle_folder(args.bundle), max(1, int(os.environ.get('OMP_NUM_THREADS') or os.cpu_count() or 1) // args.workers)
-    read_config(folder)
+    if not folder.is_file(): read_config(folder)
     check_port(args.host, args.port)
     store = Store(args.collect, args.collect_mb) if args.collect else None
     predictor = open_bundle(folder, args.backend, threads, args.risk)
-    known = {Path(n).name: c for n, c in (predictor.config or {}).get('example_classes', {}).items()}
+    known = {} if args.examples else {Path(n).name: c for n, c in (predictor.config or {}).get('example_classes', {}).items()}
     source = args.examples or folder / 'examples'
     examples = find_examples(source, known, predictor) if Path(source).is_dir() else []
     card = (folder / 'card.md').read_text(encoding='utf-8') if (folder / 'card.md').is_file() else ''
@@ -271,7 +271,7 @@ def main(
 
 # %% ../../../nbs/serve/20_page_server.ipynb #0cbf0aec
 def open_bundle(
-    folder, # bundle
+    folder, # bundle, or ONNX file
     backend:str, # auto, torch or onnx
     threads:int, # for one picture: more threads than cores only wait for each other
     risk:float=None, # as for `load_bundle`
@@ -281,4 +281,5 @@ def open_bundle(
         try: import torch                           # not needed to serve model.onnx
         except ModuleNotFoundError: torch = None
         if torch: torch.set_num_threads(threads)
-    return fastest(folder, threads, risk) if backend == 'auto' else load_bundle(folder, backend=backend, threads=threads, risk=risk)
+    if backend == 'auto' and not folder.is_file(): return fastest(folder, threads, risk)
+    return open_predictor(folder, backend, risk, threads)
