@@ -163,6 +163,27 @@ def test_command_makes_tables_and_plots(drawings, done, tmp_path, capsys):
     assert main([str(tmp_path / 'none.yaml')]) == 2 and 'none.yaml' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('option, n', [('--max-runs', '0'), ('--max-runs', '-1'), ('--procs', '0')])
+def test_counts_below_one_are_refused(tmp_path, capsys, option, n):
+    with pytest.raises(SystemExit) as e: main([str(tmp_path / 'none.yaml'), option, n])
+    assert e.value.code == 2 and f'{option} must be 1 or more, not {n}' in capsys.readouterr().err
+
+
+def test_report_of_an_empty_folder_says_so(drawings, tmp_path, capsys):
+    (tmp_path / 'g.yaml').write_text(yaml.safe_dump({**small_grid(drawings), 'latency': True}))
+    assert main([str(tmp_path / 'g.yaml'), '--out', str(tmp_path / 'out'), '--report']) == 2
+    assert f'{tmp_path / "out"} holds no finished run of small' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('option, value', [('scenes', 'apart'), ('group', 'copies'), ('valid_pct', .3), ('on_bad', 'skip')])
+def test_settings_of_the_pictures_reach_them(drawings, monkeypatch, option, value):
+    seen, real = [], experiment.load_splits
+    monkeypatch.setattr(experiment, 'load_splits', lambda cfg: seen.append(cfg) or real(cfg))
+    experiment._pictures.cache_clear()
+    for v in ({}, {option: value}): experiment.pictures_of(make_grid(small_grid(drawings, **v)).runs[0])
+    assert getattr(seen[1], option) == value != getattr(seen[0], option)
+
+
 def test_one_writer_at_a_time(drawings, done):
     import fcntl
     with open(done[0] / '.lock', 'w') as f:
@@ -236,3 +257,21 @@ def test_latency_of_trained_arms_in_table_and_plot(drawings, tmp_path, capsys):
     assert 'ms a picture' in said and (tmp_path / 'out/latency.png').stat().st_size > 1000
     before = (tmp_path / 'out/latency.csv').read_bytes()
     assert main([*args, '--report']) == 0 and (tmp_path / 'out/latency.csv').read_bytes() == before
+
+
+@pytest.mark.parametrize('base, arms, word', [({}, dict(a=dict(input_size=48), b={}), '32, 48'), (dict(input_size='auto'), dict(a={}), 'auto')])
+def test_latency_of_several_sizes_is_refused_before_training(drawings, tmp_path, capsys, base, arms, word):
+    (tmp_path / 'g.yaml').write_text(yaml.safe_dump({**small_grid(drawings, **base), 'latency': True, 'arms': arms}))
+    assert main([str(tmp_path / 'g.yaml'), '--out', str(tmp_path / 'out')]) == 2 and not (tmp_path / 'out').exists()
+    said = capsys.readouterr().err
+    assert 'latency: give all arms the same input_size' in said and word in said
+    assert make_grid(dict(latency=True, base=dict(input_size=32), arms=dict(a={}, b=dict(act='relu')), grid=dict(input_size=[32, 48]))).latency
+
+
+def test_report_is_there_where_latency_cannot_be_measured(drawings, done, tmp_path, monkeypatch, capsys):
+    shutil.copytree(done[0], tmp_path / 'out')
+    (tmp_path / 'g.yaml').write_text(yaml.safe_dump({**small_grid(drawings), 'latency': True}))
+    def broken(*a, **k): raise OSError('no ONNX Runtime')
+    monkeypatch.setattr(report, 'latency', broken)
+    assert main([str(tmp_path / 'g.yaml'), '--out', str(tmp_path / 'out'), '--report']) == 2 and 'no ONNX Runtime' in capsys.readouterr().err
+    assert '| relu |' in (tmp_path / 'out/results.md').read_text() and (tmp_path / 'out/results.png').stat().st_size > 100

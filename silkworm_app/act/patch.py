@@ -274,8 +274,14 @@ def is_vanillanet(
 
 # %% ../../nbs/act/08_patch.ipynb #0682a217
 def _create(arch, pretrained, num_classes, kwargs):
-    "timm's `create_model`, with one sentence when weights can't be had"
-    if not pretrained: return timm.create_model(arch, pretrained=False, num_classes=num_classes, **kwargs)
+    "timm's `create_model`, with one sentence when weights can't be had or the net does not take the arguments"
+    if not pretrained:
+        try: return timm.create_model(arch, pretrained=False, num_classes=num_classes, **kwargs)
+        except ValueError: raise
+        except Exception as e:
+            given = ', '.join(f'{k}={v!r}' for k,v in kwargs.items())
+            raise ValueError(f'{arch} cannot be built with {given} ({type(e).__name__}: {one_line(e)}): change or leave out what the net '
+                             'does not take.') from e
     own = pretrained is True and timm.get_pretrained_cfg(arch).custom_load  # timm's way to read them
     named = own or {'pretrained_cfg', 'pretrained_cfg_overlay'} & set(kwargs)
     if not named:

@@ -102,6 +102,9 @@ def make_grid(
     baseline = str(d.get('baseline') or next(iter(arms)))
     if baseline not in arms: raise GridError(f'{where}: baseline {baseline!r} is none of the arms {", ".join(arms)}')
     runs = list(runs.values())
+    sizes = {setting(r, 'input_size') for r in {r['arm']: r for r in reversed(runs)}.values()} # of the nets that are timed
+    if d.get('latency') and (len(sizes) > 1 or 'auto' in sizes):
+        raise GridError(f'{where}: latency: give all arms the same input_size, a number, not {", ".join(sorted(map(str, sizes)))}')
     vary = [k for k in axes if k not in ('seed', 'part') and len({json.dumps(setting(r, k)) for r in runs}) > 1]
     name, about = (str(d.get(k) or other) for k, other in (('name', where), ('about', '')))
     return Grid(name, about, runs, list(arms), baseline, vary, bool(d.get('latency')))
@@ -135,8 +138,8 @@ def settings_of(
     cfg.given = given
     return cfg
 
-_of_pictures = ('data_path', 'data_set', 'eval_data_path', 'valid_pct', 'test_pct', 'cross_validate', 'group', 'on_bad', 'n_train',
-                'n_test', 'fold')
+_of_pictures = ('data_path', 'data_set', 'eval_data_path', 'valid_pct', 'test_pct', 'cross_validate', 'group', 'on_bad', 'scenes',
+                'n_train', 'n_test', 'fold')
 
 @lru_cache(2)
 def _pictures(text):

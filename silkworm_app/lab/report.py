@@ -266,7 +266,8 @@ def report(
     "Write results.md and the plots of what is there, also before all runs are finished"
     out = Path(out)
     rows = rows_of(grid, read_results(out/'results.csv'))
-    if not rows: raise GridError(f'{out} holds no finished run of {grid.name}')
+    if not rows:
+        raise GridError(f'{out} holds no finished run of {grid.name}: train without --report, or name the folder of its runs with --out')
     text = [f'# {grid.name}', '', grid.about.strip(), '', f'{len(rows)} of {len(grid.runs)} runs.', '', table(grid, rows)]
     if any(setting(r, 'cross_validate') for r in rows):
         note = 'Intervals of the balanced accuracy from drawing photographs again (each counts once, whatever the number of its copies):'
@@ -301,11 +302,14 @@ def main(
     "silkworm-experiment: a grid of training runs, and what it says"
     p = _parser()
     args = p.parse_args(argv)
-    if args.procs < 1: p.error(f'--procs must be 1 or more, not {args.procs}')
+    for name, n in (('--procs', args.procs), ('--max-runs', args.max_runs)):
+        if n is not None and n < 1: p.error(f'{name} must be 1 or more, not {n}')
     grid = read_grid(args.grid)
     out = Path(args.out or f'runs/{grid.name}')
     if args.report: rows = rows_of(grid, read_results(out/'results.csv'))
     else: rows = run_grid(grid, out, args.procs, args.source, args.max_runs, lambda s: print(s, flush=True))
-    if rows and grid.latency: measure_latency(grid, rows, out)
-    if rows: print(report(grid, out))
+    if rows and grid.latency:
+        report(grid, out) # it is there whatever becomes of the measurement
+        measure_latency(grid, rows, out)
+    if rows or args.report: print(report(grid, out))
     return 0 if len(rows) == len(grid.runs) else 1

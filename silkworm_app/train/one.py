@@ -9,6 +9,7 @@ __all__ = ['make_dls', 'net_args', 'build_model', 'open_net', 'BestEMA', 'StepCo
 # %% ../../nbs/train/14_one.ipynb #609a06ff
 import sys
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -60,7 +61,10 @@ def net_args(
     "What the settings say about the net's structure"
     res = dict(act_num=cfg.act_num, where=cfg.where, per_channel=cfg.per_channel, form=cfg.form, act=cfg.act, drop_rate=cfg.drop)
     if cfg.stem_stride is not None: res['stem_stride'] = cfg.stem_stride
-    return res | (cfg.model_kwargs or {})
+    more = cfg.model_kwargs or {}
+    told = [k for k in more if k not in res and k in ('num_classes', *signature(lslu_learner).parameters)]
+    if told: raise TrainError(f'model_kwargs: leave out {", ".join(told)}, which the pictures and the other options tell')
+    return res | more
 
 def build_model(
     cfg:TrainConfig, # resolved

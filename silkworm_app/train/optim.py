@@ -41,14 +41,17 @@ def make_opt_func(
         raise TrainError(f'opt {cfg.opt!r} is unknown' + (f'; close to it: {", ".join(near)}' if near else ''))
     betas = tuple(cfg.opt_betas) if cfg.opt_betas else None
     extra = {k: v for k, v in dict(eps=cfg.opt_eps, betas=betas).items() if v is not None}
+    def make(groups, lr, **own):
+        try: return create_optimizer_v2([{**g} for g in groups], opt=cfg.opt, lr=lr, momentum=cfg.momentum, weight_decay=0., **own)
+        except (TypeError, ValueError, AssertionError) as e:
+            raise TrainError(f'opt {cfg.opt} cannot be made with {", ".join(own) or "these options"}: {one_line(e, None)}') from None
     def build(groups, lr):
-        try: opt = create_optimizer_v2(list(groups), opt=cfg.opt, lr=lr, momentum=cfg.momentum, weight_decay=0., **extra)
-        except (TypeError, ValueError) as e:
-            why = one_line(e, None)
-            raise TrainError(f'opt {cfg.opt} cannot be made with {", ".join(extra) or "these options"}: {why}') from None
+        plain = make(groups, lr).param_groups[0]
         for k in extra:
-            if k not in opt.param_groups[0]: raise TrainError(f'opt {cfg.opt} has no {k}: leave out opt_{k}')
-        return opt
+            if k not in plain: raise TrainError(f'opt {cfg.opt} has no {k}: leave out opt_{k}')
+        if betas and len(betas) != (n := len(plain['betas'])):
+            raise TrainError(f'opt_betas: opt {cfg.opt} takes {n} numbers, not {len(betas)}')
+        return make(groups, lr, **extra)
     return lambda params, lr: OptimWrapper(params, build, lr=lr)
 
 # %% ../../nbs/train/07_optim.ipynb #657eb183

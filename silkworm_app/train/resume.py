@@ -100,9 +100,13 @@ def load_training_state(
     learn:Learner, # in a fit, after `before_fit`
     state:dict, # of `training_state`
 ):
-    "Put a learner into the state that `training_state` took"
-    get_model(learn.model).load_state_dict(state['model'])
-    _set_opt_state(learn.opt, state['opt'])
+    "Put a learner into the state that `training_state` took. Raises `ValueError`."
+    try:
+        get_model(learn.model).load_state_dict(state['model'])
+        _set_opt_state(learn.opt, state['opt'])
+    except (RuntimeError, ValueError) as e:
+        raise ValueError(f'{state.get("file", "the checkpoint")} is of another net or optimiser ({one_line(e, 120)}): resume it with the '
+                         'options of its own run') from None
     for cb in learn.cbs:
         if hasattr(type(cb), 'load_state_dict') and cb.name in state['callbacks']: cb.load_state_dict(state['callbacks'][cb.name])
         logs = isinstance(cb, CSVLogger) and getattr(cb, 'file', None) is not None
@@ -130,12 +134,12 @@ def _set_opt_state(opt, sd):
 # %% ../../nbs/train/02_resume.ipynb #d734f7de
 def read_checkpoint(
     file, # of `Checkpoint`
-)->dict: # of `training_state`
+)->dict: # of `training_state`, and the `file`
     "The state of a training. Raises `ValueError`."
     if not Path(file).is_file(): raise ValueError(f'there is no checkpoint {file}')
     try: state = torch.load(file, map_location='cpu', weights_only=True)
     except Exception as e: raise ValueError(f'{file} is no checkpoint of a training: {one_line(e, 120)}') from None
-    if isinstance(state, dict) and state.get('version') == 1 and 'opt' in state: return state
+    if isinstance(state, dict) and state.get('version') == 1 and 'opt' in state: return state | dict(file=str(file))
     raise ValueError(f'{file} is no checkpoint of a training')
 
 

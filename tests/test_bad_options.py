@@ -1,0 +1,85 @@
+"Options of silkworm-train that no net, optimiser or checkpoint takes: one sentence that names them, and nothing is trained."
+import shutil
+
+import pytest
+
+from silkworm_app.data.sample import draw_sample
+from silkworm_app.train.config import TrainConfig, TrainError
+from silkworm_app.train.fit import main
+from silkworm_app.train.one import net_args
+
+VANILLA = '--model vanillanet_5_x0_125'
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory): return draw_sample(tmp_path_factory.mktemp('data') / 'sample', n_per_class=8, size=32, seed=1)
+
+
+@pytest.fixture
+def train(data, tmp_path, capsys):
+    "`(exit code, what is said to stderr)` of a short training"
+    base = '--pretrained false --batch_size 8 --bundle false --group none --log_dir none --progress false --device cpu --num_workers 0 --input_size 32 --aug none'
+    def run(options, *more, dest='run'):
+        capsys.readouterr()
+        code = main(['--data_path', str(data), '--output_dir', str(tmp_path / dest), *base.split(), *options.split(), *map(str, more)])
+        return code, capsys.readouterr().err.strip()
+    return run
+
+
+def one_sentence(text): return text.startswith('silkworm-train: ') and '\n' not in text
+
+
+@pytest.mark.parametrize('options, kwargs, words', [
+    (VANILLA, '{foo: 1}', ['vanillanet_5_x0_125', 'foo=1']), (VANILLA, '{dims: 3}', ['vanillanet_5_x0_125', 'dims=3']), (VANILLA, '{dims: [8, 16]}', ['dims=[8, 16]']),
+    (VANILLA, '{num_classes: 5}', ['model_kwargs', 'num_classes']), (VANILLA, '{in_chans: 1}', ['model_kwargs', 'in_chans']), (VANILLA, '{init: delta}', ['model_kwargs', 'init']),
+    ('--model resnet10t --stem_stride 2', None, ['resnet10t', 'stem_stride=2'])])
+def test_what_the_net_does_not_take(train, options, kwargs, words):
+    code, said = train(f'{options} --epochs 1', *(['--model_kwargs', kwargs] if kwargs else []))
+    assert code == 2 and one_sentence(said) and all(w in said for w in words), said
+
+
+def test_model_kwargs_of_the_net_itself_win():
+    cfg = TrainConfig(act_num=1, stem_stride=None, drop=.1, model_kwargs=dict(act_num=2, drop_rate=0., dims=[8, 8, 8, 8]))
+    assert net_args(cfg) | dict(act_num=2, drop_rate=0., dims=[8, 8, 8, 8]) == net_args(cfg)
+    cfg.model_kwargs = dict(dims=[8, 8, 8, 8], input_size=32, num_classes=2)
+    with pytest.raises(TrainError, match='leave out input_size, num_classes'): net_args(cfg)
+
+
+@pytest.mark.parametrize('options, words', [
+    ('--opt_betas 0.9', 'adamw takes 2 numbers, not 1'), ('--opt lamb --opt_betas 0.9', 'lamb takes 2 numbers, not 1'), ('--opt adan --opt_betas 0.9 0.99', 'adan takes 3 numbers, not 2'),
+    ('--opt sgd --opt_betas 0.9 0.99', 'sgd has no betas')])
+def test_what_the_optimiser_does_not_take(train, options, words):
+    code, said = train(f'{VANILLA} --epochs 1 {options}')
+    assert code == 2 and one_sentence(said) and words in said, said
+
+
+def test_betas_reach_the_optimiser():
+    import torch
+    from silkworm_app.train.optim import make_opt_func
+    groups = [dict(params=[torch.nn.Parameter(torch.zeros(2))], weight_decay=w, lr_scale=.5) for w in (.1, 0.)]
+    opt = make_opt_func(TrainConfig(opt='adamw', opt_betas=[.8, .9], opt_eps=1e-5))(groups, lr=.1).opt
+    assert [(g['betas'], g['eps'], g['weight_decay'], g['lr_scale']) for g in opt.param_groups] == [((.8, .9), 1e-5, .1, .5), ((.8, .9), 1e-5, 0., .5)]
+    assert opt.param_groups[0]['params'][0] is groups[0]['params'][0]
+
+
+def test_checkpoint_of_another_training_is_named(train, tmp_path):
+    assert train(f'{VANILLA} --epochs 1')[0] == 0
+    file = shutil.copy(tmp_path / 'run/checkpoints/epoch_1.pth', tmp_path / 'alone.pth')               # else its run tells
+    for k, options in enumerate(('--model vanillanet_5_x0_25', f'{VANILLA} --act relu', f'{VANILLA} --layer_decay 0.7')):
+        code, said = train(f'{options} --epochs {1 + k % 2}', '--resume', file, dest=f'other_{k}')         # with nothing left to train, too
+        assert code == 1 and one_sentence(said) and f'{file} is of another net or optimiser' in said, said
+    code, said = train(f'{VANILLA} --epochs 2', '--resume', file, dest='on')
+    assert code == 0, said
+
+
+def test_resumed_as_it_was_started(data, tmp_path, capsys):
+    "The net of an automatic start is built again; another net is refused before the run that it is resumed in loses its settings"
+    line = f'--data_path {data} --model tf_efficientnet_lite0 --recipe last --epochs 2 --input_size 32 --bundle false --group none --log_dir none --progress false --device cpu --num_workers 0'.split()
+    assert main([*line, '--output_dir', str(tmp_path/'a')]) == 0
+    state, settings = tmp_path/'a/checkpoints/epoch_1.pth', (tmp_path/'a/settings.yaml').read_text()
+    assert 'pretrained: true' in settings
+    assert main([*line, '--output_dir', str(tmp_path/'b'), '--resume', str(state)]) == 0, capsys.readouterr().err
+    assert (tmp_path/'a/best.safetensors').read_bytes() == (tmp_path/'b/best.safetensors').read_bytes()
+    capsys.readouterr()
+    assert main([*line, '--output_dir', str(tmp_path/'a'), '--resume', str(state), '--model', 'vanillanet_5_x0_125', '--recipe', 'full']) == 2
+    assert 'another net (model: tf_efficientnet_lite0, now vanillanet_5_x0_125' in capsys.readouterr().err and (tmp_path/'a/settings.yaml').read_text() == settings
