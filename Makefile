@@ -56,7 +56,7 @@ has-data:
 
 silkworm: RUN = runs/silkworm
 silkworm: has-data env
-	$(BIN)/silkworm-train --data_path "$(DATA)" --output_dir "$(RUN)" --overwrite --cross_validate $(FOLDS) $(TRAIN_ARGS)
+	$(BIN)/silkworm-train --data_path "$(DATA)" --output_dir "$(RUN)" --cross_validate $(FOLDS) $(TRAIN_ARGS)
 	@echo; cat "$(RUN)/bundle/card.md"
 
 public: env

@@ -8,10 +8,12 @@ import torch
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import *  # noqa: F401,F403 adds fit_one_cycle, fine_tune and lr_find to Learner
 from fastai.learner import Learner, load_learner
+from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import Adam, OptimWrapper
 from fastai.torch_core import params
 from fastai.vision.learner import vision_learner
 from functools import partial
+from timm.layers import GroupNorm1
 from torchvision import models
 
 from silkworm_app.train.callback import DeepTraining, LSLUCallback
@@ -22,6 +24,7 @@ from silkworm_app.act.fuse import compare
 from silkworm_app.act.fuse import fuse
 from silkworm_app.train.learner import lslu_learner
 from silkworm_app.act.patch import lslus
+from silkworm_app.act.trace import deviation
 
 
 @pytest.fixture(scope='module')
@@ -298,3 +301,16 @@ def test_lr_find_leaves_everything_as_it_was(dls):
     assert found.valley > 0 and len(still(learn, before)) == len(before) and learn.lslu.epochs == 0
     quiet(learn, 'fit', 1)
     assert learn.lslu.epochs == 1
+
+
+def test_a_trained_net_without_batch_norms_keeps_its_training(dls):
+    "Nothing in it says that it was trained, so it isn't started anew"
+    net = timm.create_model('test_resnet', num_classes=dls.c, norm_layer=GroupNorm1)
+    learn = Learner(dls, net, CrossEntropyLossFlat())
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    x = dls.valid.one_batch()[0]
+    with torch.no_grad(): was = net.eval()(x)
+    learn.to_lslu(where='all')
+    with torch.no_grad(): assert lslus(net) and deviation(net.eval()(x), was) < 1e-3
+    fresh = vision_learner(dls, 'test_resnet', pretrained=False, cbs=LSLUCallback(where='all', fname=None))
+    assert fresh.lslu.report.init == 'mixed'

@@ -4,16 +4,20 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from fastai.callback.mixup import CutMix, MixUp
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.transforms import GrandparentSplitter, get_image_files, parent_label
 from fastai.vision.augment import Resize
+from fastai.vision.core import PILImageBW
 from fastai.vision.data import ImageBlock, ImageDataLoaders
 
 from silkworm_app.data.splits import Splits, find_splits
 from silkworm_app.data.sample import draw_sample
 from silkworm_app.data.loaders import image_dls
+from silkworm_app.act.patch import lslu_model
 from silkworm_app.train.learner import lslu_learner
 from silkworm_app.train.head import Features, fit_head, photograph_losses, photograph_weights, photographs
 from silkworm_app.train import cross, recipe
@@ -36,11 +40,14 @@ def quiet(learn, *args, **kw):
 def loaders(kind, path):
     "fastai's own loaders: their `splits` are lists of indices, or not there, and nothing normalises"
     if kind == 'ImageDataLoaders': return ImageDataLoaders.from_folder(path, valid='valid', item_tfms=Resize(96), bs=8, device='cpu', num_workers=0)
+    if kind == 'table':
+        rows = pd.DataFrame([(str(p.relative_to(path)), p.parent.name, p.parent.parent.name == 'valid') for p in get_image_files(path)], columns=['name', 'label', 'is_valid'])
+        return ImageDataLoaders.from_df(rows, path, valid_col='is_valid', item_tfms=Resize(96), bs=8, device='cpu', num_workers=0)
     block = DataBlock((ImageBlock, CategoryBlock), get_items=get_image_files, splitter=GrandparentSplitter(), get_y=parent_label, item_tfms=Resize(96))
     return block.dataloaders(path, bs=8, device='cpu', num_workers=0)
 
 
-@pytest.mark.parametrize('kind', ['ImageDataLoaders', 'DataBlock'])
+@pytest.mark.parametrize('kind', ['ImageDataLoaders', 'DataBlock', 'table'])
 def test_loaders_of_fastai(sample, tmp_path, kind):
     dls = loaders(kind, sample)
     learn = lslu_learner(dls, path=tmp_path)
@@ -51,6 +58,34 @@ def test_loaders_of_fastai(sample, tmp_path, kind):
     z, y = predict_logits(learn.model, dls.valid)
     assert photograph_losses(z.softmax(1).numpy(), y.numpy(), photographs(dls, 1)).sum() <= done.losses[0] + 1e-4
     assert float((z.argmax(1) == y).float().mean()) > .4  # five classes: guessing gives 0.2
+
+
+@pytest.mark.parametrize('own,more', [(CutMix(), None), (None, MixUp())])
+def test_a_callback_that_changes_the_loss_keeps_its_own(sample, tmp_path, own, more):
+    learn = lslu_learner(loaders('ImageDataLoaders', sample), path=tmp_path, cbs=own)
+    loss = learn.loss_func
+    assert len(quiet(learn, 2, cbs=more).losses) == 3 and learn.loss_func is loss
+
+
+def test_pictures_of_one_channel(sample, tmp_path):
+    block = DataBlock((ImageBlock(PILImageBW), CategoryBlock), get_items=get_image_files, splitter=GrandparentSplitter(), get_y=parent_label, item_tfms=Resize(96))
+    learn = lslu_learner(block.dataloaders(sample, bs=8, device='cpu', num_workers=0), 'tf_efficientnet_lite0', pretrained=True, path=tmp_path)
+    assert next(learn.model.parameters()).shape[1] == 1
+    quiet(learn, 1)
+    z, y = predict_logits(learn.model, learn.dls.valid)
+    assert float((z.argmax(1) == y).float().mean()) > .4
+
+
+def test_nets_that_know_one_size_only():
+    "Features are remembered by what a probe says, which is of the size that the net was built for"
+    net, features = lslu_model('visformer_tiny', 3, act='relu', input_size=224).eval(), Features()
+    features._check(net, 'mirror', None)
+    features.known['it'] = 1
+    features._check(net, 'mirror', None)
+    assert features.known == {'it': 1}
+    with torch.no_grad(): next(net.parameters()).mul_(2)
+    features._check(net, 'mirror', None)
+    assert not features.known
 
 
 def test_copies_of_a_photograph_weigh_like_one():

@@ -14,6 +14,8 @@ from silkworm_app.data.sample import draw_larva, draw_sample
 from silkworm_app.cli import train_main as command       # draws the plots, too
 from silkworm_app.train.fit import main
 from silkworm_app.train.config import GROUPS as TITLES, OPTIONS, read_settings
+from silkworm_app.act.start import open_weights
+from silkworm_app.train.evaluate import main as evaluate
 from silkworm_app.train.setup import load_splits
 
 BASE = ['--pretrained', 'false', '--epochs', 1, '--batch_size', 16, '--bundle', 'false', '--group', 'hash', '--log_dir', 'none', '--progress', 'false', '--device', 'cpu', '--num_workers', 0]
@@ -73,7 +75,6 @@ def test_every_option_is_tried():
 
 def test_whole_run_again_from_its_settings(data, tmp_path, capsys, monkeypatch):
     "Bundle, plots, scalars; the same run again from its settings file, bit for bit; evaluated by silkworm-evaluate; continued from its weights"
-    from silkworm_app.train.evaluate import main as evaluate
     monkeypatch.setenv('SILKWORM_CACHE', str(tmp_path/'memory'))         # the pictures are compared once
     run, again = tmp_path/'run', tmp_path/'again'
     assert command(['--data_path', str(data), '--output_dir', str(run), '--pretrained', 'false', '--epochs', '2', '--model_ema', '--model_ema_decay', '.5', '--progress', 'false', '--cache', str(tmp_path/'cache'), '--switch_to_deploy', str(tmp_path/'d.safetensors')]) == 0
@@ -323,7 +324,6 @@ def grown(tmp_path_factory):
 
 def test_a_run_is_tested_on_the_pictures_that_it_left_out(grown, capsys):
     "The folder has grown: cut anew, most of the test would have been trained on"
-    from silkworm_app.train.evaluate import main as evaluate
     top, line = grown
     rows = list(csv.DictReader((top/'run/pictures.csv').open(encoding='utf-8-sig')))
     assert {r['split'] for r in rows} == {'train', 'valid', 'test'} and len(rows) == 32 and not any(r['path'].startswith('/') for r in rows)
@@ -372,9 +372,76 @@ def test_a_run_goes_on_with_its_own_pictures(grown, capsys):
     assert main([*line, '--epochs', '2', '--output_dir', str(top/'other'), '--resume', str(top/'run/checkpoints/epoch_1.pth')]) == 2 and 'are new' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('entry', [main, command])
+def test_a_finished_run_is_none_of_other_pictures(grown, tmp_path, capsys, entry):
+    top, line = grown
+    again = [*line, '--epochs', '2', '--output_dir', str(top/'run')]
+    assert entry(again) == 2 and '32 are new (healthy/00_new.png)' in capsys.readouterr().err
+    for c in ('healthy', 'pebrine'): shutil.copytree(top/'p'/c, tmp_path/'q'/c, ignore=shutil.ignore_patterns('*_new.png', '00.png'))
+    assert entry(['--data_path', str(tmp_path/'q'), *again[2:]]) == 2 and '2 are gone' in capsys.readouterr().err
+    shutil.copy(top/'p/healthy/00.png', tmp_path/'q/healthy'), shutil.copy(top/'p/pebrine/00.png', tmp_path/'q/pebrine')
+    assert entry(['--data_path', str(tmp_path/'q'), *again[2:]]) == 0 and 'it is finished' in capsys.readouterr().out
+
+
+def test_evaluated_under_other_names_of_classes(grown, tmp_path, capsys):
+    "The net's own order of the classes counts, whatever the folders are called; what it doesn't know is said"
+    top, line = grown
+    for c, called in (('healthy', 'z_healthy'), ('pebrine', 'a_pebrine')): shutil.copytree(top/'p'/c, tmp_path/'other'/called)
+    shutil.copytree(top/'p', tmp_path/'three'), shutil.copytree(top/'p/pebrine', tmp_path/'three/rust')
+    for w in (top/'run', top/'run/best.safetensors', top/'run/checkpoints/epoch_2.pth'):
+        for data, unknown in (('other', 'a_pebrine'), ('three', 'rust')):
+            assert main(['--data_path', str(tmp_path/data), *line[2:], '--eval', 'true', '--finetune', str(w)]) == 2
+            assert f'does not know the class {unknown}' in capsys.readouterr().err
+    for c, called in (('healthy', 'undiseased'), ('pebrine', 'pabrin')): shutil.copytree(top/'p'/c, tmp_path/'spelled'/called) # names that are known
+    shutil.copytree(top/'p', tmp_path/'plain')
+    found = []
+    for data in ('spelled', 'plain'):
+        assert main(['--data_path', str(tmp_path/data), *line[2:], '--eval', 'true', '--finetune', str(top/'run/best.safetensors'), '--output_dir', str(tmp_path/'e'),
+                     '--switch_to_deploy', str(tmp_path/'d.safetensors'), '--valid_pct', '.9', '--test_pct', '0']) == 0, capsys.readouterr().err
+        found.append(json.loads((tmp_path/'e/eval.json').read_text()))
+        assert open_weights(tmp_path/'d.safetensors').pictures['classes'] == ['healthy', 'pebrine'] and found[-1]['fused']['n'] > 50
+    a, b = ([o[k]['per_class_recall'] for k in ('unfused', 'fused')] for o in found)
+    assert a[0].keys() == b[0].keys() and all(abs(p[c] - q[c]) < .1 for p, q in zip(a, b) for c in ('healthy', 'pebrine')), (a, b)
+    assert abs(b[0]['healthy'] - b[0]['pebrine']) > .2, 'exchanged classes would not be seen'
+
+
+def test_options_that_a_recipe_has_no_use_for(grown, capsys):
+    top, line = grown
+    start = [*line, '--output_dir', str(top/'unused'), '--model', 'test_resnet', '--overwrite', '--bundle', 'false']
+    i = start.index('--epochs')
+    def said(*more):
+        assert main([*start[:i], *start[i + 2:], *more]) == 0
+        return next((o for o in capsys.readouterr().out.splitlines() if 'has no use for' in o), '')
+    assert not said('--recipe', 'head', '--seed', '3', '--weight_decay', '.05')            # as it is by default
+    assert said('--recipe', 'head', '--opt', 'lamb', '--mixup', '.2', '--lr', '.1').startswith('recipe head has no use for opt, mixup, lr:')
+    assert said('--recipe', 'last', '--epochs', '1', '--opt', 'lamb', '--mixup', '.2', '--lr', '.1').startswith('recipe last has no use for opt:')
+    assert not said('--recipe', 'full', '--epochs', '1', '--opt', 'lamb')
+    settings = str(top/'settings.yaml')
+    assert said('--recipe', 'head') == '' and shutil.copy(top/'unused/settings.yaml', settings)
+    assert main(['--config', settings, '--output_dir', str(top/'unused2')]) == 0 and 'has no use for' not in capsys.readouterr().out
+
+
+def test_a_stopped_cross_validation_owns_its_parts(grown, monkeypatch, capsys):
+    "It goes on with the next part; started anew, its file is known to be its own"
+    from silkworm_app.train import cross
+    top, line = grown
+    start, whole, parts = [*line, '--output_dir', str(top/'parts'), '--model', 'test_resnet', '--recipe', 'head', '--cross_validate', '3', '--bundle', 'false'], cross.test_part, []
+    def part(*args, **kw):
+        if len(parts) == 1: raise KeyboardInterrupt
+        parts.append(1)
+        return whole(*args, **kw)
+    for again in ([], ['--overwrite']):
+        parts.clear()
+        monkeypatch.setattr(cross, 'test_part', part)
+        assert main(start + again) == 130
+        assert 'cross_validation.jsonl' in json.loads((top/'parts/run.json').read_text())['files']
+    assert 'Moved aside' not in capsys.readouterr().out
+    monkeypatch.setattr(cross, 'test_part', whole)
+    assert main(start) == 0 and '1 trainings done before' in capsys.readouterr().out
+
+
 def test_what_the_head_learned_is_no_figure(grown, capsys):
     "In a cross-validated run the head learns the validation part, too"
-    from silkworm_app.train.evaluate import main as evaluate
     top, line = grown
     run = top/'head'
     assert command([*line, '--output_dir', str(run), '--model', 'test_resnet', '--recipe', 'head', '--cross_validate', '2']) == 0
@@ -397,6 +464,10 @@ def test_weights_of_a_run_are_fused_without_a_word(grown, tmp_path, capsys):
     a, b = load_bundle(tmp_path/'b'), load_bundle(top/'run/bundle')
     pics = sorted((top/'p/healthy').glob('*.png'))[:3]
     assert a.classes == b.classes and a.preprocess == b.preprocess and np.allclose(a.predict(pics), b.predict(pics), atol=1e-5)
+    for given, source in (('--classes a,b', top/'run'), ('--act_num 9', alone), ('--arch resnet18', top/'run/bundle')): # else it would be left out unsaid
+        assert fuse_main([str(source), '--out', str(tmp_path/'no'), *given.split()]) == 2 and given.split()[0] in capsys.readouterr().err
+    assert evaluate([str(top/'run'), '--stem_stride', '2']) == 2 and '--stem_stride' in capsys.readouterr().err
+    assert fuse_main([str(top/'run'), '--format', 'torch-export', '--out', str(tmp_path/'b')]) == 2 and 'holds a bundle' in capsys.readouterr().err
     assert fuse_main([str(top/'run'), '--out', str(tmp_path/'c')]) == 0, capsys.readouterr().err
     assert f"pictures of {top/'p'}" in capsys.readouterr().out, 'it was proved on noise'
     was, now = (json.loads((d/'config.json').read_text())['example_classes'] for d in (top/'run/bundle', tmp_path/'c'))

@@ -82,7 +82,7 @@ class LSLUCallback(Callback):
         model = get_model(self.learn.model)
         if self.where == 'none' or lslus(model) or hasattr(model, 'act_slope'): return False  # a VanillaNet has what it was made with
         x = self.dls.valid.one_batch()[0] if len(self.dls.valid) else self.dls.one_batch()[0]
-        init = self.init or ('identity' if _was_trained(model) else 'mixed')
+        init = self.init or ('mixed' if _is_new(model) else 'identity')
         size,calibrate = self.input_size or tuple(x.shape[1:]),x if init == 'identity' else None
         _,self.report = patch_lslu(model, self.where, self.act_num, init, self.per_channel, self.form, size, calibrate=calibrate)
         return True
@@ -121,10 +121,10 @@ def _append(path, text, epoch, head):
     else:
         with path.open('a', encoding='utf-8') as f: f.write(text)
 
-def _was_trained(model):
-    "A net whose batch norms have seen data"
-    norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-    return any(m.running_mean is not None and bool(m.running_mean.any()) for m in norms)
+def _is_new(model):
+    "A net whose batch norms have seen no data; one without any may have been trained"
+    means = [m.running_mean for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
+    return bool(means) and not any(m.any() for m in means)
 
 # %% ../../nbs/train/01_callback.ipynb #005e357c
 def mark_lslu_params(

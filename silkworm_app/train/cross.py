@@ -201,6 +201,7 @@ def cross_validate(
     splits, # of `whole_split`
     run:RunFolder, # each part that is done is kept in its `cross` file
     log=print, # called with a line for each part
+    kept=lambda: None, # called when a part was kept
 )->dict: # plain values
     "Every photograph tested once by a net that never saw it; beside it the same, cut by file"
     items, k, done = photographs_of(splits), cfg.cross_validate, cross_parts(run)
@@ -218,6 +219,7 @@ def cross_validate(
         start = time.time()
         done[by, i] = r = test_part(cfg, splits, items, by, i, live, features)
         write_text(run.cross, ''.join(json.dumps(o) + '\n' for o in done.values()))
+        kept()
         if j or cfg.recipe == 'full': each = time.time() - start # a first head looks at all pictures, the next ones at none
         right = sum(np.equal(r['pick'], r['target']))
         log(f'{title}: {right} of {len(r["target"])} files right{_left(each and each*(len(todo) - j - 1))}')

@@ -20,7 +20,7 @@ from ..data.imaging import Preprocess
 from ..data.loaders import test_loader
 from ..data.splits import Splits, find_splits
 from ..files import command, write_text
-from ..serve.deploy import add_net_options, source_of_file
+from ..serve.deploy import add_net_options, refuse_net_options, source_of_file
 from ..serve.load import load_bundle
 from ..serve.metrics import agreement, evaluate_probs, hardly_found, metrics_report
 from ..serve.net import Predictor
@@ -32,7 +32,7 @@ from .config import TrainConfig, TrainError
 from .head import predict_logits
 from .log import say, warn_box
 from .one import make_dls, open_net
-from .pictures import learned_warning, run_splits
+from .pictures import learned_warning, read_pictures, run_splits
 from .run import RunFolder, find_run
 from .setup import load_splits, pick_device, resolve
 
@@ -41,6 +41,7 @@ def _run_classes(run, cfg):
     "The classes of a run, as it wrote them down"
     for f in (run.metrics, run.bundle/'config.json'):
         if f.is_file(): return list(json.loads(f.read_text(encoding='utf-8'))['classes'])
+    if rows := read_pictures(run): return sorted({r['class'] for r in rows})
     return load_splits(cfg).classes
 
 # %% ../../nbs/train/15c_evaluate.ipynb #73a24abc
@@ -94,10 +95,13 @@ def open_models(
     src, key = Path(args.model), args.model_key
     if not src.exists(): raise ValueError(f'{src} does not exist')
     run = find_run(src)
+    if src.is_dir() or src.suffix == '.onnx': refuse_net_options(args, src)
     if src.is_dir() and run and run.path == src: return _of_run(run, run.best_weights(key), key)
     if src.is_dir() or src.suffix == '.onnx': return _of_bundle(src)
     stored = open_weights(src, key)
-    return _of_weights(stored, args) if args.arch or not run or stored.fuse_plan else _of_run(run, stored, key)
+    if args.arch or not run or stored.fuse_plan: return _of_weights(stored, args)
+    refuse_net_options(args, src)
+    return _of_run(run, stored, key)
 
 # %% ../../nbs/train/15c_evaluate.ipynb #3931ceee
 def labelled_pictures(
@@ -145,10 +149,11 @@ def report(
 def save_deploy(
     fused, # net of `fuse`
     path, # file, .pth or .safetensors
-    dls, # says how its pictures are prepared, and what its classes are
+    dls, # says how its pictures are prepared
+    classes:list, # in the order of its outputs
 ):
     "The fused weights as one file, with what is needed to use them"
-    save_weights(fused, path, pictures_of(dls))
+    save_weights(fused, path, pictures_of(dls) | dict(classes=classes))
     say(f'Deployable weights: {path}')
 
 # %% ../../nbs/train/15c_evaluate.ipynb #e5b00001
@@ -160,14 +165,14 @@ def _run_pictures(cfg, path):
     return run_splits(run, was) if was.data_path and Path(was.data_path).resolve() == Path(cfg.data_path).resolve() else None
 
 # %% ../../nbs/train/15c_evaluate.ipynb #f090535b
-def _nets(cfg, path, n, dls):
+def _nets(cfg, stored, classes, dls):
     "`name -> net` to evaluate: unfused, fused"
-    model = open_net(cfg, path, n).to(pick_device(cfg.device))
+    model = open_net(cfg, stored, len(classes)).to(pick_device(cfg.device))
     if cfg.deploy or getattr(model, 'fuse_plan', None): return dict(fused=model)
     nets = dict(unfused=model)
     if cfg.switch_to_deploy:
         nets['fused'] = fuse(model, cfg.input_size)
-        save_deploy(nets['fused'], cfg.switch_to_deploy, dls)
+        save_deploy(nets['fused'], cfg.switch_to_deploy, dls, classes)
     return nets
 
 # %% ../../nbs/train/15c_evaluate.ipynb #7d887b2a
@@ -183,9 +188,11 @@ def evaluate(
     split = 'valid' if cfg.eval_data_path or not splits.test else 'test'
     dl = dls.valid if split == 'valid' else test_loader(dls)
     if RunFolder(path).settings.is_file(): path = RunFolder(path).best_weights(cfg.model_key)
-    said = {k: predict_logits(m, dl) for k, m in _nets(cfg, path, len(splits.classes), dls).items()}
-    said, targets = {k: z.numpy() for k, (z, _) in said.items()}, next(iter(said.values()))[1]
-    res = report(said, targets, splits.classes, [p for p, _ in getattr(splits, split)], path, splits, split)
+    stored, run = open_weights(path, cfg.model_key), find_run(path)
+    classes = (stored.pictures or {}).get('classes') or (_run_classes(run, run.read_settings()) if run else splits.classes)
+    files, targets, _ = labelled_pictures(splits, classes, split)
+    said = {k: predict_logits(m, dl)[0].numpy() for k, m in _nets(cfg, stored, classes, dls).items()}
+    res = report(said, targets, classes, files, path, splits, split)
     if cfg.output_dir and not rank_distrib(): RunFolder(cfg.output_dir).write_eval(res)
     return res
 
@@ -212,6 +219,7 @@ def main(
 )->int: # exit code
     "silkworm-evaluate: see --help."
     args = _parser().parse_args(argv)
+    if args.batch_size < 1: raise ValueError(f'--batch_size must be 1 or more, not {args.batch_size}')
     models, run = open_models(args), find_run(args.model)
     classes = next(iter(models.values())).classes
     if args.data is None and not run: raise ValueError('name the pictures with --data')

@@ -220,12 +220,12 @@ def train(
     resolve(cfg, splits)
     earlier, note = earlier_answers(cfg)
     run, what, moved = start_run(cfg)
+    for f in moved: say(f'Moved aside, since no run lists it as its own: {f}')
+    if old := run if what != 'new' else find_run(cfg.resume) if cfg.resume else None: check_same(old, splits)
     if what == 'done':
         say(finished(run))
         return run.read_metrics()
-    for f in moved: say(f'Moved aside, since no run wrote it: {f}')
     state = read_state(cfg, run, what)
-    if old := run if what == 'begun' else find_run(cfg.resume) if cfg.resume else None: check_same(old, splits)
     _learned_before(cfg, splits)
     own = None if rank_distrib() else write_start(run, cfg)
     if own:
@@ -236,7 +236,7 @@ def train(
     say(f'{splits.path}\n{splits}')
     if note: say(note)
     _check_processes(cfg)
-    cross = cross_validate(cfg, splits, run, say) if cfg.cross_validate else None
+    cross = cross_validate(cfg, splits, run, say, own.note) if cfg.cross_validate else None
     if cross: say('\n' + '\n'.join(write_trouble(run, splits, twice)))
     if own: own.note()
     start = time.time()

@@ -15,6 +15,7 @@ from fastai.data.load import DataLoader
 from fastai.torch_core import get_model, num_distrib
 from torch import fx, nn
 
+from ..act.places import noise, sizes
 from .head import Features, picture_features
 from .mixing import Mix
 
@@ -51,7 +52,7 @@ def cut_at(
     "Where the net is cut: in front of the first module that is trained as a whole, or of one around it that gets a smaller map"
     first = next((n for n,m in model.named_modules() if n and (own := set(m.parameters())) and own <= train), None)
     if first is None: return
-    parts,x = first.split('.'),torch.zeros(1, 3, 64, 64, device=next(model.parameters()).device)
+    parts,x = first.split('.'),noise(model, sizes(model)[0], 1)
     size = {n: picture_features(model, [(x, torch.zeros(1))], 'one', n)[0] for n in ('.'.join(parts[:i + 1]) for i in range(len(parts)))}
     size = {n: o.size for n,o in size.items() if o.ndim == 5 and o.size < x.numel()}
     return min(size, key=size.get, default=None)

@@ -19,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 from torch import nn
 
+from ..act.places import noise, sizes
 from ..act.trace import eval_mode
 from ..data.loaders import FastDL
 from ..data.progress import Progress
@@ -230,10 +231,15 @@ def _own(dls, part):
     own = getattr(getattr(dls, 'splits', None), ('train', 'valid')[part], None)
     return own if own and len(own) == len(dls.loaders[part].dataset) else None
 
+def _items(dls, part):
+    "The items of a part; of a table its rows"
+    items = dls.loaders[part].dataset.items
+    return [row for _,row in items.iterrows()] if hasattr(items, 'iterrows') else list(items)
+
 def _keys(dls, part):
     "What each picture of a part is called; None: it has no name"
     own = _own(dls, part)
-    sources = [p for p,_ in own] if own else map(_source, dls.loaders[part].dataset.items)
+    sources = [p for p,_ in own] if own else map(_source, _items(dls, part))
     return [str(o) if hasattr(o, '__fspath__') or isinstance(o, str) else None for o in sources]
 
 def photographs(
@@ -300,7 +306,7 @@ class Features:
         at:str=None, # what this module gets, not the classifier
     )->tuple: # features [N, D], or [N, views, ...] of another module; labels [N]
         dls,model = learn.dls,get_model(learn.model)
-        items = list(dls.loaders[part].dataset.items)
+        items = _items(dls, part)
         self._check(model, views, getattr(dls, 'preprocess', None))
         return self._rows(at, _keys(dls, part), lambda todo: picture_features(
             model, _counted(dls.test_dl([items[i] for i in todo], with_labels=True, num_workers=0), len(todo), views), views, at))
@@ -332,9 +338,7 @@ class Features:
 
     def _check(self, model, views, preprocess):
         "Forget what another start, another view or another preprocessing gave"
-        p = next(model.parameters())
-        x = torch.linspace(-1, 1, 3*64*64, device=p.device, dtype=p.dtype).view(1, 3, 64, 64)
-        probe = picture_features(model, [(x, torch.zeros(1))], 'one')[0]
+        probe = picture_features(model, [(noise(model, sizes(model)[0], 1), torch.zeros(1))], 'one')[0]
         same = self.start is not None and self.start[1:] == (views, preprocess) and np.allclose(probe, self.start[0], rtol=1e-3, atol=1e-4)
         if not same: self.known = {}
         self.start = probe,views,preprocess

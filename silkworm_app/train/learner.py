@@ -29,7 +29,7 @@ from ..act.fuse import fuse as _fuse
 from ..act.patch import lslu_model
 from ..serve.bundle import save_bundle as _save_bundle
 from .callback import DeepTraining,LSLUCallback,OneAnswer,right_metrics
-from .recipe import Recipe,fit_recipe
+from .recipe import EPOCHS,Recipe,fit_recipe
 
 # %% ../../nbs/train/06_learner.ipynb #a9a51f60
 def lslu_splitter(
@@ -75,12 +75,12 @@ class LSLULearner(Learner):
 
     @delegates(fit_recipe)
     def fine_tune(self,
-        epochs:int=None, # of the gentle part, None: see `fit_recipe`; of a net that is not pretrained: of fastai's `fine_tune`, None: 6
+        epochs:int=None, # of the gentle part; of a net that is not pretrained: of fastai's `fine_tune`; None: `EPOCHS`
         *args, # for fastai's `fine_tune`
         **kwargs
     )->Recipe: # kept as `learn.recipe`; None for a net that is not pretrained
         "Head first, exactly, then gently where that can be seen to help, and the better of the two; fastai's own for a net from nothing"
-        if not self.pretrained: return super().fine_tune(6 if epochs is None else epochs, *args, **kwargs)
+        if not self.pretrained: return super().fine_tune(EPOCHS if epochs is None else epochs, *args, **kwargs)
         if args: raise TypeError('fine_tune of a pretrained net takes fit_recipe\'s arguments by name, for example lr=1e-4, scope="all"')
         self.recipe = fit_recipe(self, epochs, **kwargs)
         print(self.recipe)
@@ -118,7 +118,7 @@ def lslu_learner(
         vanilla = decay_epochs or {'stem_stride', 'pretrained_cfg_overlay'} & set(kwargs) or shape[0] != 3
         arch,start = ('vanillanet_5_x0_125', False) if vanilla else default_arch(min(shape[1:]))
         pretrained = start if pretrained is None else pretrained
-    if pretrained: _prepare(dls, arch, pretrained, kwargs)
+    if pretrained: _prepare(dls, arch, pretrained, shape[0], kwargs)
     if seed is not None: torch.manual_seed(seed)
     kwargs.setdefault('input_size', shape[-2:])
     model = lslu_model(arch, n_out, in_chans=kwargs.pop('in_chans', shape[0]), pretrained=pretrained or False, **kwargs)
@@ -133,9 +133,9 @@ def lslu_learner(
     return learn
 
 # %% ../../nbs/train/06_learner.ipynb #04aae4ed
-def _prepare(dls, arch, pretrained, kwargs):
+def _prepare(dls, arch, pretrained, channels, kwargs):
     "Loaders and LSLUs as pretrained weights want them"
-    if not {'pretrained_cfg', 'pretrained_cfg_overlay'} & set(kwargs):
+    if channels == 3 and not {'pretrained_cfg', 'pretrained_cfg_overlay'} & set(kwargs):  # what timm knows is of colours
         pictures = pretrained_cfg(arch, None if pretrained is True else pretrained)
         normalise(dls, pictures['mean'], pictures['std'])
     kwargs.setdefault('act_num', 2)  # the least with which a chain is ReLU6

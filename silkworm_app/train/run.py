@@ -46,8 +46,10 @@ class RunFolder:
         "The file with the best weights of the run. Raises `TrainError`."
         emas = sorted(self.path.glob('best_ema_*.safetensors'))
         file = self.best
-        if key and key.startswith('model_ema_'): file = self.path/f'best_{key.removeprefix("model_")}.safetensors'
-        elif key == 'model_ema' and emas: file = emas[0]
+        if key and key.startswith('model_ema'): file = self.path/f'best_{key.removeprefix("model_")}.safetensors'
+        elif key not in (None, *OPTIONS['model_key'].default.split('|'), OPTIONS['model_key'].default):
+            raise TrainError(f'{self} keeps no weights under the name {key}: take model, or model_ema_<decay>')
+        if key == 'model_ema' and emas: file = emas[0]
         if file.is_file(): return file
         have = f'it has {", ".join(f.name for f in emas) or "no averages"}'
         if file == self.best: have = 'the training has not finished an epoch'
@@ -71,8 +73,8 @@ def find_run(
     path, # a folder, or a file in one
 ): # `RunFolder`, or None
     "The run that a file belongs to"
-    path = Path(path)
-    return next((RunFolder(p) for p in (path, *path.parents) if (p/FILES['settings']).is_file()), None)
+    runs = (RunFolder(p) for p in (Path(path), *Path(path).parents))
+    return next((run for run in runs if run.settings.is_file() and _is_run(run)), None)
 
 # %% ../../nbs/train/11_run.ipynb #0bddb287
 def _stamp(p):
@@ -157,16 +159,22 @@ def _is_run(run):
     except TrainError: return False
 
 # %% ../../nbs/train/11_run.ipynb #b243dab8
+def _changed(place, since):
+    "Whether something came, went or became another in a folder or file; a folder that isn't there can't tell"
+    place = Path(place)
+    return place.exists() and any(p.lstat().st_ctime > since for p in (place, *place.rglob('*')))
+
 def is_finished(
     cfg:TrainConfig, # as it was read, before any `auto` has a value
 )->bool:
-    "Whether the folder holds this very run, finished: then nothing has to be looked at again"
+    "Whether the folder holds this very run, finished, of pictures that nobody touched since: then nothing has to be looked at again"
     if not cfg.output_dir or cfg.overwrite or cfg.resume or cfg.eval or not cfg.auto_resume: return False
     run = RunFolder(cfg.output_dir)
     if not run.metrics.is_file() or not run.settings.is_file(): return False
-    known = lambda given: {k: v for k, v in given.items() if k not in _not_compared}
+    known = lambda given: {k: v for k, v in given.items() if k not in _not_compared - {'data_path', 'eval_data_path'}}
     was = _manifest(run).get('given')
-    return was is not None and known(was) == known(cfg.given) and was.get('data_path') == cfg.given.get('data_path')
+    if was is None or known(was) != known(cfg.given): return False
+    return not any(_changed(p, run.settings.stat().st_mtime) for p in (cfg.data_path, cfg.eval_data_path) if p)
 
 def finished(run:RunFolder)->str:
     "What is said of a run that is there already"
@@ -176,6 +184,14 @@ def finished(run:RunFolder)->str:
 def _clear(run):
     "Of several processes the first makes room; the others may come when it has written already"
     return clear_run(run) if run.path.is_dir() and os.environ.get('RANK', '0') == '0' else []
+
+_of_net = {'model', 'act_num', 'act', 'form', 'per_channel', 'where', 'model_kwargs', 'stem_stride'}
+
+def _other_settings(cfg, run, names):
+    "The first settings of a run that are others now, in words"
+    was = read_yaml(run.settings)
+    other = [k for k in OPTIONS if k in names and k in was and was[k] != getattr(cfg, k)]
+    return ', '.join(f'{k}: {was[k]}, now {getattr(cfg, k)}' for k in other[:4])
 
 def start_run(
     cfg:TrainConfig, # resolved
@@ -192,15 +208,17 @@ def start_run(
         return run, 'new', _clear(run)
     first = {FILES[k] for k in ('settings', 'manifest', 'pictures', 'before')} # these alone: it failed before it began
     begun = run.settings.is_file() and {*_files(run)} - first
-    if cfg.resume or not begun: return run, 'new', [] if cfg.resume else _clear(run)
+    if cfg.resume:
+        old = find_run(cfg.resume)
+        if old and (other := _other_settings(cfg, old, _of_net)):
+            raise TrainError(f'resume {cfg.resume} is of a run with another net ({other}): name its own')
+        return run, 'new', []
+    if not begun: return run, 'new', _clear(run)
     if not cfg.auto_resume:
         raise TrainError(f'{run} holds an earlier run: go on with --auto_resume true, start anew with --overwrite, or name another '
                          '--output_dir')
-    was = read_yaml(run.settings)
-    other = [f'{k}: {was[k]}, now {getattr(cfg, k)}' for k in OPTIONS if k in was and k not in _not_compared and was[k] != getattr(cfg, k)]
-    if other:
-        raise TrainError(f'{run} holds a run with other settings ({", ".join(other[:4])}): start anew with --overwrite, or name another '
-                         '--output_dir')
+    if other := _other_settings(cfg, run, OPTIONS.keys() - _not_compared):
+        raise TrainError(f'{run} holds a run with other settings ({other}): start anew with --overwrite, or name another --output_dir')
     return run, 'done' if run.metrics.is_file() else 'begun', []
 
 # %% ../../nbs/train/11_run.ipynb #8f48aa77

@@ -22,7 +22,7 @@ from ..data.splits import NO_TEST, Splits, find_groups, find_splits
 from .config import OPTIONS, TrainConfig, TrainError
 from .learner import default_arch
 from .log import say
-from .recipe import gentle_scope
+from .recipe import EPOCHS, RATES, gentle_scope
 from .run import find_run
 
 # %% ../../nbs/train/12_setup.ipynb #db37648d
@@ -90,7 +90,8 @@ def pick_device(
     if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
     try: device = torch.device(name)
     except RuntimeError: raise TrainError(f'device must be auto, cpu or cuda, not {name!r}') from None
-    if device.type != 'cuda': return device
+    if device.type == 'cpu': return device
+    if device.type != 'cuda': raise TrainError(f'device must be auto, cpu or cuda, not {name!r}')
     if not torch.cuda.is_available(): raise TrainError('device is cuda, but torch finds no GPU: take --device cpu')
     if device.index is None: device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
     torch.cuda.set_device(device)
@@ -138,7 +139,7 @@ def _choose_net(cfg, side):
     if not timm.is_model(cfg.model.split('.')[0]): cfg.pretrained = False # lslu_model names what is close to it
     if cfg.pretrained == 'auto':
         wanted = start or package_file(cfg.model) is not None
-        cfg.pretrained = wanted and not (cfg.finetune or cfg.eval or cfg.resume)
+        cfg.pretrained = wanted and not (cfg.finetune or cfg.eval) # also where it is resumed: the net is built like the one of before
 
 # %% ../../nbs/train/12_setup.ipynb #87b86ef7
 def _small(cfg): return 1 if cfg.input_size <= 64 else 3 # most maps of small pictures are smaller than a kernel of 7 x 7
@@ -162,9 +163,9 @@ def _autos(cfg, n, side, cpu):
     yield 'std', list(start.get('std', IMAGENET_STD))
     yield 'batch_size', 128 if cfg.data_set.startswith('CIFAR') and n > 2000 else 32
     yield 'aug', 'none' if cfg.aa else 'light' if cfg.data_set.startswith('CIFAR') else 'silkworm'
-    yield 'epochs', min(120, max(8, round(24000/max(1, n)))) if full else 6
+    yield 'epochs', min(120, max(8, round(24000/max(1, n)))) if full else EPOCHS
     yield 'early_stop_epochs', max(10, cfg.epochs//2) # with few batches an epoch the losses before the peak of one-cycle say little
-    yield 'lr', dict(last=4e-4, adapters=5e-4, all=1e-4).get(cfg.recipe, 4e-3)
+    yield 'lr', RATES.get(cfg.recipe, 4e-3)
     yield 'drop', .05 if vanilla else None
     if not (cfg.pretrained or cfg.finetune): yield 'act_num', _small(cfg) # else that which starts as the identity
     yield 'channels_last', cpu or cfg.use_amp # convolutions are faster so
@@ -185,8 +186,11 @@ def resolve(
         photos = len({splits.groups[p] for p,_ in splits.train}) if splits.groups else n
         known = cfg.pretrained or cfg.finetune and not cfg.eval and not is_vanillanet(cfg.model) # whose last layer is no linear one
         cfg.recipe = gentle_scope(photos, cfg.epochs not in ('auto', 0)) if known else 'full'
+    usual = {}
     for k, v in _autos(cfg, n, side, device.type == 'cpu'):
+        usual[k] = v
         if getattr(cfg, k) == 'auto': setattr(cfg, k, v)
+    _say_unused(cfg, usual)
     if cfg.fast == 'auto': cfg.fast = not cfg.aa and cfg.aug in FAST_AUGMENTATIONS and (n + len(splits.valid))*3*cfg.input_size**2 < 2**30
     _check_ranges(cfg)
     _check_deep_training(cfg)
@@ -221,10 +225,23 @@ def _check_ranges(cfg):
     for k, n in _lengths.items():
         v = getattr(cfg, k)
         if isinstance(v, (list, tuple)) and len(v) != n: raise TrainError(f'{k} must be {n} numbers, not {len(v)}')
+    if cfg.cutmix_minmax and cfg.cutmix_minmax[0] > cfg.cutmix_minmax[1]:
+        raise TrainError(f'cutmix_minmax must be the smallest and the largest side, not {cfg.cutmix_minmax}')
     if cfg.min_lr > cfg.lr: raise TrainError(f'min_lr {cfg.min_lr} must not lie above lr {cfg.lr}')
     if cfg.seed >= 2**32: raise TrainError(f'seed must be below {2**32}, not {cfg.seed}')
 
 # %% ../../nbs/train/12_setup.ipynb #339f287a
+_of_full = set('''opt opt_eps opt_betas momentum min_lr sched warmup_epochs weight_decay weight_decay_end layer_decay early_stop_epochs
+                  model_ema model_ema_decay model_ema_warmup model_ema_eval'''.split())
+_of_steps = {o.name for o in OPTIONS.values() if o.group == 'Augmentation'} | set(
+    'lr update_freq clip_grad smoothing bce_loss bce_target_thresh use_amp amp_dtype test_freq'.split())
+
+def _say_unused(cfg, usual):
+    "Say which options the recipe has no use for, where a person set them to something else than is usual"
+    unused = set() if cfg.recipe == 'full' else _of_full | (_of_steps if cfg.recipe == 'head' else set())
+    given = [k for k, v in cfg.given.items() if k in unused and v not in (OPTIONS[k].default, usual.get(k))]
+    if given: say(f'recipe {cfg.recipe} has no use for {", ".join(given)}: left out; --recipe full takes them')
+
 def _check_deep_training(cfg):
     "Deep training needs a VanillaNet, and epochs after it for the net that is fused; what is left out is said"
     if not cfg.decay_epochs: return
