@@ -30,7 +30,7 @@ def one_sentence(text): return text.startswith('silkworm-train: ') and '\n' not 
 
 
 @pytest.mark.parametrize('options, kwargs, words', [
-    (VANILLA, '{foo: 1}', ['vanillanet_5_x0_125', 'foo=1']), (VANILLA, '{dims: 3}', ['vanillanet_5_x0_125', 'dims=3']), (VANILLA, '{dims: [8, 16]}', ['dims=[8, 16]']),
+    (VANILLA, '{foo: 1}', ['vanillanet_5_x0_125', 'foo=1']), (VANILLA, '{dims: 3}', ['dims is 3', '4 widths']), (VANILLA, '{dims: [8, 16]}', ['dims=[8, 16]']),
     (VANILLA, '{num_classes: 5}', ['model_kwargs', 'num_classes']), (VANILLA, '{in_chans: 1}', ['model_kwargs', 'in_chans']), (VANILLA, '{init: delta}', ['model_kwargs', 'init']),
     ('--model resnet10t --stem_stride 2', None, ['resnet10t', 'stem_stride=2'])])
 def test_what_the_net_does_not_take(train, options, kwargs, words):

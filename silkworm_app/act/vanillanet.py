@@ -117,6 +117,9 @@ class VanillaNet(nn.Module):
         super().__init__()
         if act not in ACTS: raise ValueError(f'VanillaNet: act is {act!r}; it must be one of {", ".join(ACTS)}')
         if global_pool not in ('avg', ''): raise ValueError(f"VanillaNet: global_pool is {global_pool!r}; it has 'avg' only")
+        stages = len(ada_pool or strides)
+        if not isinstance(dims, (tuple,list)) or len(dims) != stages + 1 or len(strides) != stages:
+            raise ValueError(f'VanillaNet: dims is {dims!r}; {stages} stages need {stages + 1} widths: of the stem and of each stage')
         default = 3 if ada_pool else 4
         stem_stride = default if stem_stride is None else stem_stride
         if stem_stride not in (1,2,3,4): raise ValueError(f'VanillaNet: stem_stride is {stem_stride!r}; it must be 1, 2, 3 or 4')
