@@ -191,6 +191,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'silkworm_app.act.patch._check_plan': ('act/patch.html#_check_plan', 'silkworm_app/act/patch.py'),
                                         'silkworm_app.act.patch._create': ('act/patch.html#_create', 'silkworm_app/act/patch.py'),
                                         'silkworm_app.act.patch._like': ('act/patch.html#_like', 'silkworm_app/act/patch.py'),
+                                        'silkworm_app.act.patch._not_built': ('act/patch.html#_not_built', 'silkworm_app/act/patch.py'),
                                         'silkworm_app.act.patch._size': ('act/patch.html#_size', 'silkworm_app/act/patch.py'),
                                         'silkworm_app.act.patch._start_identity': ( 'act/patch.html#_start_identity',
                                                                                     'silkworm_app/act/patch.py'),

@@ -32,7 +32,8 @@ def one_sentence(text): return text.startswith('silkworm-train: ') and '\n' not 
 @pytest.mark.parametrize('options, kwargs, words', [
     (VANILLA, '{foo: 1}', ['vanillanet_5_x0_125', 'foo=1']), (VANILLA, '{dims: 3}', ['dims is 3', '4 widths']), (VANILLA, '{dims: [8, 16]}', ['dims=[8, 16]']),
     (VANILLA, '{num_classes: 5}', ['model_kwargs', 'num_classes']), (VANILLA, '{in_chans: 1}', ['model_kwargs', 'in_chans']), (VANILLA, '{init: delta}', ['model_kwargs', 'init']),
-    ('--model resnet10t --stem_stride 2', None, ['resnet10t', 'stem_stride=2'])])
+    ('--model resnet10t --stem_stride 2', None, ['resnet10t', 'stem_stride=2']),
+    ('--model tf_efficientnet_lite0 --pretrained true', '{foo: 1}', ['cannot be built', 'foo=1'])])
 def test_what_the_net_does_not_take(train, options, kwargs, words):
     code, said = train(f'{options} --epochs 1', *(['--model_kwargs', kwargs] if kwargs else []))
     assert code == 2 and one_sentence(said) and all(w in said for w in words), said

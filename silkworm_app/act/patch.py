@@ -273,15 +273,17 @@ def is_vanillanet(
     return name.startswith('vanillanet_') and hasattr(vanillanet, name)
 
 # %% ../../nbs/act/08_patch.ipynb #0682a217
+def _not_built(arch, kwargs, e):
+    given = ', '.join(f'{k}={v!r}' for k,v in kwargs.items() if not k.startswith('pretrained_cfg'))
+    return ValueError(f'{arch} cannot be built with {given} ({type(e).__name__}: {one_line(e)}): change or leave out what the net does not '
+                      'take.')
+
 def _create(arch, pretrained, num_classes, kwargs):
     "timm's `create_model`, with one sentence when weights can't be had or the net does not take the arguments"
     if not pretrained:
         try: return timm.create_model(arch, pretrained=False, num_classes=num_classes, **kwargs)
         except ValueError: raise
-        except Exception as e:
-            given = ', '.join(f'{k}={v!r}' for k,v in kwargs.items())
-            raise ValueError(f'{arch} cannot be built with {given} ({type(e).__name__}: {one_line(e)}): change or leave out what the net '
-                             'does not take.') from e
+        except Exception as e: raise _not_built(arch, kwargs, e) from e
     own = pretrained is True and timm.get_pretrained_cfg(arch).custom_load  # timm's way to read them
     named = own or {'pretrained_cfg', 'pretrained_cfg_overlay'} & set(kwargs)
     if not named:
@@ -290,6 +292,7 @@ def _create(arch, pretrained, num_classes, kwargs):
             raise ValueError(f'{found.file} is of a net with LSLUs: build one without pretrained and start it with start_from.')
         kwargs = {**kwargs, 'pretrained_cfg_overlay': found.overlay}
     try: model = timm.create_model(arch, pretrained=True, num_classes=num_classes, **kwargs)
+    except TypeError as e: raise _not_built(arch, kwargs, e) from e
     except Exception as e:
         raise ValueError(f'The pretrained weights of {arch} could not be loaded ({type(e).__name__}: {one_line(e)}): '
                          f'{"check the network connection, " if named else ""}name a file of weights of this very net, or take '
