@@ -30,7 +30,7 @@ def one_sentence(text): return text.startswith('silkworm-train: ') and '\n' not 
 
 
 @pytest.mark.parametrize('options, kwargs, words', [
-    (VANILLA, '{foo: 1}', ['vanillanet_5_x0_125', 'foo=1']), (VANILLA, '{dims: 3}', ['dims is 3', '4 widths']), (VANILLA, '{dims: [8, 16]}', ['dims=[8, 16]']),
+    (VANILLA, '{foo: 1}', ['vanillanet_5_x0_125', 'foo=1']), (VANILLA, '{dims: 3}', ['dims is 3', '4 widths']), (VANILLA, '{dims: [8, 16]}', ['dims is [8, 16]', '4 widths']), (VANILLA, '{dims: [8, 8, 8, 8, 16]}', ['4 widths']),
     (VANILLA, '{num_classes: 5}', ['model_kwargs', 'num_classes']), (VANILLA, '{in_chans: 1}', ['model_kwargs', 'in_chans']), (VANILLA, '{init: delta}', ['model_kwargs', 'init']),
     ('--model resnet10t --stem_stride 2', None, ['resnet10t', 'stem_stride=2']),
     ('--model tf_efficientnet_lite0 --pretrained true', '{foo: 1}', ['cannot be built', 'foo=1'])])
@@ -82,5 +82,6 @@ def test_resumed_as_it_was_started(data, tmp_path, capsys):
     assert main([*line, '--output_dir', str(tmp_path/'b'), '--resume', str(state)]) == 0, capsys.readouterr().err
     assert (tmp_path/'a/best.safetensors').read_bytes() == (tmp_path/'b/best.safetensors').read_bytes()
     capsys.readouterr()
-    assert main([*line, '--output_dir', str(tmp_path/'a'), '--resume', str(state), '--model', 'vanillanet_5_x0_125', '--recipe', 'full']) == 2
-    assert 'another net (model: tf_efficientnet_lite0, now vanillanet_5_x0_125' in capsys.readouterr().err and (tmp_path/'a/settings.yaml').read_text() == settings
+    for other, words in (('--model vanillanet_5_x0_125 --recipe full', 'model: tf_efficientnet_lite0, now vanillanet_5_x0_125'), ('--opt sgd', 'opt: adamw, now sgd')):
+        assert main([*line, '--output_dir', str(tmp_path/'a'), '--resume', str(state), *other.split()]) == 2
+        assert f'another net or optimiser ({words}' in capsys.readouterr().err and (tmp_path/'a/settings.yaml').read_text() == settings

@@ -185,7 +185,7 @@ def _clear(run):
     "Of several processes the first makes room; the others may come when it has written already"
     return clear_run(run) if run.path.is_dir() and os.environ.get('RANK', '0') == '0' else []
 
-_of_net = {'model', 'act_num', 'act', 'form', 'per_channel', 'where', 'model_kwargs', 'stem_stride'}
+_in_checkpoint = {'model', 'act_num', 'act', 'form', 'per_channel', 'where', 'model_kwargs', 'stem_stride', 'opt'}
 
 def _other_settings(cfg, run, names):
     "The first settings of a run that are others now, in words"
@@ -210,8 +210,8 @@ def start_run(
     begun = run.settings.is_file() and {*_files(run)} - first
     if cfg.resume:
         old = find_run(cfg.resume)
-        if old and (other := _other_settings(cfg, old, _of_net)):
-            raise TrainError(f'resume {cfg.resume} is of a run with another net ({other}): name its own')
+        if old and (other := _other_settings(cfg, old, _in_checkpoint)):
+            raise TrainError(f'resume {cfg.resume} is of a run with another net or optimiser ({other}): name its own')
         return run, 'new', []
     if not begun: return run, 'new', _clear(run)
     if not cfg.auto_resume:
