@@ -88,8 +88,13 @@ def _run_file(
     "The file `name` of a run; raises `ValueError` naming what is missing."
     path = Path(run)
     path = path / name if path.is_dir() or not path.suffix else path
-    if not path.is_file(): raise ValueError(f'{path} does not exist; {Path(run)} must be the output folder of silkworm-train')
-    return path
+    if path.is_file(): return path
+    why = f'{path} does not exist; {Path(run)} must be the output folder of silkworm-train'
+    if any((path.parent / f).is_file() for f in ('settings.yaml', 'run.json')):
+        why = f'{path} does not exist: the training of {path.parent} is not finished'
+        if name != 'metrics.json':
+            why = f'{path.parent} has no epochs to compare or draw: it was trained by the head alone, or has finished no epoch yet'
+    raise ValueError(why)
 
 # %% ../nbs/01_figures.ipynb #5a425e7a
 def read_params(
@@ -207,8 +212,9 @@ def read_history(
     if not rows: raise ValueError(f'{path} holds no epoch yet')
     out = {}
     for k in rows[0]:
-        try: out[k] = np.array([float(r[k]) if r[k] not in ('', 'None', None) else np.nan for r in rows])
-        except ValueError: pass
+        try: out[k] = np.array([float(r[k]) if r.get(k) not in ('', 'None', None) else np.nan for r in rows])
+        except (ValueError, TypeError): pass
+    if not out: raise ValueError(f'{path} holds no column of numbers; is it the history of silkworm-train?')
     return out
 
 # %% ../nbs/01_figures.ipynb #1197401b

@@ -14,7 +14,7 @@ import numpy as np, torch
 from .data.splits import find_splits
 from .data.imaging import open_image
 from .figures import (activation_curves, compare_runs, confusion_figure, grad_cam_figure, loss_curves, loss_panels,
-                                  params_over_epochs, read_metrics, save_figure, selectivity_figure)
+                                  params_over_epochs, read_metrics, read_params, save_figure, selectivity_figure)
 from .files import command
 from .act.start import net_of
 from .serve.explain import selectivity, weight_selectivity
@@ -61,12 +61,17 @@ def plot_run(
     out, done = Path(out) if out else run / 'plots', []
     def confusion():
         m = read_metrics(run)
+        for k in ('confusion_matrix', 'classes'):
+            if not isinstance(m.get(k), list): raise ValueError(f'{run / "metrics.json"} holds no list {k}; is it of silkworm-train?')
         return confusion_figure(m['confusion_matrix'], m['classes'], f'{m["split"]}{"" if "-" in m["split"] else " split"}')
+    def learned():
+        found = read_params(run)
+        return params_over_epochs(found) if found[1] else None # a net without LSLUs
     jobs = {'learning_curves': (['history.csv'], lambda: loss_curves(run)),
-            'learnable_params': (['learnable_params.jsonl'], lambda: params_over_epochs(run)),
+            'learnable_params': (['learnable_params.jsonl'], learned),
             'confusion_matrix': (['metrics.json'], confusion)}
     for name, (needs, draw) in jobs.items():
-        if all((run / f).is_file() for f in needs): done += save_figure(draw(), out / name)
+        if all((run / f).is_file() for f in needs) and (fig := draw()): done += save_figure(fig, out / name)
     config = run / 'bundle/config.json'
     if config.is_file():
         c = json.loads(config.read_text(encoding='utf-8'))
@@ -77,7 +82,7 @@ def plot_run(
         if not config.is_file(): raise ValueError(f'{run} holds no bundle, which the figures with pictures need')
         for name, fig in picture_figures(run, data).items(): done += save_figure(fig, out / name)
     if not done:
-        raise ValueError(f'{run} holds none of history.csv, learnable_params.jsonl, metrics.json; is it the output folder of '
+        raise ValueError(f'{run} holds nothing to draw in history.csv, learnable_params.jsonl, metrics.json; is it the output folder of '
                          f'silkworm-train?')
     return done
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from silkworm_app.act.lslu import LSLU
+from silkworm_app.lab import bench
 from silkworm_app.lab.bench import main, run_bench
 from silkworm_app.clock import in_turns
 from silkworm_app.lab.timing import StepLSLU, layer_arms, net_arms, saved_bytes, stats_of, step_by_step
@@ -95,6 +96,7 @@ def test_the_command_writes_what_it_measured(tmp_path, capsys):
     assert {r['section'] for r in res['rows']} >= {'layer, training step', 'layer, kept for backward', 'series part, forward and backward', 'net, training step', 'net, kept for backward', 'inference'}
     arms = {r['arm'] for r in res['rows'] if r['section'] == 'inference'}
     assert arms >= {'definition', 'lslu', 'lslu, fused', 'lslu, fused, ONNX Runtime', 'series, fused', 'relu, fused'}
+    bench._check_arms({r['arm'] for r in res['rows']})                          # each can be asked for
     assert all(r['ms'] > 0 and r['faster'] > 0 for r in res['rows'] if 'ms' in r)
     assert all(r['megabytes'] >= 0 for r in res['rows'] if 'megabytes' in r)
     assert {'cpu', 'threads', 'torch'} <= set(res['machine']) and res['machine']['threads'] == 1
@@ -117,7 +119,20 @@ def test_mistakes_are_one_sentence(argv, word, capsys, monkeypatch):
     assert word in err and len(err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize('argv', [['--rounds', '0'], ['--threads', '0'], ['--sections', 'nothing']])
+@pytest.mark.parametrize('argv', [['--rounds', '0'], ['--threads', '0'], ['--budget', '-1'], ['--sections', 'nothing']])
 def test_wrong_options_are_refused(argv):
     with pytest.raises(SystemExit) as e: main(argv)
     assert e.value.code == 2
+
+
+def test_an_unknown_arm_is_refused_before_measuring(monkeypatch, capsys):
+    monkeypatch.setitem(bench.SECTIONS, 'layers', lambda o: pytest.fail('something was measured'))
+    assert main(['--quick', '--sections', 'layers', '--arms', 'lslu', 'lsul']) == 2
+    err, = capsys.readouterr().err.strip().splitlines()
+    assert "no arm 'lsul'" in err and 'lslu per channel' in err and 'channels last' in err
+
+
+def test_an_arm_that_was_not_measured_is_told():
+    said = []
+    rows = run_bench('quick', ['layers'], 1, arms=['lslu', 'lslu, fused'], log=said.append)['rows']
+    assert {r['arm'] for r in rows if 'ms' in r} == {'definition', 'lslu'} and 'not among what was measured: lslu, fused' in said

@@ -153,6 +153,51 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, text, word):
     assert word in said.out + said.err and 'Traceback' not in said.out + said.err
 
 
+@pytest.mark.parametrize('more, words', [
+    (dict(arms=dict(a=dict(data_path='x'), b=dict(data_path='y'))), ['arm a, data_path x', 'arm b, data_path y']),
+    (dict(arms=dict(a={}, b=dict(threads=2))), ['arm a, threads 1', 'arm b, threads 2']),
+    (dict(arms=dict(a={}, b=dict(epochs=100)), base=dict(epochs=100)), ['(arm a)', '(arm b)']),
+    (dict(grid=dict(device=['cpu', 'cuda'])), ['arm lslu, device cpu', 'arm lslu, device cuda'])])
+def test_runs_that_cannot_be_told_apart_are_refused(more, words):
+    with pytest.raises(GridError) as e: make_grid(more)
+    assert all(w in str(e.value) for w in words) and '--out' in str(e.value)
+
+
+def test_an_arm_may_fix_what_the_grid_varies():
+    assert len(make_grid(dict(arms=dict(relu=dict(act='relu', act_num=1), lslu={}), grid=dict(act_num=[1, 3], seed=[0, 1]))).runs) == 6
+
+
+def test_results_of_other_pictures_are_refused(drawings, done, tmp_path, monkeypatch):
+    shutil.copytree(done[0], tmp_path / 'out')
+    monkeypatch.setattr(experiment, 'run_one', lambda s: pytest.fail('a finished run was run again'))
+    grid = make_grid(small_grid(drawings))
+    with pytest.raises(GridError, match='runs on sample, not on others; name another folder with --out'): run_grid(grid, tmp_path / 'out', source=tmp_path / 'others', **quiet)
+    assert len(run_grid(grid, tmp_path / 'out', source=tmp_path / 'elsewhere' / 'sample', **quiet)) == 4
+    table = tmp_path / 'out/results.csv'
+    table.write_text(table.read_text().replace('""data_path"": ""sample""', '""data_path"": null'))
+    assert len(run_grid(grid, tmp_path / 'out', source=tmp_path / 'others', **quiet)) == 4
+
+
+@pytest.mark.parametrize('base, word', [(dict(part='x'), 'part must be a whole number'), (dict(part=None), 'part'), (dict(views=['one']), 'views must be one of one, flip, symmetry'),
+                                        (dict(by='picture'), 'by must be one of photo, file'), (dict(halve_stem='perhaps'), 'halve_stem must be true or false'), (dict(threads='many'), 'threads')])
+def test_wrong_extras_are_refused_before_training(base, word):
+    with pytest.raises(GridError, match=word): make_grid(dict(base=base))
+
+
+def test_extras_are_read_and_ids_stay():
+    run = lambda **k: make_grid(dict(base=k)).runs[0]
+    assert run(halve_stem='no')['halve_stem'] is False and run(part='1')['part'] == 1 and run(threads=None)['threads'] is None
+    assert run_id(run(part=1, views='flip', halve_stem=True)) == '6b39674698' and run_id(run(halve_stem=1)) == 'ebc69312b9'
+
+
+def test_wrong_files_are_named(tmp_path, capsys):
+    file = tmp_path / 'g.yaml'
+    file.write_bytes('about: Größe'.encode('latin-1'))
+    assert main([str(file)]) == 2 and f'{file} is not YAML in UTF-8' in capsys.readouterr().err
+    file.write_text('5: 1\nwhat: 2\nbase: {}')
+    assert main([str(file)]) == 2 and 'unknown entries 5, what' in capsys.readouterr().err
+
+
 def test_command_makes_tables_and_plots(drawings, done, tmp_path, capsys):
     shutil.copytree(done[0], tmp_path / 'out')
     (tmp_path / 'g.yaml').write_text(yaml.safe_dump(small_grid(drawings)))

@@ -275,6 +275,16 @@ def plot_bench(
         save_figure(fig, Path(folder)/f'{stem}_{slug}', ('png',))
 
 # %% ../../nbs/lab/03_bench.ipynb #3d329810
+_kinds = 'channels last', 'channels last, bf16', 'compiled', 'fused', 'fused, NCHW', 'fused, ONNX Runtime', 'fused, torch.compile'
+
+def _check_arms(arms):
+    "Raise `ValueError` for an arm that no section has"
+    names = [*layer_arms(1), 'copy']
+    for a in arms:
+        if not any(a in (k, *(f'{k}, {o}' for o in _kinds)) for k in names):
+            raise ValueError(f'--arms: there is no arm {a!r}; there are {"; ".join(names)}; of nets also, as in "lslu, fused", with '
+                             f'{"; ".join(_kinds)}')
+
 def run_bench(
     mode:str='full', # or 'quick'
     sections=tuple(SECTIONS),
@@ -289,7 +299,8 @@ def run_bench(
     log=print,
     save=lambda result: None, # called with the result so far after each row
 )->dict: # machine, settings, rows
-    "Measure. Raises `ValueError` if nothing has `only` in its description."
+    "Measure. Raises `ValueError` for an unknown arm, and if nothing has `only` in its description."
+    _check_arms(arms)
     rounds = rounds or (3 if mode == 'quick' else 10)
     full = mode != 'quick'
     o = argparse.Namespace(mode=mode, rounds=rounds, calls=5 if full else 1, budget=budget, device=device, compile=compile and full,
@@ -303,6 +314,8 @@ def run_bench(
             result['rows'].append(r)
             save(result)
     if not result['rows']: raise ValueError(f'nothing that is measured has {only!r} in its description')
+    missing = [k for k in arms if k not in {r['arm'] for r in result['rows']}]
+    if missing: log(f'not among what was measured: {"; ".join(missing)}')
     return result
 
 # %% ../../nbs/lab/03_bench.ipynb #57c2836c
@@ -354,6 +367,7 @@ def main(
     for k in ('rounds', 'threads'):
         n = getattr(args, k)
         if n is not None and n < 1: p.error(f'--{k} must be 1 or more, not {n}')
+    if not args.budget >= 0: p.error(f'--budget must be 0 or more, not {args.budget:g}')
     return _run(args)
 
 # %% ../../nbs/lab/03_bench.ipynb #a4c9d7a6

@@ -18,7 +18,7 @@ import numpy as np, torch, yaml
 from torch import nn
 
 from ..data.loaders import test_loader
-from ..train.config import OPTIONS, TrainConfig, TrainError, convert
+from ..train.config import OPTIONS, TrainConfig, TrainError, READERS, convert
 from ..train.cross import part_splits, photographs_of, whole_split
 from ..train.learner import keep_memory
 from ..train.log import PrintEpoch
@@ -40,6 +40,8 @@ EXTRAS = dict(
     views='one', # what is averaged in the test: 'one', 'flip' or 'symmetry' (eight positions)
     halve_stem=False, # the first convolution has stride 1: for nets made for larger pictures
     threads=1) # of torch
+_views = dict(one='one', flip='mirror', symmetry='symmetry')
+_takes = dict(by=('photo', 'file'), views=tuple(_views))
 _not_in_id = 'data_path', 'threads', 'device', 'num_workers', 'cache'
 
 def setting(
@@ -66,9 +68,18 @@ def _values(o, where):
     return o
 
 # %% ../../nbs/lab/04_grid.ipynb #e1ca9d43
+def _extra(k, v):
+    "`v` as one of the `EXTRAS`, by the kind of its default; what equals its value already is left alone, for the sake of `run_id`"
+    if v is None and k in ('halve_stem', 'threads'): return v
+    read, what = READERS[type(EXTRAS[k]).__name__]
+    if k in _takes: read, what = {o: o for o in _takes[k]}.__getitem__, 'one of ' + ', '.join(_takes[k])
+    try: new = read(v)
+    except (ValueError, TypeError, OverflowError, KeyError): raise TrainError(f'{k} must be {what}, not {v!r}') from None
+    return v if v == new else new
+
 def _value(k, v, where):
     "A value as the setting takes it"
-    try: return v if k in EXTRAS else convert(k, v)
+    try: return _extra(k, v) if k in EXTRAS else convert(k, v)
     except TrainError as e: raise GridError(f'{where}: {e}') from None
 
 def _known(d, where, many=False):
@@ -81,14 +92,22 @@ def _known(d, where, many=False):
     return {k: [_value(k, o, where) for o in _values(v, f'{where}: {k}')] for k, v in d.items()}
 
 # %% ../../nbs/lab/04_grid.ipynb #a1cbe572
+def _one_run(a, b, where):
+    "Raise `GridError` where two runs of one id are not the same run of the same arm"
+    differ = [k for k in _not_in_id if setting(a, k) != setting(b, k)]
+    if a['arm'] == b['arm'] and not differ: return
+    one, two = (f'arm {r["arm"]}' + ''.join(f', {k} {setting(r, k)}' for k in differ) for r in (a, b))
+    raise GridError(f'{where}: ({one}) and ({two}) are one run, since {", ".join(_not_in_id)} and the name of the arm tell no runs apart; '
+                    'leave one out, or put it into a grid with an --out of its own')
+
 def make_grid(
     d:dict, # what the YAML file says: name, about, base, arms, grid, baseline, latency
     where:str='grid', # for messages
 )->Grid:
-    "The product of the arms and the lists in `grid`; `GridError` for unknown names"
+    "The product of the arms and the lists in `grid`; `GridError` for unknown names and for runs that can't be told apart"
     if not isinstance(d, dict): raise GridError(f'{where} must be a mapping with base, arms and grid')
     entries = 'name', 'about', 'base', 'arms', 'grid', 'baseline', 'latency'
-    extra = ', '.join(sorted(set(d) - set(entries)))
+    extra = ', '.join(sorted(map(str, set(d) - set(entries))))
     if extra: raise GridError(f'{where}: unknown entries {extra}; there are {", ".join(entries)}')
     base, arms = _known(d.get('base') or {}, f'{where}: base'), d.get('arms') or {'lslu': {}}
     if not isinstance(arms, dict): raise GridError(f'{where}: arms must map names to settings')
@@ -98,7 +117,7 @@ def make_grid(
     for values in itertools.product(*axes.values()): # the arm changes fastest: an interrupted grid is still balanced
         for arm, own in arms.items():
             r = dict(arm=arm) | base | dict(zip(axes, values)) | own
-            runs.setdefault(run_id(r), r)
+            _one_run(runs.setdefault(run_id(r), r), r, where)
     baseline = str(d.get('baseline') or next(iter(arms)))
     if baseline not in arms: raise GridError(f'{where}: baseline {baseline!r} is none of the arms {", ".join(arms)}')
     runs = list(runs.values())
@@ -117,7 +136,7 @@ def read_grid(
     path = Path(path)
     try: d = yaml.safe_load(path.read_text(encoding='utf-8'))
     except OSError as e: raise GridError(f'{path} cannot be read: {e.strerror or e}') from None
-    except yaml.YAMLError as e: raise GridError(f'{path} is not YAML: {one_line(e, None)}') from None
+    except (yaml.YAMLError, ValueError) as e: raise GridError(f'{path} is not YAML in UTF-8: {one_line(e, None)}') from None
     if isinstance(d, dict): d.setdefault('name', path.stem)
     return make_grid(d, path.name)
 
@@ -197,8 +216,6 @@ def read_learned(
     return out
 
 # %% ../../nbs/lab/04_grid.ipynb #c3a0f815
-_views = dict(one='one', flip='mirror', symmetry='symmetry')
-
 def _photo_counts(y, ok, groups, c):
     "`[sum over the photographs of class c of the part of their copies that were right, number of photographs]`"
     if groups is None: return [int(ok[y == c].sum()), int((y == c).sum())]
@@ -320,7 +337,10 @@ def run_grid(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
-        done = {r['id'] for r in read_results(out/'results.csv')}
+        done = {r['id']: r.get('data_path') for r in read_results(out/'results.csv')}
+        for r in grid.runs:
+            had, now = done.get(run_id(r)), Path(source or r.get('data_path') or '').name
+            if had and now and had != now: raise GridError(f'{out} holds runs on {had}, not on {now}; name another folder with --out')
         todo = [{**r, 'data_path': str(source or r.get('data_path') or '')} for r in grid.runs if run_id(r) not in done]
         log(f'{grid.name}: {len(grid.runs)} runs, {len(grid.runs)-len(todo)} done before')
         todo, start, failed = todo[:max_runs], time.perf_counter(), 0
