@@ -12,10 +12,9 @@ if __name__ == '__main__':
     p.add_argument('--size', type=int, default=96, help='side in pixels (default: %(default)s)')
     p.add_argument('--seed', type=int, default=0, help='the same seed draws the same pictures (default: %(default)s)')
     args = p.parse_args()
-    from silkworm_app.data.folder import DataError
     from silkworm_app.data.sample import draw_sample
     try: dest = draw_sample(args.dest, args.n_per_class, args.size, args.seed)
-    except (DataError, OSError) as e:
+    except (ValueError, OSError) as e:
         print(f'make_sample: {e}', file=sys.stderr)
         sys.exit(2)
     print(f'{dest}: {sum(1 for _ in dest.rglob("*.jpg"))} drawn pictures of {args.size} px in {len(list((dest/"train").iterdir()))} classes')

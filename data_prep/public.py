@@ -98,7 +98,7 @@ def main(argv=None):
         known = [r | dict(file=f, split=r['fold'], source=f'{r["repository"]}/{r["path"]}') for r, f in zip(rows, files) if f]
         if len({r['class'] for r in known}) < 2 or len({r['split'] for r in known}) < 2: raise DataError('too few pictures could be fetched to make a set of them; what came is kept, run it again')
         out = combine(known, args.source, dest, 'the public list of silkworm pictures', notes=[f'{len(said)} of {len(rows)} listed pictures are missing' if said else 'all listed pictures are there'])
-    except (DataError, OSError) as e: print(f'public: {shown(one_line(e, None))}', file=sys.stderr); return 2
+    except (ValueError, OSError) as e: print(f'public: {shown(one_line(e, None))}', file=sys.stderr); return 2
     except KeyboardInterrupt: print(f'public: interrupted; what was fetched is kept in {fetched}, run it again', file=sys.stderr); return 130
     for n in out['notes']: print(f'note: {n}')
     print(f'{len(known)} of {len(rows)} pictures fetched; ' + ', '.join(f'{c} {n}' for c, n in out['distinct'].items()) + ' photographs')

@@ -133,10 +133,14 @@ def batches(
     calibrate, # a batch, a (pictures, labels) pair, or several of these such as a loader gives
     model:nn.Module, # the pictures go to its device and type
 )->list: # of tensors, at most eight: enough for a mean and a variance
-    "The pictures in `calibrate`"
+    "The pictures in `calibrate`. Raises `ValueError` where there are none"
     p = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(1))
     if isinstance(calibrate, torch.Tensor): calibrate = [calibrate]
-    return [tensors(b)[0].as_subclass(torch.Tensor).to(p.device, p.dtype) for b,_ in zip(calibrate, range(8))]
+    try: found = [tensors(b)[0].as_subclass(torch.Tensor).to(p.device, p.dtype) for b,_ in zip(calibrate, range(8))]
+    except (TypeError, IndexError): found = []
+    if not found or any(x.ndim != 4 or not len(x) for x in found):
+        raise ValueError('calibrate must be a batch of pictures [N, channels, height, width], or several of them.')
+    return found
 
 # %% ../../nbs/act/08_patch.ipynb #93540034
 def eval_out(
@@ -200,7 +204,7 @@ def _start_identity(model, olds, xs, y, report):
 
 # %% ../../nbs/act/08_patch.ipynb #2de88ac7
 _SOURCE = {'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'pretrained_strict', 'pretrained_filter_fn', 'pretrained_custom_load',
-           'checkpoint_path', 'cache_dir', 'features_only', 'feature_cfg', 'model_cfg', 'kwargs_filter'}  # no part of the structure
+           'checkpoint_path', 'cache_dir', 'feature_cfg', 'model_cfg', 'kwargs_filter'}  # no part of the structure
 
 def check_arch(
     arch:str, # a net of timm, VanillaNets included
@@ -339,6 +343,8 @@ def lslu_model(
     "A timm net with LSLUs and a `build_cfg` from which `rebuild_model` builds it again; `ValueError` for what can't be built"
     check_arch(arch)
     own = is_vanillanet(arch)
+    if 'features_only' in kw:
+        raise ValueError('lslu_model makes nets that answer: for features_only take timm.create_model and patch_lslu.')
     _check_args(arch, own, num_classes, in_chans, act, where)
     if init is not None: _check_init(init)
     init = init or ('identity' if pretrained else 'reference' if act == 'series' else 'mixed')

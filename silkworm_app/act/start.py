@@ -312,7 +312,8 @@ def net_of(
         except RuntimeError as e:
             raise WeightsError(f'{what} does not fit the net that it says it is of: {one_line(e, 300)}') from None
         return model.eval()
-    load_reference(model, stored)
+    if left := load_reference(model, stored):
+        raise WeightsError(f'{what} does not fit the net that it says it is of: {", ".join(left[:4])} would stay untrained.')
     return model.eval()
 
 # %% ../../nbs/act/11_start.ipynb #584f803c

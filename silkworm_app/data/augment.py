@@ -78,19 +78,25 @@ def _build(step, size):
     if isinstance(step, dict) and len(step) == 1: name, kw = next(iter(step.items()))
     if name is None:
         raise DataError(f'an augmentation step must be a name, one {{name: arguments}} or a transform of albumentations, not {step!r}')
-    cls, kw = getattr(A, str(name), None), dict(kw or {})
+    cls, kw = getattr(A, str(name), None), {} if kw is None else kw
     if not (isinstance(cls, type) and issubclass(cls, (A.BasicTransform, A.BaseCompose))):
         raise DataError(f'albumentations has no transform named {name!r}')
-    if 'transforms' in kw: kw['transforms'] = [_build(s, size) for s in kw['transforms']]
+    if not isinstance(kw, dict): raise DataError(f'augmentation {name}: its arguments are names and values, as {{p: 0.5}}, not {kw!r}')
+    if 'transforms' in kw:
+        steps = kw['transforms']
+        if not isinstance(steps, (list, tuple)): raise DataError(f'augmentation {name}: transforms is a list of steps, not {steps!r}')
+        kw = {**kw, 'transforms': [_build(s, size) for s in steps]}
     if issubclass(cls, A.RandomResizedCrop): kw = {'size': (size, size), 'area_for_downscale': 'image', **kw}
     kw = {k: tuple(v) if isinstance(v, list) and k != 'transforms' else v for k, v in kw.items()}
     return _strictly(lambda: cls(**kw), f'augmentation {name}')
 
 # %% ../../nbs/data/05_augment.ipynb #d353084b
 def _from_file(path):
-    try: return yaml.safe_load(Path(path).read_text(encoding='utf-8-sig'))
+    try: found = yaml.safe_load(Path(path).read_text(encoding='utf-8-sig'))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
         raise DataError(f'augmentation file {shown(path)}: {one_line(e, None)}') from None
+    if found is None: raise DataError(f'augmentation file {shown(path)} holds no steps; none is --aug none')
+    return found
 
 
 def _takes_whole(pipe):

@@ -49,7 +49,7 @@ def plain(
     if isinstance(o, dict): return {again(str(k)): again(v) for k, v in o.items()}
     if isinstance(o, (list, tuple, set)): return [again(v) for v in o]
     if isinstance(o, str):
-        for r in roots: o = o.replace(str(r).rstrip('/\\') + os.sep, '')
+        for r in roots: o = re.sub(r'(?<![\w./\\-])' + re.escape(str(r).rstrip('/\\') + os.sep), '', o)
         return o.rstrip('/').rsplit('/', 1)[-1] if os.path.isabs(o) and '\n' not in o and ': ' not in o else _folders.sub('', o)
     if isinstance(o, (bool, int)) or o is None: return o
     if isinstance(o, float): return o if math.isfinite(o) else None
@@ -284,10 +284,10 @@ def _write(dest, config, predictor, onnx, examples, roots):
             safetensors.torch.save_file(state, new / 'model.safetensors', metadata={'net_spec': json.dumps(config['net_spec'])})
         if trust.arrays(): safetensors.numpy.save_file(trust.arrays(), new / 'trust.safetensors')
         if onnx: save_onnx(new / 'model.onnx', predictor.model, predictor.classes, predictor.preprocess, trust)
-        shown, config['example_classes'] = _save_examples(new, examples)
+        shown, classes = _save_examples(new, examples)
         names = [n for n in BUNDLE_FILES if (new / n).exists()] + shown
-        config['files'] = {n: dict(sha256=sha256_of(new / n), bytes=(new / n).stat().st_size) for n in names}
-        config = plain(config, roots)
+        files = {n: dict(sha256=sha256_of(new / n), bytes=(new / n).stat().st_size) for n in names}
+        config = plain(config, roots) | dict(example_classes=plain(classes), files=files) # names of its own, whatever the roots are called
         (new / 'config.json').write_text(json.dumps(config, indent=1, allow_nan=False), encoding='utf-8')
         (new / 'card.md').write_text(bundle_card(config, trust), encoding='utf-8')
         for n in names: os.chmod(new / n, 0o644)

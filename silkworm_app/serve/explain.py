@@ -25,7 +25,7 @@ def _response(m):
         elif m.form == 'series': f = torch.relu
         else: f = lambda x: (series_sum if m.form == 'sum' else series)(x, m.alphas, m.biases)
         return lambda x: f(x.permute(0, 3, 1, 2) if m.layout == 'NHWC' else x).relu()
-    return lambda x: m(x).relu()
+    return lambda x: m.forward(x.clone()).relu()  # without its hooks; it may work in place
 
 # %% ../../nbs/serve/12_explain.ipynb #f0bf7c83
 @torch.no_grad()
@@ -122,11 +122,12 @@ def grad_cam(
         if feat.ndim != 4:
             raise ValueError(f'the last features have shape {list(feat.shape)}; Grad-CAM needs a map [1, channels, height, width]')
         score = model.forward_head(feat)
-        if min(feat.shape[2:]) < min_side and maps.last is not None: feat = maps.last
+        last = feat.shape[3] == getattr(model, 'num_features', None) != feat.shape[1]  # channels, as in swin and mambaout
+        if not last and min(feat.shape[2:]) < min_side and maps.last is not None: feat = maps.last
         k = int(score[0].argmax()) if class_idx is None else int(class_idx)
         if not 0 <= k < score.shape[1]: raise ValueError(f'class_idx must lie in 0..{score.shape[1]-1}, not {k}')
         g, = torch.autograd.grad(score[0, k], feat)
-    cam = (g.mean((2, 3), keepdim=True) * feat.detach()).sum(1)[0].relu()
+    cam = (g.mean((1, 2) if last else (2, 3), keepdim=True) * feat.detach()).sum(3 if last else 1)[0].relu()
     return (cam / cam.max().clamp_min(1e-12)).float().cpu().numpy()
 
 # %% ../../nbs/serve/12_explain.ipynb #929e1028

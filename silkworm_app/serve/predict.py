@@ -10,6 +10,7 @@ import argparse, sys
 from pathlib import Path
 
 from ..data.folder import pictures_below
+from ..data.imaging import IMAGE_SUFFIXES
 from ..files import command, shown, write_text
 from .advice import trust_warnings
 from .load import open_predictor
@@ -64,6 +65,8 @@ def predict_main(
     args = p.parse_args(argv)
     if args.topk < 0: p.error(f'--topk must be 0 or more, not {args.topk}')
     if args.risk is not None and not 0 < args.risk <= .5: p.error(f'--risk must lie above 0 and up to 0.5, not {args.risk:g}')
+    if args.csv and (Path(args.csv).is_dir() or Path(args.csv).suffix.lower() in IMAGE_SUFFIXES):
+        raise ValueError(f'--csv {args.csv} is a {"folder" if Path(args.csv).is_dir() else "picture"}: name the file of the table')
     if args.csv and not Path(args.csv).absolute().parent.is_dir(): raise ValueError(f'the folder of --csv {args.csv} does not exist')
     found = [pictures_below(p) if p.is_dir() else ([p], 0) for p in map(Path, args.files)]
     files, skipped = sum((f for f, _ in found), []), sum(n for _, n in found)

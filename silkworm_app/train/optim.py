@@ -49,6 +49,8 @@ def make_opt_func(
         plain = make(groups, lr).param_groups[0]
         for k in extra:
             if k not in plain: raise TrainError(f'opt {cfg.opt} has no {k}: leave out opt_{k}')
+        if cfg.momentum != OPTIONS['momentum'].default and 'momentum' not in plain:
+            raise TrainError(f'opt {cfg.opt} has no momentum: leave it out, or take opt_betas')
         if betas and len(betas) != (n := len(plain['betas'])):
             raise TrainError(f'opt_betas: opt {cfg.opt} takes {n} numbers, not {len(betas)}')
         return make(groups, lr, **extra)
@@ -88,7 +90,7 @@ def schedules(
     lr, res = cfg.lr*scale, {}
     if cfg.sched == 'onecycle':
         res['lr'] = combined_cos(.25, lr/25, lr, lr/1e5)
-        own = cfg.opt_betas or cfg.momentum != OPTIONS['momentum'].default
+        own = cfg.opt_betas or cfg.momentum != OPTIONS['momentum'].default # else one-cycle moves it
         if 'mom' in opt.bwd_map and not own: res['mom'] = combined_cos(.25, .95, .85, .95)
     else: res['lr'] = warmup_cosine(lr, cfg.epochs, _warm_up(cfg, say), cfg.min_lr*scale)
     if cfg.weight_decay_end is not None:

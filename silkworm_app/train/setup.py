@@ -236,11 +236,28 @@ _of_full = set('''opt opt_eps opt_betas momentum min_lr sched warmup_epochs weig
 _of_steps = {o.name for o in OPTIONS.values() if o.group == 'Augmentation'} | set(
     'lr update_freq clip_grad smoothing bce_loss bce_target_thresh use_amp amp_dtype test_freq'.split())
 
+_needs = { # what options are of no use without
+    'mixup, cutmix or cutmix_minmax': (lambda o: o.mixup or o.cutmix or o.cutmix_minmax, 'mixup_prob mixup_switch_prob mixup_mode'),
+    'sched cosine': (lambda o: o.sched == 'cosine', 'warmup_epochs min_lr'),
+    'reprob': (lambda o: o.reprob, 'remode recount'),
+    'bce_loss': (lambda o: o.bce_loss, 'bce_target_thresh'),
+    'model_ema': (lambda o: o.model_ema, 'model_ema_decay model_ema_warmup model_ema_eval'),
+    'decay_epochs': (lambda o: o.decay_epochs, 'decay_linear'),
+    'aa': (lambda o: o.aa, 'train_interpolation'),
+    'use_amp': (lambda o: o.use_amp, 'amp_dtype'),
+    'finetune': (lambda o: o.finetune, 'model_prefix'),
+    'eval': (lambda o: False, 'deploy')}
+
 def _say_unused(cfg, usual):
-    "Say which options the recipe has no use for, where a person set them to something else than is usual"
+    "Say which options are of no use to the recipe or without another one, where a person set them to something else than is usual"
+    if cfg.eval: return
+    given = [k for k, v in cfg.given.items() if v not in (OPTIONS[k].default, usual.get(k))]
     unused = set() if cfg.recipe == 'full' else _of_full | (_of_steps if cfg.recipe == 'head' else set())
-    given = [k for k, v in cfg.given.items() if k in unused and v not in (OPTIONS[k].default, usual.get(k))]
-    if given: say(f'recipe {cfg.recipe} has no use for {", ".join(given)}: left out; --recipe full takes them')
+    if out := ', '.join(k for k in given if k in unused):
+        say(f'recipe {cfg.recipe} has no use for {out}: left out; --recipe full takes them')
+    for what, (there, names) in _needs.items():
+        out = ', '.join(k for k in given if k in names.split() and k not in unused)
+        if out and not there(cfg): say(f'without {what} there is no use for {out}: left out')
 
 def _check_deep_training(cfg):
     "Deep training needs a VanillaNet, and epochs after it for the net that is fused; what is left out is said"

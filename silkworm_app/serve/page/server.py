@@ -17,6 +17,7 @@ from starlette.middleware import Middleware
 # %% ../../../nbs/serve/20_page_server.ipynb #298d6f01
 from ...clock import median_seconds
 from ...files import command
+from ...data.folder import check_pictures
 from ..format import read_config
 from ..load import bundle_folder, load_bundle, open_predictor
 from . import html
@@ -38,6 +39,7 @@ def find_examples(
     "Up to eight pictures to click on."
     folder, known = Path(folder), known or {}
     files = sorted(p for p in folder.rglob('*') if p.suffix.lower() in SUFFIXES and not p.name.startswith('.'))[:200]
+    if bad := check_pictures(files): files = [p for p in files if p not in bad]
     found = [(p, known.get(p.name) or (p.parent.name if p.parent != folder else '')) for p in files]
     if len(found) > 1:
         from silkworm_app.data.copies import copy_groups             # OpenCV: not needed without examples
@@ -250,12 +252,14 @@ def main(
     os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
     os.environ.setdefault('HF_HUB_OFFLINE', '1')
     if args.workers < 1 or args.queue_size < 1: raise ValueError('--workers and --queue-size must be at least 1')
+    if args.collect_mb < 1: raise ValueError(f'--collect-mb must be at least 1, not {args.collect_mb}')
     if args.examples and not Path(args.examples).is_dir(): raise ValueError(f'--examples: {args.examples} is not a folder')
     if args.risk is not None and not 0 < args.risk <= .5: raise ValueError(f'--risk must lie above 0 and up to 0.5, not {args.risk:g}')
     root = args.root_path if args.root_path is not None else os.environ.get('GRADIO_ROOT_PATH') or None
     if root and not root.startswith(('/', 'http://', 'https://')):
         raise ValueError(f'--root_path must begin with a slash, as in /silk, not {root}')
-    folder, threads = bundle_folder(args.bundle), max(1, int(os.environ.get('OMP_NUM_THREADS') or os.cpu_count() or 1) // args.workers)
+    threads = int((os.environ.get('OMP_NUM_THREADS') or str(os.cpu_count() or 1)).split(',')[0])  # 2,1: of nested ones
+    folder, threads = bundle_folder(args.bundle), max(1, threads // args.workers)
     if not folder.is_file(): read_config(folder)
     check_port(args.host, args.port)
     store = Store(args.collect, args.collect_mb) if args.collect else None
