@@ -327,9 +327,9 @@ def test_an_onnx_file_alone_is_served(tmp_path, monkeypatch, capsys):
     assert server.main(['--bundle', str(bundle), '--port', '0', '--backend', 'onnx', '--examples', str(tmp_path / 'mine')]) == 0 and got['examples'] == shown
     pictures = [np.random.default_rng(i).integers(0, 256, (96, 96, 3), np.uint8) for i in range(4)]
     assert np.abs(got['p'].logits(pictures) - load_bundle(bundle, 'onnx').logits(pictures)).max() < 1e-5
-    assert server.main(['--bundle', str(tmp_path / 'net.onnx'), '--backend', 'torch']) == 2 and 'backend torch cannot run' in capsys.readouterr().err
+    assert server.main(['--bundle', str(tmp_path / 'net.onnx'), '--port', '0', '--backend', 'torch']) == 2 and 'backend torch cannot run' in capsys.readouterr().err
     (tmp_path / 'list.onnx').write_text('no net')
-    assert server.main(['--bundle', str(tmp_path / 'list.onnx')]) == 2 and 'list.onnx' in capsys.readouterr().err
+    assert server.main(['--bundle', str(tmp_path / 'list.onnx'), '--port', '0']) == 2 and 'list.onnx' in capsys.readouterr().err
 
 
 def test_the_address_to_type_on_a_phone(monkeypatch):

@@ -44,12 +44,12 @@ def compose(
     p,q = zero.detach(),torch.full_like(zero, torch.inf).detach()
     for a,b in zip(alphas.unbind(0), biases.unbind(0)):
         c,d = a*c, a*d + b
-        left,right = F.relu(a*left + b), torch.where(torch.isposinf(q), zero, F.relu(a*right + b))
+        left,right = F.relu(a*left + b), torch.where(q == torch.inf, zero, F.relu(a*right + b))
         with torch.no_grad():
             z = -d/torch.where(c == 0, one, c)                                  # where the new line crosses zero
             p,q = torch.where(c > 0, torch.maximum(p, z), p), torch.where(c < 0, torch.minimum(q, z), q)
             q = torch.where((c == 0) & (d <= 0), torch.minimum(p, q), q)        # a constant below zero: no line is left
-    ends = torch.isposinf(q)
+    ends = q == torch.inf
     return c,d,left,right,torch.where(ends, left, torch.minimum(left, right)),torch.where(ends, q, torch.maximum(left, right)),p,q
 
 def collapse(
@@ -64,7 +64,7 @@ def collapse(
 # %% ../../nbs/act/00_lslu.ipynb #c597a3bc
 def _chain(x, alphas, biases):
     c,d,left,right,_,_,p,q = (wide(o, x.ndim) for o in compose(alphas, biases))
-    return torch.where(x <= p, left, torch.where((x >= q) & ~torch.isposinf(q), right, c*x + d))
+    return torch.where(x <= p, left, torch.where((x >= q) & (q != torch.inf), right, c*x + d))
 
 def _sum(x, alphas, biases):
     return sum(wide(a, x.ndim)*F.relu(x + wide(b, x.ndim)) for a,b in zip(alphas.unbind(0), biases.unbind(0)))
