@@ -346,6 +346,7 @@ def test_examples_carry_their_class_and_none_is_there_twice(tmp_path):
         (tmp_path / c).mkdir()
         for i in seeds: picture(np.random.default_rng(i), (320, 240)).save(tmp_path / c / f'{i}.jpg', quality=95)
     Image.open(tmp_path / 'blue/1.jpg').resize((160, 120)).save(tmp_path / 'red/9.jpg', quality=70)
+    (tmp_path / 'blue/broken.jpg').write_bytes(b'no picture')
     found = find_examples(tmp_path)
     assert [(p.name, c) for p, c in found] == [('1.jpg', 'blue'), ('3.jpg', 'red'), ('2.jpg', 'blue')]
     for p in tmp_path.glob('*/*.jpg'): p.rename(tmp_path / p.name)

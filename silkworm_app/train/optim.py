@@ -46,14 +46,15 @@ def make_opt_func(
         except (TypeError, ValueError, AssertionError) as e:
             raise TrainError(f'opt {cfg.opt} cannot be made with {", ".join(own) or "these options"}: {one_line(e, None)}') from None
     def build(groups, lr):
-        plain = make(groups, lr).param_groups[0]
+        opt = make(groups, lr)
+        plain = opt.param_groups[0]
         for k in extra:
             if k not in plain: raise TrainError(f'opt {cfg.opt} has no {k}: leave out opt_{k}')
         if cfg.momentum != OPTIONS['momentum'].default and 'momentum' not in plain:
             raise TrainError(f'opt {cfg.opt} has no momentum: leave it out, or take opt_betas')
         if betas and len(betas) != (n := len(plain['betas'])):
             raise TrainError(f'opt_betas: opt {cfg.opt} takes {n} numbers, not {len(betas)}')
-        return make(groups, lr, **extra)
+        return make(groups, lr, **extra) if extra else opt
     return lambda params, lr: OptimWrapper(params, build, lr=lr)
 
 # %% ../../nbs/train/07_optim.ipynb #657eb183

@@ -46,10 +46,10 @@ class RunFolder:
         "The file with the best weights of the run. Raises `TrainError`."
         emas = sorted(self.path.glob('best_ema_*.safetensors'))
         file = self.best
-        if key and key.startswith('model_ema'): file = self.path/f'best_{key.removeprefix("model_")}.safetensors'
+        if key == 'model_ema' and emas: file = emas[0]
+        elif key and key.startswith('model_ema'): file = self.path/f'best_{key.removeprefix("model_")}.safetensors'
         elif key not in (None, *OPTIONS['model_key'].default.split('|'), OPTIONS['model_key'].default):
             raise TrainError(f'{self} keeps no weights under the name {key}: take model, or model_ema_<decay>')
-        if key == 'model_ema' and emas: file = emas[0]
         if file.is_file(): return file
         have = f'it has {", ".join(f.name for f in emas) or "no averages"}'
         if file == self.best: have = 'the training has not finished an epoch'

@@ -17,7 +17,6 @@ from starlette.middleware import Middleware
 # %% ../../../nbs/serve/20_page_server.ipynb #298d6f01
 from ...clock import median_seconds
 from ...files import command
-from ...data.folder import check_pictures
 from ..format import read_config
 from ..load import bundle_folder, load_bundle, open_predictor
 from . import html
@@ -39,12 +38,12 @@ def find_examples(
     "Up to eight pictures to click on."
     folder, known = Path(folder), known or {}
     files = sorted(p for p in folder.rglob('*') if p.suffix.lower() in SUFFIXES and not p.name.startswith('.'))[:200]
-    if bad := check_pictures(files): files = [p for p in files if p not in bad]
     found = [(p, known.get(p.name) or (p.parent.name if p.parent != folder else '')) for p in files]
-    if len(found) > 1:
-        from silkworm_app.data.copies import copy_groups             # OpenCV: not needed without examples
-        first = {}
-        for g, e in zip(copy_groups([p for p, _ in found]), found): first.setdefault(g, e)
+    if found:
+        from silkworm_app.data.copies import group_pictures          # OpenCV: not needed without examples
+        groups, first = group_pictures(files), {}
+        for k, (g, e) in enumerate(zip(groups.kept_together(), found)):
+            if k not in groups.bad: first.setdefault(g, e)              # what can't be opened is no example
         found = list(first.values())
     turn = {}                                                       # one of each class, then the next of each
     order = {p: (turn.setdefault(c, []).append(p), len(turn[c]))[1] for p, c in found}
