@@ -199,7 +199,8 @@ def test_app_says_what_is_wrong():
     assert out.returncode == 2 and 'no/such/bundle' in out.stderr and 'Traceback' not in out.stderr
 
 
-@pytest.mark.parametrize('args,say', [([], '--bundle'), (['--bundle', '.'], 'config.json'), (['--bundle', '.', '--port', 'x'], '--port'), (['--bundle', '.', '--workers', '0'], '--workers'), (['--bundle', '.', '--risk', '2'], '--risk must lie'), (['--bundle', '.', '--examples', 'nowhere'], 'nowhere')])
+@pytest.mark.parametrize('args,say', [([], '--bundle'), (['--bundle', '.'], 'config.json'), (['--bundle', '.', '--port', 'x'], '--port'), (['--bundle', '.', '--workers', '0'], '--workers'), (['--bundle', '.', '--risk', '2'], '--risk must lie'), (['--bundle', '.', '--examples', 'nowhere'], 'nowhere'),
+    (['--bundle', '.', '--collect-mb', '10'], '--collect-mb needs --collect')])
 def test_main_says_what_is_wrong(args, say, capsys):
     from silkworm_app.serve.page.server import main
     try: code = main(args)

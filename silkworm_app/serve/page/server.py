@@ -236,7 +236,7 @@ def parser()->argparse.ArgumentParser:
     p.add_argument('--lang', default='auto', choices=['auto', *LANGUAGES], help='language (default: as the browser wants it)')
     p.add_argument('--collect', metavar='DIR',
         help='let keepers confirm or correct an answer, and keep the photograph in DIR if they agree (default: nothing is kept)')
-    p.add_argument('--collect-mb', type=int, default=2000, help='largest size of DIR in megabytes (default: %(default)s)')
+    p.add_argument('--collect-mb', type=int, help='largest size of DIR in megabytes (default: 2000)')
     p.add_argument('--workers', type=int, default=2, help='pictures decided at the same time')
     p.add_argument('--queue-size', type=int, default=64, help='requests that may wait')
     return p
@@ -251,7 +251,8 @@ def main(
     os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
     os.environ.setdefault('HF_HUB_OFFLINE', '1')
     if args.workers < 1 or args.queue_size < 1: raise ValueError('--workers and --queue-size must be at least 1')
-    if args.collect_mb < 1: raise ValueError(f'--collect-mb must be at least 1, not {args.collect_mb}')
+    if args.collect_mb is not None and not args.collect: raise ValueError('--collect-mb needs --collect DIR, without which nothing is kept')
+    if args.collect_mb is not None and args.collect_mb < 1: raise ValueError(f'--collect-mb must be at least 1, not {args.collect_mb}')
     if args.examples and not Path(args.examples).is_dir(): raise ValueError(f'--examples: {args.examples} is not a folder')
     if args.risk is not None and not 0 < args.risk <= .5: raise ValueError(f'--risk must lie above 0 and up to 0.5, not {args.risk:g}')
     root = args.root_path if args.root_path is not None else os.environ.get('GRADIO_ROOT_PATH') or None
@@ -261,7 +262,7 @@ def main(
     folder, threads = bundle_folder(args.bundle), max(1, threads // args.workers)
     if not folder.is_file(): read_config(folder)
     check_port(args.host, args.port)
-    store = Store(args.collect, args.collect_mb) if args.collect else None
+    store = Store(args.collect, args.collect_mb or 2000) if args.collect else None
     predictor = open_bundle(folder, args.backend, threads, args.risk)
     known = {} if args.examples else {Path(n).name: c for n, c in (predictor.config or {}).get('example_classes', {}).items()}
     source = args.examples or folder / 'examples'
