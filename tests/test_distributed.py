@@ -20,7 +20,8 @@ from fastai.torch_core import get_model, num_distrib, rank_distrib
 
 from silkworm_app.data.loaders import image_dls
 from silkworm_app.data.sample import draw_sample
-from silkworm_app.train.callback import WeightEMA, share_right
+from fastai.metrics import accuracy
+from silkworm_app.train.callback import WeightEMA
 from silkworm_app.train.distributed import Processes, WholeLoss, leave
 from silkworm_app.train.fit import main as train_main
 from silkworm_app.train.learner import lslu_learner
@@ -36,7 +37,7 @@ def trained(data, arch, out):
     lr = .001 if 'efficient' in arch else .05
     dls = image_dls(data, 32, 16//max(1, num_distrib()), aug='none', fast=True, group=None, device='cpu', val_bs=4)
     kw = dict(stem_stride=2, per_channel=True, decay_epochs=1) if arch.startswith('vanilla') else dict(where='all', act_num=1)
-    learn = lslu_learner(dls, arch, opt_func=partial(SGD, mom=.9), lr=lr, wd=.01, drop_rate=0., seed=0, path=f'{out}.run', metrics=[AccumMetric(share_right, flatten=False, name='accuracy')],
+    learn = lslu_learner(dls, arch, opt_func=partial(SGD, mom=.9), lr=lr, wd=.01, drop_rate=0., seed=0, path=f'{out}.run', metrics=[AccumMetric(accuracy, flatten=False, name='accuracy')],
                          cbs=[Double(), WeightEMA([.5, .9])], **kw)
     learn.model.double()
     learn.recorder.loss = WholeLoss(lambda p, t: torch.nn.functional.cross_entropy(p, t))

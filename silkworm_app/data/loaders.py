@@ -236,8 +236,8 @@ def _loaders(splits, pre, bs, val_bs, seed, item_aug, batch_aug, fast, cache, ma
 def test_loader(
     dls # from `image_dls`
 ):
-    "The labelled test pictures as a loader in order, or None where there is no test split."
+    "The labelled test pictures as a loader in order. Raises `DataError` where there is no test split."
     test = getattr(getattr(dls, 'splits', None), 'test', None)       # fastai's own `dls.splits` is a list of indices
-    if not test: return None
+    if not test: raise DataError('there are no test pictures in these loaders')
     dl = dls.test_dl([Item(p, c) for p, c in test], with_labels=True)
     return dls.valid.new(dl.dataset, **dls.stored(test)) if dls.in_memory else dl

@@ -52,7 +52,7 @@ def _tested(done, classes, run):
     """Metrics of the validation and test splits, by name, and the loaders; none of pictures that the net learned from. What was said to the
     test pictures is kept."""
     dls = done.learn.dls
-    loaders = {k: dl for k, dl in dict(valid=dls.valid, test=test_loader(dls)).items() if dl is not None}
+    loaders = dict(valid=dls.valid) | (dict(test=test_loader(dls)) if dls.splits.test else {})
     new = [k for k in loaders if k == 'test' or not (done.recipe and done.recipe.refit)]
     said = {k: predict_logits(done.model, loaders[k]) for k in new}
     if 'test' in said: write_answers(run, dls.splits, said['test'][0].numpy())

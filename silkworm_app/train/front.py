@@ -12,7 +12,9 @@ from copy import copy
 import numpy as np, torch
 from fastai.callback.mixup import MixHandler
 from fastai.data.load import DataLoader
+from fastai.data.transforms import get_c
 from fastai.torch_core import get_model, num_distrib
+from fastcore.foundation import L
 from torch import fx, nn
 
 from ..act.places import noise, sizes
@@ -121,6 +123,7 @@ class Front:
         maps,y = self.parts[1]
         judged = [(np.ascontiguousarray(maps[:, 0]), y)]
         self.learn.dls = copy(dls)
+        self.learn.dls.vocab,self.learn.dls.c = getattr(dls, 'vocab', None),get_c(dls)  # of the loaders that it stands for
         self.learn.dls.loaders = [Maps(shown, dls.train.bs, dls.device), Maps(judged, dls.valid.bs, dls.device)]
         try:
             with self.instead(): yield
@@ -134,11 +137,12 @@ def find_front(
     epochs:int, # of training
     photos:int, # training photographs
     views:str='mirror', # see `VIEWS`
+    cbs=None, # callbacks of this training beside the learner's
     max_bytes:int=1 << 30, # of maps that are kept
 )->Front: # None: the net can't be cut, or batches are mixed, or there are too many pictures
     "The part of a net below what is trained, if it can run once for each picture"
     model = get_model(learn.model)
-    mixed = any(isinstance(cb, (Mix, MixHandler)) for cb in learn.cbs)
+    mixed = any(issubclass(cb if isinstance(cb, type) else type(cb), (Mix, MixHandler)) for cb in [*learn.cbs, *L(cbs)])
     whole = mixed or num_distrib() > 1 or getattr(model, 'drop_rate', 0) or getattr(model, '_compiled_call_impl', None)
     name = None if whole else cut_at(model, train)
     rest = name and cut_net(model, name)

@@ -8,7 +8,7 @@ __all__ = ['STRENGTHS', 'MARGINS', 'MANY', 'VIEWS', 'photograph_weights', 'photo
            'training_labels', 'only', 'Features']
 
 # %% ../../nbs/train/03_head.ipynb #5a1e0c04
-import math
+import math, os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from zlib import crc32
@@ -224,7 +224,10 @@ def set_head(
         if layer.bias is not None: layer.bias.copy_(torch.as_tensor(head.bias))
 
 # %% ../../nbs/train/03_head.ipynb #30926ee0
-def _source(item): return getattr(item, 'src', item[0] if isinstance(item, (tuple, list)) else item)
+def _name(o):
+    "Of a picture: its file, or its file and what else makes an item of it, such as a box; None: it has none"
+    if isinstance(o, (tuple, list)): return str([_name(v) for v in o]) if o and _name(o[0]) else None
+    return str(o) if isinstance(o, (str, os.PathLike, int, float, np.number)) else None
 
 def _own(dls, part):
     "`(picture, class)` of a part, where the loaders are this library's"
@@ -239,8 +242,7 @@ def _items(dls, part):
 def _keys(dls, part):
     "What each picture of a part is called; None: it has no name"
     own = _own(dls, part)
-    sources = [p for p,_ in own] if own else map(_source, _items(dls, part))
-    return [str(o) if hasattr(o, '__fspath__') or isinstance(o, str) else None for o in sources]
+    return [_name(p) for p,_ in own] if own else [_name(getattr(o, 'src', o)) for o in _items(dls, part)]
 
 def photographs(
     dls, # fastai DataLoaders

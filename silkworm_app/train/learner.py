@@ -6,8 +6,9 @@
 __all__ = ['lslu_splitter', 'default_arch', 'normalise', 'LSLULearner', 'lslu_learner', 'keep_memory']
 
 # %% ../../nbs/train/06_learner.ipynb #76a762dd
-import ctypes
+import ctypes, warnings
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from fastai.callback import schedule  # noqa: F401 adds fit_one_cycle, fine_tune and lr_find to Learner
@@ -28,7 +29,7 @@ from ..data.folder import DataError
 from ..act.fuse import fuse as _fuse
 from ..act.patch import lslu_model
 from ..serve.bundle import save_bundle as _save_bundle
-from .callback import DeepTraining,LSLUCallback,OneAnswer,right_metrics
+from .callback import DeepTraining,LSLUCallback,OneAnswer,first_pictures,right_metrics
 from .recipe import EPOCHS,Recipe,fit_recipe
 
 # %% ../../nbs/train/06_learner.ipynb #a9a51f60
@@ -66,7 +67,7 @@ def normalise(
 def _shape(dls):
     "Shape of one picture as the net gets it"
     pre = getattr(dls, 'preprocess', None)
-    return (3, pre.size, pre.size) if pre is not None else tuple(dls.valid.one_batch()[0].shape[1:])
+    return (3, pre.size, pre.size) if pre is not None else tuple(first_pictures(dls).shape[1:])
 
 # %% ../../nbs/train/06_learner.ipynb #a1e5d479
 class LSLULearner(Learner):
@@ -133,13 +134,20 @@ def lslu_learner(
     return learn
 
 # %% ../../nbs/train/06_learner.ipynb #04aae4ed
+_normalised = WeakKeyDictionary() # loaders -> the net that they were last normalised for, and how
+
 def _prepare(dls, arch, pretrained, channels, kwargs):
     "Loaders and LSLUs as pretrained weights want them"
     if channels == 3 and not {'pretrained_cfg', 'pretrained_cfg_overlay'} & set(kwargs):  # what timm knows is of colours
         pictures = pretrained_cfg(arch, None if pretrained is True else pretrained)
-        normalise(dls, pictures['mean'], pictures['std'])
+        before,now = _normalised.get(dls),(arch, tuple(pictures['mean']), tuple(pictures['std']))
+        if before and before[1:] != now[1:]:
+            warnings.warn(f'these loaders were normalised for {before[0]}, now they are for {arch}: a learner made of them before sees '
+                          'other pictures than it learned from; make loaders for each', stacklevel=3)
+        normalise(dls, *now[1:])
+        _normalised[dls] = now
     kwargs.setdefault('act_num', 2)  # the least with which a chain is ReLU6
-    if kwargs.get('init') in (None, 'identity') and kwargs.get('calibrate') is None: kwargs['calibrate'] = dls.valid.one_batch()[0].cpu()
+    if kwargs.get('init') in (None, 'identity') and kwargs.get('calibrate') is None: kwargs['calibrate'] = first_pictures(dls).cpu()
 
 # %% ../../nbs/train/06_learner.ipynb #1e5be322
 @patch

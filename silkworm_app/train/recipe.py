@@ -7,8 +7,9 @@ __all__ = ['SCOPES', 'RATES', 'EPOCHS', 'ENOUGH', 'gentle_scope', 'stages', 'Gen
            'fit_gently', 'Recipe', 'fit_recipe']
 
 # %% ../../nbs/train/05_recipe.ipynb #a3857f15
-import time
+import inspect, time, warnings
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,11 +17,12 @@ import numpy as np, torch
 from fastcore.foundation import L
 from fastai.callback.core import Callback
 from fastai.callback.schedule import fit_one_cycle  # noqa: F401 adds it to Learner
-from fastai.callback.training import GradientClip
+from fastai.callback.tracker import SaveModelCallback
+from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.data.transforms import get_c
 from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import Adam
-from fastai.torch_core import get_model
+from fastai.torch_core import find_bs, get_model
 from timm.models import group_parameters
 from torch import nn
 
@@ -73,7 +75,7 @@ class Gentle(Callback):
     """Statistics of batch norms stay, the head keeps its penalty, classes weigh;
     weights are kept where photographs of the validation part like them better than the start, by more than chance,
     and better than those kept so far"""
-    order = 60  # after trackers such as `SaveBest`, which load their own best weights when a training ends
+    order = SaveModelCallback.order + 1  # which loads its own best weights when a training ends
     def __init__(self,
         head:Head, # of `fit_head`, where the training starts
         weights, # of the classes [K]
@@ -91,7 +93,8 @@ class Gentle(Callback):
             if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
         loss = self.learn.loss_func
         if type(loss) is CrossEntropyLossFlat and loss.func.weight is None:
-            self.kept,self.learn.loss_func = loss,CrossEntropyLossFlat(weight=self.weights.to(next(self.model.parameters()).device))
+            self.kept,self.learn.loss_func = loss,deepcopy(loss)             # with its smoothing
+            self.learn.loss_func.func.weight = self.weights.to(next(self.model.parameters()).device)
     def after_train(self):
         if self.kept is not None: self.learn.loss_func,self.kept = self.kept,None  # else a callback changed it, which puts its own back
     def after_cancel_train(self): self.after_train()
@@ -99,7 +102,9 @@ class Gentle(Callback):
         if not self.training: return
         layer = classifier_of(get_model(self.model))
         size = (layer.weight*torch.as_tensor(self.head.scale).to(layer.weight)).square().sum()/2
-        self.learn.loss_grad = self.learn.loss_grad + size/(self.head.C*self.n)
+        acc = next((cb for cb in self.learn.cbs if isinstance(cb, GradientAccumulation)), None)
+        share = find_bs(self.learn.yb)/acc.n_acc if acc else 1                       # of the step; its loss is divided already
+        self.learn.loss_grad = self.learn.loss_grad + share*size/(self.head.C*self.n)
     def before_validate(self): self.seen = []
     def after_pred(self):
         if not self.training: self.seen.append((self.pred.detach().float().cpu(), self.y.cpu()))
@@ -236,8 +241,11 @@ def fit_recipe(
     **kwargs # for `fit_gently`
 )->Recipe:
     """Head first, exactly; then gently; what is better on the validation part stays. The net is changed in place.
-    Raises `ValueError` for a net without a linear classifier."""
+    Raises `ValueError` for a net without a linear classifier of the classes of `learn.dls`."""
     start,model,k = time.perf_counter(),get_model(learn.model),get_c(learn.dls)
+    inspect.signature(fit_gently).bind_partial(learn, **kwargs)                         # a misspelt one is a TypeError
+    if (n := classifier_of(model).out_features) != k:
+        raise ValueError(f'the net answers with {n} numbers, but the pictures have {k} classes')
     model.to(learn.dls.device)
     features = Features() if features is None else features
     photos = photographs(learn.dls, 0)
@@ -245,9 +253,12 @@ def fit_recipe(
     scope = scope or gentle_scope(n, epochs)
     epochs = EPOCHS if epochs is None else epochs
     gentle = epochs and scope != 'head' and len(learn.dls.valid_ds)
-    front = find_front(learn, _trained(model, scope), features, epochs, n, views) if gentle else None
+    if not gentle and (lr or cbs or kwargs):
+        warnings.warn('only the head is fitted, exactly, so lr and callbacks change nothing: give epochs to train more', stacklevel=3)
+    front = find_front(learn, _trained(model, scope), features, epochs, n, views, cbs) if gentle else None
     look = front.pooled if front else partial(features, learn, views=views)
     x,y = look(0)
+    if y.ndim != 1 or k < 2: raise ValueError('the recipe fits a classifier: each picture needs one class, and there must be two or more')
     head = fit_head(x, y, photos, k, C, balance, seed)
     set_head(model, head)
     losses,best = [],0

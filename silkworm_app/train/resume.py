@@ -14,6 +14,7 @@ import numpy as np, torch
 from fastai.callback.core import Callback,CancelEpochException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import CSVLogger
+from fastai.callback.tracker import TrackerCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner
 from fastai.torch_core import get_model,rank_distrib
@@ -82,18 +83,24 @@ def _set_grads(learn, saved):
     next(cb for cb in learn.cbs if isinstance(cb, GradientAccumulation)).count = saved[0]
 
 # %% ../../nbs/train/02_resume.ipynb #0d77e537
+def _state_of(cb):
+    "What a callback must be told to go on; None: nothing. fastai's trackers have no `state_dict`"
+    if hasattr(type(cb), 'state_dict'): return cb.state_dict()
+    if isinstance(cb, TrackerCallback): return {k: float(getattr(cb, k)) for k in ('best', 'wait') if getattr(cb, k, None) is not None}
+
 def _scaler(learn): return next((getattr(cb, 'scaler', None) for cb in learn.cbs if isinstance(cb, MixedPrecision)), None)
 
 def training_state(
     learn:Learner # in the middle of a fit, between two epochs
 )->dict: # tensors and plain values
     "All that the rest of a training depends on"
-    own = {cb.name: cb.state_dict() for cb in learn.cbs if hasattr(type(cb), 'state_dict')}
+    own = {cb.name: s for cb in learn.cbs if (s := _state_of(cb)) is not None}
     logs = {cb.name: _csv_text(cb) for cb in learn.cbs if isinstance(cb, CSVLogger)}
     scaler = _scaler(learn)
-    return _plain(dict(version=1, epoch=learn.epoch+1, n_epoch=learn.n_epoch, train_iter=learn.train_iter, callbacks=own, logs=logs,
-                       model=dict(get_model(learn.model).state_dict()), opt=learn.opt.state_dict(), rng=_rng_state(),
-                       recorder=_recorder_state(learn.recorder), grads=_grads(learn), scaler=scaler.state_dict() if scaler else {}))
+    passes = getattr(learn.dls.train, 'epoch', learn.epoch+1)                           # of the loader, in earlier fits, too
+    return _plain(dict(version=1, epoch=learn.epoch+1, passes=passes, n_epoch=learn.n_epoch, train_iter=learn.train_iter,
+                       callbacks=own, logs=logs, model=dict(get_model(learn.model).state_dict()), opt=learn.opt.state_dict(),
+                       rng=_rng_state(), recorder=_recorder_state(learn.recorder), grads=_grads(learn), scaler=scaler.state_dict() if scaler else {}))
 
 # %% ../../nbs/train/02_resume.ipynb #4254f98b
 def load_training_state(
@@ -108,14 +115,15 @@ def load_training_state(
         raise ValueError(f'{state.get("file", "the checkpoint")} is of another net or optimiser ({one_line(e, 120)}): resume it with the '
                          'options of its own run') from None
     for cb in learn.cbs:
-        if hasattr(type(cb), 'load_state_dict') and cb.name in state['callbacks']: cb.load_state_dict(state['callbacks'][cb.name])
+        own = state['callbacks'].get(cb.name)
+        if own is not None: cb.load_state_dict(own) if hasattr(type(cb), 'load_state_dict') else vars(cb).update(own)
         logs = isinstance(cb, CSVLogger) and getattr(cb, 'file', None) is not None
         if logs and cb.name in state['logs']: _set_csv_text(cb, state['logs'][cb.name])
     learn.train_iter = state['train_iter']
     _set_recorder_state(learn.recorder, state['recorder'])
     _set_grads(learn, state['grads'])
     if state['scaler'] and _scaler(learn): _scaler(learn).load_state_dict(state['scaler'])
-    if hasattr(learn.dls, 'set_epoch'): learn.dls.set_epoch(state['epoch'])
+    if hasattr(learn.dls, 'set_epoch'): learn.dls.set_epoch(state.get('passes', state['epoch']))
     _set_rng_state(state['rng'])
 
 # %% ../../nbs/train/02_resume.ipynb #0ea11cb3
@@ -139,7 +147,7 @@ def read_checkpoint(
     if not Path(file).is_file(): raise ValueError(f'there is no checkpoint {file}')
     try: state = torch.load(file, map_location='cpu', weights_only=True)
     except Exception as e: raise ValueError(f'{file} is no checkpoint of a training: {one_line(e, 120)}') from None
-    if isinstance(state, dict) and state.get('version') == 1 and 'opt' in state: return state | dict(file=str(file))
+    if isinstance(state, dict) and state.get('version') == 1 and 'opt' in state: return dict(fits=1) | state | dict(file=str(file))
     raise ValueError(f'{file} is no checkpoint of a training')
 
 
@@ -165,14 +173,17 @@ class Checkpoint(Callback):
         keep:int=2, # newest files that stay
         resume=None, # file, state, or True for the newest in `folder`
     ):
-        self.folder,self.every,self.keep,self.resume = Path(folder),every,keep,resume
+        self.folder,self.every,self.keep,self.resume,self.fits = Path(folder),every,keep,resume,0
         if every < 1 or keep < 1: raise ValueError(f'Checkpoint: every and keep must be 1 or more, not {every} and {keep}')
 
     def before_fit(self):
         self.run = not quiet_run(self)
-        state = self._state() if self.run else None
-        self.resume = None
-        if state: _Resume(state).attach(self.learn)
+        if not self.run: return
+        self.fits += 1
+        state = self._state()
+        earlier = bool(state) and state['fits'] > self.fits and state['n_epoch'] != self.n_epoch  # as the frozen one of `fine_tune`
+        if not earlier: self.resume = None
+        if state: _Resume(state, earlier).attach(self.learn)
 
     def _state(self):
         if self.resume is True: return find_checkpoint(self.folder)
@@ -183,25 +194,25 @@ class Checkpoint(Callback):
         if done % self.every and done != self.n_epoch or rank_distrib(): return
         self.folder.mkdir(parents=True, exist_ok=True)
         for f in self.folder.glob('.*.part'): f.unlink(missing_ok=True)
-        with replacing(self.folder/f'epoch_{done}.pth') as part: torch.save(training_state(self.learn), part)
+        with replacing(self.folder/f'epoch_{done}.pth') as part: torch.save(training_state(self.learn) | dict(fits=self.fits), part)
         for f in self.folder.glob('epoch_*.pth'):
             if _number(f) <= done - self.keep*self.every or _number(f) > done: f.unlink(missing_ok=True)
 
 # %% ../../nbs/train/02_resume.ipynb #9ecf8c63
 class _Resume(Callback):
-    "Leave out the epochs that a state has behind it, then restore it"
+    "Leave out the epochs that a state has behind it, then restore it; of an `earlier` fit than the state's all epochs"
     order = -100
-    def __init__(self, state): self.state,self.silent = state,None
+    def __init__(self, state, earlier=False): self.state,self.earlier,self.silent = state,earlier,None
 
     def attach(self, learn):
         then,now = self.state['n_epoch'],learn.n_epoch
-        if then != now:
+        if then != now and not self.earlier:
             warnings.warn(f'the checkpoint is of a training of {then} epochs, this one has {now}: the schedule differs from then on')
         learn.add_cb(self)
 
     def before_epoch(self):
         if self.state is None: return
-        if self.epoch < self.state['epoch']:
+        if self.earlier or self.epoch < self.state['epoch']:
             if self.silent is None:
                 self.silent = {cb: cb.run for cb in self.learn.cbs if cb is not self}
                 for cb in self.silent: cb.run = False
@@ -217,5 +228,5 @@ class _Resume(Callback):
     def after_fit(self):
         if self.silent is not None:   # nothing was left to train
             self._wake()
-            load_training_state(self.learn, self.state)
+            if not self.earlier: load_training_state(self.learn, self.state)
         self.learn.remove_cb(self)

@@ -1,0 +1,212 @@
+"A learner of one's own, with fastai's callbacks and loaders: what was asked for is what is done, or it is said that it isn't."
+import warnings
+from collections import namedtuple
+
+import pytest
+import torch
+from fastai.callback.core import Callback
+from fastai.callback import hook  # noqa: F401 adds summary to Learner
+from fastai.callback.mixup import MixUp
+from fastai.callback.tracker import SaveModelCallback
+from fastai.callback.training import GradientAccumulation
+from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, RegressionBlock
+from fastai.data.transforms import GrandparentSplitter, IndexSplitter, get_image_files, parent_label
+from fastai.losses import CrossEntropyLossFlat
+from fastai.vision.augment import Resize
+from fastai.vision.core import PILImage
+from fastai.vision.data import ImageBlock
+
+from silkworm_app.act.weights import save_weights
+from silkworm_app.act.patch import lslu_model
+from silkworm_app.data.folder import DataError
+from silkworm_app.data.loaders import image_dls, test_loader as labelled_test
+from silkworm_app.data.sample import draw_sample
+from silkworm_app.train.callback import SaveBest, WeightEMA
+from silkworm_app.train.learner import lslu_learner
+from silkworm_app.train.resume import Checkpoint
+
+pytestmark = pytest.mark.trains
+NET = 'lcnet_050'
+
+
+@pytest.fixture(scope='module')
+def sample(tmp_path_factory): return draw_sample(tmp_path_factory.mktemp('own')/'sample', n_per_class=10, size=64)
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    "Of a net that counts as trained before"
+    torch.manual_seed(0)
+    net = lslu_model(NET, 1000, where='none', input_size=64)
+    with torch.no_grad():
+        for _ in range(20): net(torch.randn(16, 3, 64, 64))
+    return save_weights(net, tmp_path_factory.mktemp('w')/f'{NET}.safetensors', dict(size=64, mean=[.485, .456, .406], std=[.229, .224, .225]))
+
+
+def blocks(path, size=64, **kw):
+    kw = dict(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, splitter=GrandparentSplitter(), get_y=parent_label, item_tfms=Resize(size)) | kw
+    return DataBlock(**kw).dataloaders(path, bs=8, device='cpu', num_workers=0)
+
+
+@pytest.fixture
+def learner(sample, weights, tmp_path):
+    def make(dls=None, **kw):
+        learn = lslu_learner(dls or blocks(sample), NET, pretrained=str(weights), path=tmp_path, seed=0, **kw)
+        learn.recorder.silent = True
+        return learn
+    return make
+
+
+def quiet(learn, f, *args, **kw):
+    with learn.no_bar(), learn.no_logging(): return getattr(learn, f)(*args, **kw)
+
+
+class Look(Callback):
+    "What a training batch meets"
+    order = 90
+    def __init__(self): self.shapes, self.losses = set(), []
+    def after_loss(self):
+        if self.training:
+            self.shapes.add(tuple(self.x.shape[1:]))
+            self.losses.append(self.learn.loss_func)
+
+
+@pytest.mark.parametrize('tracker', [SaveModelCallback, SaveBest])
+def test_a_tracker_does_not_bring_back_what_the_recipe_took_back(learner, tracker):
+    learn = learner()
+    done = quiet(learn, 'fine_tune', 2, lr=.5, cbs=tracker(fname='kept' if tracker is SaveModelCallback else 'kept.safetensors'))
+    assert done.best == 0                                            # half a step a picture destroys the net
+    assert torch.allclose(learn.model.get_classifier().weight, torch.as_tensor(done.head.weight).float())
+
+
+def test_mixup_of_one_training_mixes_pictures(learner):
+    for given in (dict(cbs=[MixUp(), look := Look()]), dict(cbs=[MixUp, look])):
+        look.shapes.clear()
+        quiet(learner(), 'fine_tune', 1, **given)
+        assert look.shapes == {(3, 64, 64)}
+    quiet(learner(), 'fine_tune', 1, cbs=[plain := Look()])
+    assert plain.shapes != {(3, 64, 64)}                             # else nothing was tried here
+
+
+def test_the_loss_keeps_its_smoothing_and_gets_weights(learner):
+    learn = learner(loss_func=CrossEntropyLossFlat(label_smoothing=.2))
+    quiet(learn, 'fine_tune', 1, cbs=[look := Look()])
+    assert {f.func.label_smoothing for f in look.losses} == {.2} and all(f.func.weight is not None for f in look.losses)
+    assert learn.loss_func.func.weight is None and learn.loss_func.func.label_smoothing == .2
+
+
+def test_the_penalty_counts_once_a_step(learner):
+    "Whatever the number of batches that a step has"
+    from silkworm_app.train import recipe
+    sizes = {}
+    for name, more in (('whole', []), ('parts', [GradientAccumulation(16)])):
+        seen = []
+        class Before(Callback):
+            order = recipe.Gentle.order - 1
+            def after_loss(self):
+                if self.training: seen.append(-float(self.learn.loss_grad.detach()))
+        class After(Callback):
+            order = recipe.Gentle.order + 1
+            def after_loss(self):
+                if self.training: seen[-1] += float(self.learn.loss_grad.detach())
+        quiet(learner(), 'fine_tune', 1, cbs=[Before(), After(), *more])
+        sizes[name] = seen[0]
+    assert sizes['parts'] == pytest.approx(sizes['whole']/2, rel=1e-4)
+
+
+def test_trackers_know_the_classes_in_gentle_training(learner, sample):
+    quiet(learner(image_dls(sample, 64, 8, group=None, device='cpu')), 'fine_tune', 1, cbs=SaveBest())
+
+
+def test_averages_leave_no_column_behind(learner):
+    learn = learner()
+    names = [m.name for m in learn.metrics]
+    quiet(learn, 'fit', 1, cbs=WeightEMA(.5))
+    assert 'ema_0.5_loss' in learn.recorder.metric_names and [m.name for m in learn.metrics] == names
+    quiet(learn, 'fit', 1, cbs=[WeightEMA(.5), SaveBest('ema_0.5_loss')])
+    assert list(learn.recorder.metric_names).count('ema_0.5_loss') == 1
+
+
+Crop = namedtuple('Crop', 'path part')
+
+def test_crops_of_one_file_are_pictures_of_their_own(sample, learner, tmp_path):
+    sheet = PILImage.create(get_image_files(sample)[0]).resize((256, 64))
+    for k in range(2): sheet.paste((255*k, 0, 0), (128*k, 0, 128*k + 128, 64))
+    sheet.save(tmp_path/'sheet.png')
+    crop = lambda c: PILImage.create(PILImage.create(c.path).crop((64*(c.part % 4), 0, 64*(c.part % 4) + 64, 64)))
+    block = DataBlock((ImageBlock, CategoryBlock), get_items=lambda s: [Crop(tmp_path/'sheet.png', i) for i in range(32)], get_x=crop,
+                      get_y=lambda c: 'right' if c.part % 4 > 1 else 'left', splitter=IndexSplitter(list(range(24, 32))))
+    done = quiet(learner(block.dataloaders(tmp_path, bs=8, device='cpu', num_workers=0)), 'fine_tune', 1)
+    assert done.photos == 24 and done.losses[0] < .2                 # red on the right, black on the left
+
+
+def test_arguments_that_do_nothing_are_said(learner, sample):
+    with pytest.raises(TypeError, match='epohs'): quiet(learner(), 'fine_tune', epohs=7)
+    with pytest.warns(UserWarning, match='only the head is fitted'): quiet(learner(), 'fine_tune', lr=1e-4)
+    with pytest.raises(ValueError, match='answers with 7 numbers, but the pictures have 5 classes'): quiet(learner(n_out=7), 'fine_tune')
+    several = blocks(sample, blocks=(ImageBlock, MultiCategoryBlock), get_y=lambda p: [parent_label(p)])
+    with pytest.raises(ValueError, match='each picture needs one class'): quiet(learner(several), 'fine_tune')
+    number = blocks(sample, blocks=(ImageBlock, RegressionBlock), get_y=lambda p: 1.)
+    with pytest.raises(ValueError, match='each picture needs one class'): quiet(learner(number, n_out=1), 'fine_tune')
+    learn = learner(where='stem')
+    with pytest.warns(UserWarning, match="where='all' changes nothing"): learn.to_lslu(where='all')
+    with pytest.raises(DataError, match='no test pictures'): labelled_test(learn.dls)
+
+
+def test_loaders_of_another_net_are_said(sample, weights, tmp_path):
+    dls = image_dls(sample, 64, 8, group=None, device='cpu')
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', 'these loaders')
+        for _ in range(2): lslu_learner(dls, NET, pretrained=str(weights), path=tmp_path)
+    with pytest.warns(UserWarning, match=f'normalised for {NET}, now they are for tf_efficientnet_lite0'): lslu_learner(dls, 'tf_efficientnet_lite0', pretrained=True, path=tmp_path)
+
+
+def test_without_validation_pictures(sample, learner):
+    whole = blocks(sample, splitter=lambda items: (list(range(len(items))), []))
+    assert quiet(learner(whole), 'fine_tune', 1).photos == len(whole.train_ds)
+
+
+def test_summary_before_and_after(learner):
+    learn = learner()
+    assert 'Total params' in learn.summary()
+    quiet(learn, 'fit', 1)
+    assert 'Total params' in learn.summary()
+
+
+class Die(Callback):
+    "Ends a training after an epoch of the fit of `n` epochs, as a power cut does"
+    order = 110
+    def __init__(self, n, epoch): self.n, self.at = n, epoch
+    def after_epoch(self):
+        if (self.n_epoch, self.epoch) == (self.n, self.at): raise KeyboardInterrupt
+
+
+def test_fine_tune_of_fastai_goes_on_in_its_second_part(sample, tmp_path):
+    def run(name, *cbs):
+        learn = lslu_learner(image_dls(sample, 32, 8, group=None, aug='none', device='cpu', fast=True), 'vanillanet_5_x0_125', stem_stride=1, path=tmp_path/name, seed=1)
+        state, seen = Checkpoint(tmp_path/name/'state', resume=True), []
+        class Count(Callback):
+            def before_train(self): seen.append((self.n_epoch, self.epoch))
+        try: quiet(learn, 'fine_tune', 3, cbs=[state, Count(), *cbs])
+        except KeyboardInterrupt: pass
+        return learn, seen
+    whole, seen = run('whole')
+    assert seen == [(1, 0), (3, 0), (3, 1), (3, 2)]
+    for at, left in ((0, [(3, 1), (3, 2)]), (1, [(3, 2)])):
+        run(f'died_{at}', Die(3, at))
+        again, seen = run(f'died_{at}')
+        assert seen == left
+        assert all(torch.equal(a, b) for a, b in zip(whole.model.state_dict().values(), again.model.state_dict().values()))
+
+
+def test_a_tracker_of_fastai_remembers_its_best(sample, tmp_path):
+    def learner(cbs):
+        return lslu_learner(image_dls(sample, 32, 8, group=None, aug='none', device='cpu', fast=True), 'vanillanet_5_x0_125', stem_stride=1, path=tmp_path, seed=1, cbs=[Checkpoint(tmp_path/'state', resume=True), *cbs])
+    try: quiet(learner([first := SaveModelCallback(), Die(3, 0)]), 'fit', 3, 1e-3)
+    except KeyboardInterrupt: pass
+    class Remembers(Callback):
+        order = SaveModelCallback.order - 1
+        def before_train(self): seen.append(again.best)
+    seen, again = [], SaveModelCallback()
+    quiet(learner([again, Remembers()]), 'fit', 3, 1e-3)
+    assert seen[0] == first.best < float('inf') and again.best <= first.best
