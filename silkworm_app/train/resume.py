@@ -100,7 +100,8 @@ def training_state(
     passes = getattr(learn.dls.train, 'epoch', learn.epoch+1)                           # of the loader, in earlier fits, too
     return _plain(dict(version=1, epoch=learn.epoch+1, passes=passes, n_epoch=learn.n_epoch, train_iter=learn.train_iter,
                        callbacks=own, logs=logs, model=dict(get_model(learn.model).state_dict()), opt=learn.opt.state_dict(),
-                       rng=_rng_state(), recorder=_recorder_state(learn.recorder), grads=_grads(learn), scaler=scaler.state_dict() if scaler else {}))
+                       rng=_rng_state(), recorder=_recorder_state(learn.recorder), grads=_grads(learn),
+                       scaler=scaler.state_dict() if scaler else {}))
 
 # %% ../../nbs/train/02_resume.ipynb #4254f98b
 def load_training_state(
