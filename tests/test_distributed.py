@@ -14,15 +14,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fastai.callback.core import Callback
-from fastai.metrics import AccumMetric
+from fastai.metrics import AccumMetric, accuracy
 from fastai.optimizer import SGD
 from fastai.torch_core import get_model, num_distrib, rank_distrib
 
 from silkworm_app.data.loaders import image_dls
 from silkworm_app.data.sample import draw_sample
-from fastai.metrics import accuracy
 from silkworm_app.train.callback import WeightEMA
-from silkworm_app.train.distributed import Processes, WholeLoss, leave
+from silkworm_app.train.distributed import Processes, leave
 from silkworm_app.train.fit import main as train_main
 from silkworm_app.train.learner import lslu_learner
 from silkworm_app.train import one
@@ -40,7 +39,7 @@ def trained(data, arch, out):
     learn = lslu_learner(dls, arch, opt_func=partial(SGD, mom=.9), lr=lr, wd=.01, drop_rate=0., seed=0, path=f'{out}.run', metrics=[AccumMetric(accuracy, flatten=False, name='accuracy')],
                          cbs=[Double(), WeightEMA([.5, .9])], **kw)
     learn.model.double()
-    learn.recorder.loss = WholeLoss(lambda p, t: torch.nn.functional.cross_entropy(p, t))
+    learn.recorder.loss = AccumMetric(torch.nn.functional.cross_entropy, flatten=False, name='loss')
     if num_distrib() > 1: learn.add_cb(Processes(cpu=True))
     with learn.no_bar(), learn.no_logging(): learn.fit(2, lr)
     if not rank_distrib(): torch.save(dict(model=get_model(learn.model).state_dict(), ema=learn.weight_ema.module(.9).state_dict(), values=[list(map(float, v)) for v in learn.recorder.values],

@@ -98,24 +98,23 @@ def _choose(x, y, photos, k, size, balance, seed):
     seen = np.concatenate([b for _,b in folds] or [[]]).astype(int)
     if not len(seen): return [(1, _logistic(.1))],.1,None
     weights = photograph_weights(y[seen], photos[seen], balance)
+    bar = Progress('classifiers of growing strength, at most', len(STRENGTHS) + len(MARGINS), many)
+    loss = lambda z: float(photograph_losses(softmax(z), y[seen], photos[seen], balance).sum())
     def judged(classifier):
         heads = (_fit(x[a], y[a], photograph_weights(y[a], photos[a], balance), k, classifier) for a,_ in folds)
         z = np.concatenate([x[b] @ weight.T + bias for (_, b),(weight, bias) in zip(folds, heads)])
         t = 1/fit_temperature(z, y[seen], weights)
-        return t,z*t,float(loss(z*t))
-    loss = lambda z: photograph_losses(softmax(z), y[seen], photos[seen], balance).sum()
+        bar.step()
+        return loss(z*t),classifier,t,z*t
     def best(classifiers):
         found = None
-        for c in classifiers:
-            now = (c, *judged(c))
-            bar.step()
-            if found is None or now[3] < found[3]: found = now
+        for now in map(judged, classifiers):
+            if found is None or now[0] < found[0]: found = now
             elif many: break                                                             # weaker penalties take longest
-        return found
-    bar = Progress('classifiers of growing strength, at most', len(STRENGTHS) + len(MARGINS), many)
-    soft,hard = best(map(_logistic, STRENGTHS)),best(_margin(C, size) for C in MARGINS)
+        return found[1:]
+    (soft, s, zs),(hard, h, zh) = best(map(_logistic, STRENGTHS)),best(_margin(C, size) for C in MARGINS)
     bar.done()
-    return [(t/2, c) for c,t,*_ in (soft, hard)],soft[0].C,float(loss((soft[2] + hard[2])/2))
+    return [(s/2, soft), (h/2, hard)],soft.C,loss((zs + zh)/2)
 
 # %% ../../nbs/train/03_head.ipynb #5a1e0c06
 def fit_head(

@@ -18,6 +18,7 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.training import GradientAccumulation, GradientClip
+from fastai.metrics import AccumMetric
 from fastai.torch_core import get_model, num_distrib, rank_distrib, set_seed
 
 from ..act.patch import lslu_model
@@ -30,7 +31,7 @@ from ..data.imaging import Preprocess
 from ..data.loaders import image_dls
 from .callback import EarlyStopping, SaveBest, StopOnNaN, WeightEMA, act_slope, cross_entropy, pictures_of
 from .config import TrainConfig, TrainError
-from .distributed import Processes, WholeLoss
+from .distributed import Processes
 from .learner import lslu_learner
 from .log import PrintEpoch, SeedEpoch, SkipValidation, loggers, say
 from .mixing import loss_callbacks
@@ -174,7 +175,7 @@ def build_learner(
     learn.add_cbs(cbs)
     if num_distrib() > 1:
         learn.add_cb(Processes(cfg.sync_bn, device.type == 'cpu'))
-        learn.recorder.loss = WholeLoss(cross_entropy)
+        learn.recorder.loss = AccumMetric(cross_entropy, flatten=False, name='loss')    # each picture of all processes counts once
     if cfg.compile: learn.model.compile()
     return learn
 
