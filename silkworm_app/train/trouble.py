@@ -55,6 +55,30 @@ def under_two_classes(
     return [sorted(v) for v in groups.values() if len({c for _, c in v}) > 1]
 
 # %% ../../nbs/train/15a_trouble.ipynb #a5b5d12e
+def _table(rows, twice, rel):
+    head = 'file', 'label', 'looks like', 'probability of the label', 'probability of what it looks like', 'copies'
+    doubted = [(rel(o['files'][0]), o['label'], o['looks_like'], f'{o["p_label"]:.3f}', f'{o["p_looks_like"]:.3f}', len(o['files']))
+               for o in rows if o['files']]
+    return [head, *doubted, *((rel(p), c, ', '.join(sorted({o for _, o in v} - {c})), '', '', len(v)) for v in twice for p, c in v)]
+
+def _groups(rows, twice, rel):
+    "Of the page: what is labelled alike and looks alike stands together"
+    alike = {}
+    for o in rows:
+        said = f'{rel(o["files"][0])}: {o["label"]} {o["p_label"]:.0%}, {o["looks_like"]} {o["p_looks_like"]:.0%}' if o['files'] else None
+        alike.setdefault((o['label'], o['looks_like']), []).extend([(o['files'][0], said)] if said else [])
+    look = 'The surest first. The net may be wrong, too: look.'
+    groups = [(f'Labelled {a}, looks like {b}', look, v) for (a, b), v in sorted(alike.items())]
+    both = [(p, f'{rel(p)}: {c}') for v in twice for p, c in v]
+    return [*groups, ('Under two classes', 'One photograph, two labels: at least one is wrong.', both)]
+
+def _lines(rows, twice, rel):
+    "For the console: five of each"
+    doubted = [f'  {rel(o["files"][0])}: labelled {o["label"]}, looks like {o["looks_like"]} ({o["p_looks_like"]:.0%})'
+               for o in rows[:5] if o['files']]
+    if len(rows) > 5: doubted.append(f'  and {len(rows) - 5} more')
+    return doubted, ['  ' + ', '.join(f'{rel(p)} ({c})' for c, p in {c: p for p, c in v}.items()) for v in twice[:5]]
+
 def write_trouble(
     run:RunFolder, # of `cross_validate`
     splits, # of `whole_split`
@@ -63,23 +87,11 @@ def write_trouble(
     "The table and the page of the run's doubtful labels"
     rows = troubled(run, splits)
     rel = lambda p: shown(Path(p).relative_to(splits.path)) if splits.path and Path(p).is_relative_to(splits.path) else shown(p)
-    table = [(rel(o['files'][0]), o['label'], o['looks_like'], f'{o["p_label"]:.3f}', f'{o["p_looks_like"]:.3f}', len(o['files']))
-             for o in rows if o['files']]
-    table += [(rel(p), c, ', '.join(sorted({o for _, o in v} - {c})), '', '', len(v)) for v in twice for p, c in v]
-    head = 'file', 'label', 'looks like', 'probability of the label', 'probability of what it looks like', 'copies'
-    write_table(run.trouble, [head, *table])
     n = len({splits.groups[Path(p)] for p, *_ in photographs_of(splits)})
-    say = [f'{len(rows)} of {n} photographs look like another class than their label says, to nets that had not seen them']
-    pairs = sorted({(o['label'], o['looks_like']) for o in rows})
-    groups = [(f'Labelled {a}, looks like {b}', 'The surest first. The net may be wrong, too: look.', [
-        (o['files'][0], f'{rel(o["files"][0])}: {a} {o["p_label"]:.0%}, {b} {o["p_looks_like"]:.0%}')
-        for o in rows if (o['label'], o['looks_like']) == (a, b) and o['files']]) for a, b in pairs]
-    groups.append(('Under two classes', 'One photograph, two labels: at least one is wrong.',
-                   [(p, f'{rel(p)}: {c}') for v in twice for p, c in v]))
-    if twice: say.append(f'{len(twice)} photograph(s) stand under two or more classes; they were left out')
-    write_text(run.trouble_page, contact_sheet('Labels to look at', say, groups))
-    out = [f'{say[0]}{":" if rows else ""}', *(f'  {rel(o["files"][0])}: labelled {o["label"]}, looks like {o["looks_like"]} '
-           f'({o["p_looks_like"]:.0%})' for o in rows[:5] if o['files'])]
-    if len(rows) > 5: out.append(f'  and {len(rows) - 5} more')
-    out += [*(f'{s}:' for s in say[1:]), *('  ' + ', '.join(f'{rel(p)} ({c})' for c, p in {c: p for p, c in v}.items()) for v in twice[:5])]
-    return out + ([f'Look at them: {run.trouble_page} ({run.trouble.name} is the table)'] if rows or twice else [])
+    found = f'{len(rows)} of {n} photographs look like another class than their label says, to nets that had not seen them'
+    both = [f'{len(twice)} photograph(s) stand under two or more classes; they were left out'] if twice else []
+    write_table(run.trouble, _table(rows, twice, rel))
+    write_text(run.trouble_page, contact_sheet('Labels to look at', [found, *both], _groups(rows, twice, rel)))
+    doubted, under_two = _lines(rows, twice, rel)
+    look = [f'Look at them: {run.trouble_page} ({run.trouble.name} is the table)'] if rows or twice else []
+    return [found + (':' if rows else ''), *doubted, *(f'{o}:' for o in both), *under_two, *look]
