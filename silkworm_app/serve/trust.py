@@ -76,7 +76,7 @@ class Decision:
         return Reason('measured', **self.measured) if self.measured else None
 
     def __str__(self):
-        if self.kind in ('nothing', 'unlike'): return f"can't tell: {'; '.join(self.reasons)}"
+        if self.kind in ('nothing', 'unlike'): return f"can't tell: {'; '.join(self.reasons) or 'every class is still possible'}"
         head = f'{self.label} ({self.prob:.0%})' if self.kind == 'one' else listed(self.labels, 'or')
         tell = [Reason('excluded', labels=self.excluded)] if self.excluded and (self.kind == 'several' or self.unproven) else []
         return '; '.join([*([head] if head else []), *tell, *self.reasons])
@@ -299,7 +299,7 @@ class _Decide:
         reasons = [Reason('unproven', seen=apart, needed=t.needed)] if apart else []
         m = t.measured
         if keep.all():
-            if len(labels) > 1: reasons.insert(0, Reason('ambiguous', probs={c: base['probs'][c] for c in labels[:3]}))
+            if base['prob'] < SURE: reasons.insert(0, Reason('ambiguous', probs={c: base['probs'][c] for c in labels[:3]}))
             vague = m.get('nothing', 0) > .5 * m.get('photographs', 0)
             return Decision(None, **base, reasons=reasons, kind='nothing', labels=labels,
                             advice='collect' if unproven or vague else 'camera')

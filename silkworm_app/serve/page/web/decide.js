@@ -83,10 +83,12 @@ function p_value(p, scores) {
 
 const by_size = p => p.map((_, i) => i).sort((i, j) => p[j] - p[i] || i - j);
 
+const SURE = 2 / 3;                                   // smallest probability of a class that is answered alone
+
 // The fewest classes that hold two thirds of the probability, and those that are at least half as probable as the last of these.
 function most_probable(p) {
   let total = 0, last = 0;
-  for (const i of by_size(p)) { last = p[i]; total += last; if (total >= 2 / 3 - 1e-9) break; }
+  for (const i of by_size(p)) { last = p[i]; total += last; if (total >= SURE - 1e-9) break; }
   return p.map(v => v >= last / 2);
 }
 
@@ -130,7 +132,7 @@ function by_sets(t, p, a) {
   const codes = apart.length ? [reason('unproven', {seen: of(apart.map(i => [names[i], scores[i].length])), needed})] : [];
   a = {...a, labels, unproven, codes, pvalues: of(names.map((c, i) => [c, pvalues[i]]))};
   if (all) {
-    if (labels.length > 1) codes.unshift(reason('ambiguous', {probs: of(labels.slice(0, 3).map(c => [c, p[names.indexOf(c)]]))}));
+    if (a.probability < SURE) codes.unshift(reason('ambiguous', {probs: of(labels.slice(0, 3).map(c => [c, p[names.indexOf(c)]]))}));
     const vague = (m.nothing || 0) > .5 * (m.photographs || 0);
     return {...a, kind: 'nothing', advice: hardly.length || vague ? 'collect' : 'camera'};
   }
