@@ -216,8 +216,10 @@ _upright_by = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180
                6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
 
 def _upright(im):
-    "The picture as the camera was held; as it is stored where EXIF can't be read."
-    try: turn = im.getexif().get(0x0112)
+    "The picture as the camera was held, by EXIF; as it is stored where EXIF can't be read. Pillow follows XMP, too, which browsers don't."
+    told = Image.Image()
+    told.info = {k: v for k, v in im.info.items() if k not in ('xmp', 'XML:com.adobe.xmp')}
+    try: turn = (im if len(told.info) == len(im.info) else told).getexif().get(0x0112)
     except Exception: turn = None
     if turn not in _upright_by: return im
     return im.transpose(_upright_by[turn])
