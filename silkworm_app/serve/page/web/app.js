@@ -2,7 +2,7 @@
 
 import * as ort from './ort/ort.wasm.min.mjs';
 import {decide, picture_stats, unpack} from './decide.js';
-import {half_even, normalised, open_picture, square} from './picture.js';
+import {TooLarge, half_even, normalised, open_picture, square} from './picture.js';
 
 const $ = id => document.getElementById(id);
 let model, arrays, session, words, answer, ready = false, serial = 0;
@@ -18,6 +18,8 @@ function el(name, cls, ...inside) {
 // The words, as `Say` in html.py puts them together.
 const say = (key, v = {}) => words.texts[key].replace(/\{(\w+)\}/g, (_, k) => v[k]);
 const title = c => words.titles[c];
+const by_class = o => model.classes.filter(c => Object.hasOwn(o, c)).map(c => [c, o[c]]);       // objects sort names that are whole numbers
+const surest_first = o => by_class(o).sort((x, y) => y[1] - x[1]);
 const pct = p => `${half_even(100 * p)}%`;
 
 function list(items, last = 'and', most = 8) {
@@ -29,7 +31,7 @@ function list(items, last = 'and', most = 8) {
 const classes = (names, last) => list(names.map(title), last);
 
 function unproven({seen, needed}) {
-  const names = Object.keys(seen), n = Object.values(seen);
+  const [names, n] = [0, 1].map(k => by_class(seen).map(o => o[k]));
   if (names.length > 8) return say('unproven_many', {n: names.length, seen: Math.max(...n), needed});
   return say(names.length === 1 ? 'reason_unproven' : 'unproven_more', {classes: classes(names), seen: list(n), needed});
 }
@@ -37,14 +39,14 @@ function unproven({seen, needed}) {
 function reason({code, values}) {
   const v = {...values};
   if (code === 'unproven') return unproven(v);
-  if (code === 'ambiguous') v.list = list(Object.entries(v.probs).map(([c, p]) => `${title(c)} ${pct(p)}`));
+  if (code === 'ambiguous') v.list = list(surest_first(v.probs).map(([c, p]) => `${title(c)} ${pct(p)}`));
   for (const k of ['label', 'first', 'second']) if (k in v) v[k] = title(v[k]);
   for (const k of ['p', 'q', 'threshold']) if (k in v) v[k] = pct(v[k]);
   return say(`reason_${code}`, v);
 }
 
 function collect(a) {
-  const items = Object.entries(a.unproven).filter(([, [n, m]]) => m > n).map(([c, [n, m]]) => say('advice_collect_item', {label: title(c), more: m - n}));
+  const items = by_class(a.unproven).filter(([, [n, m]]) => m > n).map(([c, [n, m]]) => say('advice_collect_item', {label: title(c), more: m - n}));
   return items.length ? say('advice_collect_list', {list: list(items)}) : '';
 }
 
@@ -74,7 +76,7 @@ function verdict(a) {
 function why(a) {
   const risk = model.trust.risk, proof = Object.keys(a.pvalues).length > 0, cells = (tag, ...texts) => el('tr', '', ...texts.map(t => el(tag, '', t)));
   const table = el('table', '', cells('th', say('class'), say('probability'), ...(proof ? [say('fits')] : [])));
-  for (const [c, p] of Object.entries(a.probabilities).sort((x, y) => y[1] - x[1])) {
+  for (const [c, p] of surest_first(a.probabilities)) {
     const bar = el('meter');
     bar.value = p;
     table.append(cells('td', title(c), el('span', '', bar, ` ${pct(p)}`), ...(proof ? [a.pvalues[c].toFixed(2)] : [])));
@@ -130,17 +132,21 @@ export async function ask(file) {
 }
 
 async function take(e) {
-  const file = e.target.files[0], mine = ++serial;
+  const file = e.target.files[0];
   e.target.value = '';                               // the same file may be taken again
   if (!file) return;
+  const mine = ++serial;
   URL.revokeObjectURL($('picture').src);
   Object.assign($('picture'), {src: URL.createObjectURL(file), hidden: false, alt: file.name});
   answer = null;
   show();
   let found;
   try { found = await ask(file); }
-  catch (err) { console.warn(err); $('picture').hidden = true; found = {error: () => say('web_unreadable')}; }
-  if (mine === serial) { answer = found; show(); }
+  catch (err) { console.warn(err); found = {error: () => say(err instanceof TooLarge ? 'web_too_large' : 'web_unreadable')}; }
+  if (mine !== serial) return;                       // another picture was taken meanwhile
+  answer = found;
+  $('picture').hidden = 'error' in found;
+  show();
 }
 
 async function keep() {

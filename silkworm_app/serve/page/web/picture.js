@@ -1,7 +1,7 @@
 // From a picture file to the numbers that the net sees, as data/imaging.py makes them: upright, on white, cut and resized with
 // Pillow's filters in whole numbers of eight bits, normalised in 32 bits.
 
-const MAX_PIXELS = 80e6, STRIP = 4e6;               // pixels of one strip of a large picture
+const MAX_PIXELS = 80e6, MAX_SIDE = 65535, STRIP = 4e6;          // a wider canvas stays empty; pixels of one strip of a large picture
 const f32 = Math.fround;
 
 // Resampling kernels of Pillow: the half width, and the weight at a distance.
@@ -86,22 +86,58 @@ export function normalised(rgb, pre) {
   return out;
 }
 
-// Whether a file holds a colour profile; without one, browsers are told to leave its colours alone.
-function has_profile(bytes) {
-  const text = new TextDecoder('latin1').decode(bytes.subarray(0, 1 << 18));
-  return ['ICC_PROFILE', 'iCCP', 'ICCP', 'colr'].some(t => text.includes(t));
+export class TooLarge extends Error {}
+
+function small_enough(w, h) {
+  if (w * h > MAX_PIXELS || Math.max(w, h) > MAX_SIDE) throw new TooLarge(`${w} x ${h} pixels`);
+}
+
+// How a picture of w x h pixels goes on a canvas to stand upright, by its orientation in EXIF.
+const TURNS = [null, () => [1, 0, 0, 1, 0, 0], w => [-1, 0, 0, 1, w, 0], (w, h) => [-1, 0, 0, -1, w, h], (w, h) => [1, 0, 0, -1, 0, h],
+               () => [0, 1, 1, 0, 0, 0], (w, h) => [0, 1, -1, 0, h, 0], (w, h) => [0, -1, -1, 0, h, w], w => [0, -1, 1, 0, 0, w]];
+
+function orientation(exif) {
+  try {
+    const from = exif.getUint32(0) === 0x45786966 ? 6 : 0, little = exif.getUint16(from) === 0x4949, list = from + exif.getUint32(from + 4, little);
+    for (let n = exif.getUint16(list, little), at = list + 2; n--; at += 12) {
+      const turn = exif.getUint16(at, little) === 0x0112 && exif.getUint16(at + 8, little);
+      if (TURNS[turn]) return turn;
+    }
+  } catch { /* cut short: as it is stored */ }
+  return 1;
+}
+
+// What a file says ahead of decoding: whether it holds a colour profile, however far behind (without one, browsers are told to leave
+// its colours alone), and the orientation of WebP, which browsers leave alone. Too many pixels in JPEG or PNG are refused here.
+async function read_about(file) {
+  const read = async (at, n) => new DataView(await file.slice(at, at + n).arrayBuffer()), [JPEG, PNG, WEBP] = [0xffd8, 0x8950, 0x5249];
+  const text = view => new TextDecoder('latin1').decode(view), kind = (await read(0, 2)).getUint16(0);
+  let profile = text(await read(0, 1 << 18)).includes('colr'), turn = 1, next;      // AVIF and HEIC
+  for (let at = {[JPEG]: 2, [PNG]: 8, [WEBP]: 12}[kind]; at + 16 <= file.size; at = next) {
+    const v = await read(at, 16), mark = v.getUint16(0), name = text(v).substr(kind === WEBP ? 0 : 4, 4);
+    if (kind === JPEG ? mark <= 0xff00 || mark === 0xffda : name === 'IDAT') break;
+    if (kind === JPEG && mark >= 0xffc0 && mark <= 0xffc2) small_enough(v.getUint16(7), v.getUint16(5));
+    if (kind === PNG && name === 'IHDR') small_enough(v.getUint32(8), v.getUint32(12));
+    const n = v.getUint32(4, true);
+    if (kind === WEBP && name === 'EXIF') turn = orientation(await read(at + 8, n));
+    profile ||= ['ICC_', 'iCCP', 'ICCP'].includes(name);
+    next = at + (kind === JPEG ? 2 + v.getUint16(2) : kind === PNG ? 12 + v.getUint32(0) : 8 + n + n % 2);
+  }
+  return [profile, turn];
 }
 
 // A file (Blob) as [rows, [width, height]] for `square`: decoded by the browser, upright, on white.
 export async function open_picture(file) {
-  const bytes = new Uint8Array(await file.slice(0, 1 << 18).arrayBuffer());
-  const how = {imageOrientation: 'from-image', premultiplyAlpha: 'none', colorSpaceConversion: has_profile(bytes) ? 'default' : 'none'};
-  const image = await createImageBitmap(file, how), w = image.width, h = image.height;
-  if (w * h > MAX_PIXELS) throw new Error('too many pixels');
+  const [profile, turn] = await read_about(file);
+  const how = {imageOrientation: turn === 1 ? 'from-image' : 'none', premultiplyAlpha: 'none', colorSpaceConversion: profile ? 'default' : 'none'};
+  const image = await createImageBitmap(file, how), [w, h] = turn > 4 ? [image.height, image.width] : [image.width, image.height];
+  small_enough(w, h);
   const rows = (y, n) => {
     const canvas = new OffscreenCanvas(w, n), pen = canvas.getContext('2d', {willReadFrequently: true, colorSpace: 'srgb'});
     pen.imageSmoothingEnabled = false;
-    pen.drawImage(image, 0, y, w, n, 0, 0, w, n);
+    pen.translate(0, -y);
+    pen.transform(...TURNS[turn](image.width, image.height));
+    pen.drawImage(image, 0, 0);
     const data = pen.getImageData(0, 0, w, n).data;
     for (let i = 0; i < data.length; i += 4) {
       const a = data[i + 3];
