@@ -4,11 +4,13 @@ import json
 import pytest
 import torch
 
+from silkworm_app.act.fuse import fuse
 from silkworm_app.act.lslu import LSLU
+from silkworm_app.act.patch import lslu_model
 from silkworm_app.lab import bench
 from silkworm_app.lab.bench import main, run_bench
 from silkworm_app.clock import in_turns
-from silkworm_app.lab.timing import StepLSLU, layer_arms, net_arms, saved_bytes, stats_of, step_by_step
+from silkworm_app.lab.timing import StepLSLU, latency, layer_arms, net_arms, saved_bytes, stats_of, step_by_step
 
 
 def grads(model, x):
@@ -103,6 +105,15 @@ def test_the_command_writes_what_it_measured(tmp_path, capsys):
     assert len(list(tmp_path.glob('*.png'))) >= 4
     out = capsys.readouterr().out
     assert '| lslu |' in out and 'times as fast' in out
+
+
+def test_latency_says_what_a_picture_and_a_file_cost():
+    nets = {w: fuse(lslu_model('vanillanet_5_x0_125', 5, input_size=64, dims=[w] * 4).eval(), 64) for w in (8, 128)}
+    cost = latency(nets, 64, rounds=3)
+    assert list(cost) == [8, 128] and cost[128]['ms'] > cost[8]['ms'] > 0 and all(v['q1'] <= v['ms'] <= v['q3'] and v['n'] == 3 for v in cost.values())
+    for w, net in nets.items():
+        weights = sum(4 * p.numel() for p in net.state_dict().values()) / 1e6
+        assert weights < cost[w]['megabytes'] < weights + .4
 
 
 @pytest.mark.slow

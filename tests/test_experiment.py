@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import yaml
 
-from silkworm_app.files import read_table
 from silkworm_app.lab import grid as experiment, report
 from silkworm_app.lab.grid import GridError, make_grid, read_grid, read_results, run_grid, run_id, setting
 from silkworm_app.lab.report import main
+from silkworm_app.train.one import build_model
 
 shipped = Path(__file__).resolve().parent.parent / 'experiments'
 TINY = dict(group='hash', input_size=32, batch_size=8, epochs=1, aug='light', device='cpu', stem_stride=4, model_kwargs=dict(dims=[8, 8, 8, 8]))
@@ -135,7 +135,9 @@ def test_shipped_grids_are_sound(file):
     assert grid.name == file.stem and 'Size:' in grid.about
     names = ('model', 'act', 'act_num', 'per_channel', 'form', 'where', 'init', 'model_kwargs', 'stem_stride', 'input_size')
     nets = {json.dumps([setting(r, k) for k in names]): r for r in grid.runs if r['model'] != 'vanillanet_5'}
-    for r in list(nets.values())[:7]: experiment.make_model(r, 10)
+    for cfg in map(experiment.settings_of, list(nets.values())[:7]):
+        cfg.stem_stride, cfg.drop = (None if v == 'auto' else v for v in (cfg.stem_stride, cfg.drop))
+        build_model(cfg, 10)
 
 
 @pytest.mark.parametrize('name', ['cifar10', 'cifar100', 'act_num', 'regularisation', 'position', 'silkworm'])
@@ -179,15 +181,16 @@ def test_results_of_other_pictures_are_refused(drawings, done, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize('base, word', [(dict(part='x'), 'part must be a whole number'), (dict(part=None), 'part'), (dict(views=['one']), 'views must be one of one, flip, symmetry'),
-                                        (dict(by='picture'), 'by must be one of photo, file'), (dict(halve_stem='perhaps'), 'halve_stem must be true or false'), (dict(threads='many'), 'threads')])
+                                        (dict(by='picture'), 'by must be one of photo, file'), (dict(threads='many'), 'threads')])
 def test_wrong_extras_are_refused_before_training(base, word):
     with pytest.raises(GridError, match=word): make_grid(dict(base=base))
 
 
 def test_extras_are_read_and_ids_stay():
     run = lambda **k: make_grid(dict(base=k)).runs[0]
-    assert run(halve_stem='no')['halve_stem'] is False and run(part='1')['part'] == 1 and run(threads=None)['threads'] is None
-    assert run_id(run(part=1, views='flip', halve_stem=True)) == '6b39674698' and run_id(run(halve_stem=1)) == 'ebc69312b9'
+    assert run(part='1')['part'] == 1 and run(threads=None)['threads'] is None
+    assert run_id(run()) == run_id(run(threads=None)) == '44136fa355'
+    assert run_id(run(part=1, views='flip')) == 'fab2c35897' and run_id(run(epochs=7, by='file', act_num=1)) == '1e99b10d04'
 
 
 def test_wrong_files_are_named(tmp_path, capsys):
@@ -215,7 +218,7 @@ def test_counts_below_one_are_refused(tmp_path, capsys, option, n):
 
 
 def test_report_of_an_empty_folder_says_so(drawings, tmp_path, capsys):
-    (tmp_path / 'g.yaml').write_text(yaml.safe_dump({**small_grid(drawings), 'latency': True}))
+    (tmp_path / 'g.yaml').write_text(yaml.safe_dump(small_grid(drawings)))
     assert main([str(tmp_path / 'g.yaml'), '--out', str(tmp_path / 'out'), '--report']) == 2
     assert f'{tmp_path / "out"} holds no finished run of small' in capsys.readouterr().err
 
@@ -280,43 +283,3 @@ def test_model_card_of_cross_validated_bundle(tmp_path, capsys, monkeypatch):
     assert '1 picture(s) stand' not in card, 'what was left out is still warned of'
     assert run('b', '--config', str(tmp_path / 'a/settings.yaml'), '--onnx', 'false')[1] == hashes
     assert train(['--data_path', str(tmp_path / 'p'), '--output_dir', str(tmp_path / 'd'), '--cross_validate', '18']) == 2 and 'cross_validate must be 2 to 17' in capsys.readouterr().err
-
-
-def test_latency_of_trained_arms_in_table_and_plot(drawings, tmp_path, capsys):
-    "A timm net as an arm: it learns with the halved stem, and table, CSV and plot say what one picture of each net costs."
-    d = small_grid(drawings)
-    d |= dict(latency=True, arms=dict(lslu={}, mobilenet=dict(model='mobilenetv3_small_050', where='none', stem_stride='auto', halve_stem=True, model_kwargs=None)), grid=dict(seed=[0]))
-    (tmp_path / 'g.yaml').write_text(yaml.safe_dump(d))
-    args = [str(tmp_path / 'g.yaml'), '--out', str(tmp_path / 'out')]
-    assert main(args) == 0
-    said = capsys.readouterr().out
-    rows = {r['arm']: r for r in read_table(tmp_path / 'out/latency.csv')}
-    assert list(rows) == ['lslu', 'mobilenet'] and float(rows['mobilenet']['ms']) > float(rows['lslu']['ms']) > 0
-    from silkworm_app.act.fuse import fuse
-    for r in read_grid(tmp_path / 'g.yaml').runs:
-        weights = sum(4 * p.numel() for p in fuse(experiment.make_model(r, 5).eval(), 32).state_dict().values()) / 1e6
-        assert weights < float(rows[r['arm']]['megabytes']) < weights + .4
-    trained = {r['arm']: r for r in read_results(tmp_path / 'out/results.csv')}
-    stock = make_grid(dict(base={**d['base'], 'model': 'mobilenetv3_small_050', 'where': 'none', 'stem_stride': 'auto', 'model_kwargs': None})).runs[0]
-    assert trained['mobilenet']['ops'] > 2 * experiment.run_one(stock)[0]['ops'], 'the stem was not halved in training'
-    assert 'ms a picture' in said and (tmp_path / 'out/latency.png').stat().st_size > 1000
-    before = (tmp_path / 'out/latency.csv').read_bytes()
-    assert main([*args, '--report']) == 0 and (tmp_path / 'out/latency.csv').read_bytes() == before
-
-
-@pytest.mark.parametrize('base, arms, word', [({}, dict(a=dict(input_size=48), b={}), '32, 48'), (dict(input_size='auto'), dict(a={}), 'auto')])
-def test_latency_of_several_sizes_is_refused_before_training(drawings, tmp_path, capsys, base, arms, word):
-    (tmp_path / 'g.yaml').write_text(yaml.safe_dump({**small_grid(drawings, **base), 'latency': True, 'arms': arms}))
-    assert main([str(tmp_path / 'g.yaml'), '--out', str(tmp_path / 'out')]) == 2 and not (tmp_path / 'out').exists()
-    said = capsys.readouterr().err
-    assert 'latency: give all arms the same input_size' in said and word in said
-    assert make_grid(dict(latency=True, base=dict(input_size=32), arms=dict(a={}, b=dict(act='relu')), grid=dict(input_size=[32, 48]))).latency
-
-
-def test_report_is_there_where_latency_cannot_be_measured(drawings, done, tmp_path, monkeypatch, capsys):
-    shutil.copytree(done[0], tmp_path / 'out')
-    (tmp_path / 'g.yaml').write_text(yaml.safe_dump({**small_grid(drawings), 'latency': True}))
-    def broken(*a, **k): raise OSError('no ONNX Runtime')
-    monkeypatch.setattr(report, 'latency', broken)
-    assert main([str(tmp_path / 'g.yaml'), '--out', str(tmp_path / 'out'), '--report']) == 2 and 'no ONNX Runtime' in capsys.readouterr().err
-    assert '| relu |' in (tmp_path / 'out/results.md').read_text() and (tmp_path / 'out/results.png').stat().st_size > 100

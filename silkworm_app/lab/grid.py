@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXTRAS', 'COLUMNS', 'GridError', 'setting', 'Grid', 'make_grid', 'read_grid', 'run_id', 'settings_of', 'pictures_of',
-           'stem', 'make_model', 'read_learned', 'run_one', 'read_results', 'append_row', 'run_grid', 'rows_of']
+           'read_learned', 'run_one', 'read_results', 'append_row', 'run_grid', 'rows_of']
 
 # %% ../../nbs/lab/04_grid.ipynb #bbd38269
 import contextlib, copy, csv, fcntl, hashlib, io, itertools, json, multiprocessing, os, tempfile, time
@@ -15,7 +15,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np, torch, yaml
-from torch import nn
 
 from ..data.loaders import test_loader
 from ..train.config import OPTIONS, TrainConfig, TrainError, READERS, convert
@@ -26,7 +25,7 @@ from ..files import one_line
 
 # %% ../../nbs/lab/04_grid.ipynb #dffea787
 from ..train.head import predict_logits
-from ..train.one import build_model, train_net
+from ..train.one import train_net
 from ..train.run import RunFolder
 from ..train.setup import load_splits, resolve
 from ..act.vanillanet import count_ops
@@ -38,7 +37,6 @@ EXTRAS = dict(
     part=0, # with cross_validate: the part that is tested
     by='photo', # with cross_validate: parts are cut by source photograph or, to show how that misleads, by 'file'
     views='one', # what is averaged in the test: 'one', 'flip' or 'symmetry' (eight positions)
-    halve_stem=False, # the first convolution has stride 1: for nets made for larger pictures
     threads=1) # of torch
 _views = dict(one='one', flip='mirror', symmetry='symmetry')
 _takes = dict(by=('photo', 'file'), views=tuple(_views))
@@ -61,7 +59,6 @@ class Grid:
     arms:list # names, in order
     baseline:str # the arm that the others are compared with
     vary:list = field(default_factory=list) # settings that differ between the runs, apart from seed and part
-    latency:bool = False # also measure what one picture costs
 
 def _values(o, where):
     if not isinstance(o, list) or not o: raise GridError(f'{where} must be a list of values, not {o!r}')
@@ -70,7 +67,7 @@ def _values(o, where):
 # %% ../../nbs/lab/04_grid.ipynb #e1ca9d43
 def _extra(k, v):
     "`v` as one of the `EXTRAS`, by the kind of its default; what equals its value already is left alone, for the sake of `run_id`"
-    if v is None and k in ('halve_stem', 'threads'): return v
+    if v is None and k == 'threads': return v
     read, what = READERS[type(EXTRAS[k]).__name__]
     if k in _takes: read, what = {o: o for o in _takes[k]}.__getitem__, 'one of ' + ', '.join(_takes[k])
     try: new = read(v)
@@ -101,12 +98,12 @@ def _one_run(a, b, where):
                     'leave one out, or put it into a grid with an --out of its own')
 
 def make_grid(
-    d:dict, # what the YAML file says: name, about, base, arms, grid, baseline, latency
+    d:dict, # what the YAML file says: name, about, base, arms, grid, baseline
     where:str='grid', # for messages
 )->Grid:
     "The product of the arms and the lists in `grid`; `GridError` for unknown names and for runs that can't be told apart"
     if not isinstance(d, dict): raise GridError(f'{where} must be a mapping with base, arms and grid')
-    entries = 'name', 'about', 'base', 'arms', 'grid', 'baseline', 'latency'
+    entries = 'name', 'about', 'base', 'arms', 'grid', 'baseline'
     extra = ', '.join(sorted(map(str, set(d) - set(entries))))
     if extra: raise GridError(f'{where}: unknown entries {extra}; there are {", ".join(entries)}')
     base, arms = _known(d.get('base') or {}, f'{where}: base'), d.get('arms') or {'lslu': {}}
@@ -121,12 +118,9 @@ def make_grid(
     baseline = str(d.get('baseline') or next(iter(arms)))
     if baseline not in arms: raise GridError(f'{where}: baseline {baseline!r} is none of the arms {", ".join(arms)}')
     runs = list(runs.values())
-    sizes = {setting(r, 'input_size') for r in {r['arm']: r for r in reversed(runs)}.values()} # of the nets that are timed
-    if d.get('latency') and (len(sizes) > 1 or 'auto' in sizes):
-        raise GridError(f'{where}: latency: give all arms the same input_size, a number, not {", ".join(sorted(map(str, sizes)))}')
     vary = [k for k in axes if k not in ('seed', 'part') and len({json.dumps(setting(r, k)) for r in runs}) > 1]
     name, about = (str(d.get(k) or other) for k, other in (('name', where), ('about', '')))
-    return Grid(name, about, runs, list(arms), baseline, vary, bool(d.get('latency')))
+    return Grid(name, about, runs, list(arms), baseline, vary)
 
 # %% ../../nbs/lab/04_grid.ipynb #b4427a41
 def read_grid(
@@ -181,26 +175,6 @@ def pictures_of(
     whole = whole_split(splits, cfg.valid_pct, cfg.seed)
     return part_splits(cfg, whole, photographs_of(whole), by, part)
 
-# %% ../../nbs/lab/04_grid.ipynb #4ca09478
-def stem(
-    model, # net
-    halved:bool, # the stride of its first convolution
-):
-    "A net for small pictures: its first convolution has stride 1"
-    if halved: next(m for m in model.modules() if isinstance(m, nn.Conv2d)).stride = (1, 1)
-    return model
-
-# %% ../../nbs/lab/04_grid.ipynb #b7b660b1
-def make_model(
-    s:dict, # settings
-    n:int, # classes
-):
-    "The net of one run, untrained; its `input_size` must be given"
-    cfg = settings_of(s)
-    for k, v in dict(model='vanillanet_5_x0_125', act_num=1 if cfg.input_size <= 64 else 3, stem_stride=None, drop=None).items():
-        if getattr(cfg, k) == 'auto': setattr(cfg, k, v)
-    return stem(build_model(cfg, n), setting(s, 'halve_stem'))
-
 # %% ../../nbs/lab/04_grid.ipynb #fa3c06e8
 def read_learned(
     file, # learnable_params.jsonl of a run
@@ -223,11 +197,10 @@ def _photo_counts(y, ok, groups, c):
     photos = [float(ok[y == c][g == k].mean()) for k in np.unique(g)]
     return [round(sum(photos), 6), len(photos)]
 
-def _train(s, cfg, splits, folder):
+def _train(cfg, splits, folder):
     "Train, without a word"
-    halved, quiet = setting(s, 'halve_stem'), PrintEpoch(epochs=False, log=lambda text: None)
     with contextlib.redirect_stdout(io.StringIO()):
-        return train_net(cfg, splits, RunFolder(folder), printer=quiet, begun=lambda learn: stem(learn.model, halved))
+        return train_net(cfg, splits, RunFolder(folder), printer=PrintEpoch(epochs=False, log=lambda text: None))
 
 # %% ../../nbs/lab/04_grid.ipynb #3fc4ee04
 def run_one(
@@ -239,7 +212,7 @@ def run_one(
     splits, groups = pictures_of(s)
     cfg, start = resolve(settings_of(s), splits), time.perf_counter()
     with tempfile.TemporaryDirectory() as d:
-        done = _train(s, cfg, splits, d)
+        done = _train(cfg, splits, d)
         learned = read_learned(RunFolder(d).params_json)
     seconds, dls, model = time.perf_counter() - start, done.learn.dls, done.model
     params, ops = count_ops(model, torch.zeros(1, 3, cfg.input_size, cfg.input_size, device=next(model.parameters()).device))
