@@ -1385,6 +1385,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'silkworm_app.serve.net.build_net': ('serve/net.html#build_net', 'silkworm_app/serve/net.py'),
                                         'silkworm_app.serve.net.picture_norms': ( 'serve/net.html#picture_norms',
                                                                                   'silkworm_app/serve/net.py'),
+                                        'silkworm_app.serve.net.quiet_export': ('serve/net.html#quiet_export', 'silkworm_app/serve/net.py'),
                                         'silkworm_app.serve.net.save_onnx': ('serve/net.html#save_onnx', 'silkworm_app/serve/net.py'),
                                         'silkworm_app.serve.net.save_torch_export': ( 'serve/net.html#save_torch_export',
                                                                                       'silkworm_app/serve/net.py')},

@@ -1,5 +1,7 @@
 "The benchmark compares like with like, counts memory right, and writes what it measured."
 import json
+import logging
+import warnings
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from silkworm_app.lab import bench
 from silkworm_app.lab.bench import main, run_bench
 from silkworm_app.clock import in_turns
 from silkworm_app.lab.timing import StepLSLU, latency, layer_arms, net_arms, saved_bytes, stats_of, step_by_step
+from silkworm_app.serve.net import quiet_export
 
 
 def grads(model, x):
@@ -105,6 +108,16 @@ def test_the_command_writes_what_it_measured(tmp_path, capsys):
     assert len(list(tmp_path.glob('*.png'))) >= 4
     out = capsys.readouterr().out
     assert '| lslu |' in out and 'times as fast' in out
+
+
+def test_the_exporter_is_quiet_only_while_it_exports(recwarn):
+    log, before = logging.getLogger('torch.onnx'), list(warnings.filters)
+    level = log.level
+    with pytest.raises(ValueError, match='an export that fails'), quiet_export():
+        assert log.getEffectiveLevel() == logging.ERROR
+        warnings.warn('of the exporter')
+        raise ValueError('an export that fails')
+    assert not list(recwarn) and log.level == level and warnings.filters == before
 
 
 def test_latency_says_what_a_picture_and_a_file_cost():

@@ -7,7 +7,7 @@ __all__ = ['StepLSLU', 'step_by_step', 'stats_of', 'saved_bytes', 'there_anyway'
            'peak_growth', 'peak_allocated', 'onnx_runner', 'latency', 'machine']
 
 # %% ../../nbs/lab/02_timing.ipynb #ca2ff54d
-import copy, gc, logging, multiprocessing, os, platform, statistics, tempfile, warnings
+import copy, gc, multiprocessing, os, platform, statistics, tempfile
 from pathlib import Path
 
 # %% ../../nbs/lab/02_timing.ipynb #4212d3d1
@@ -17,6 +17,7 @@ from torch import nn
 from silkworm_app.act.lslu import LSLU, reference_series
 from silkworm_app.act.patch import lslu_model
 from silkworm_app.clock import in_turns
+from silkworm_app.serve.net import quiet_export
 
 # %% ../../nbs/lab/02_timing.ipynb #d71e3cb6
 class StepLSLU(nn.Module):
@@ -218,15 +219,10 @@ def onnx_runner(
     threads:int=None, # None: as many as torch has
 )->tuple: # function without arguments that runs the model on `x`, bytes of the file
     "A model in ONNX Runtime on the CPU"
-    log = logging.getLogger('torch.onnx')
-    level = log.level
-    log.setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as d, warnings.catch_warnings():
-        warnings.simplefilter('ignore')
+    with tempfile.TemporaryDirectory() as d:
         file = f'{d}/m.onnx'
-        try:
+        with quiet_export():
             torch.onnx.export(model.cpu(), (x.cpu(),), file, dynamo=True, input_names=['image'], external_data=False, verbose=False)
-        finally: log.setLevel(level)
         so = ort.SessionOptions()
         so.intra_op_num_threads = threads or torch.get_num_threads()
         s,size = ort.InferenceSession(file, so, providers=['CPUExecutionProvider']),os.path.getsize(file)
