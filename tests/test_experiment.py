@@ -2,6 +2,7 @@
 import csv
 import json
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from silkworm_app.lab import grid as experiment, report
-from silkworm_app.lab.grid import GridError, make_grid, read_grid, read_results, run_grid, run_id, setting
+from silkworm_app.lab.grid import GridError, make_grid, read_grid, read_results, run_grid, run_id, value_or_default
 from silkworm_app.lab.report import main
 from silkworm_app.train.one import build_model
 
@@ -95,6 +96,14 @@ def test_values_survive_the_table(done):
     with open(done[0] / 'results.csv') as f: assert len(list(csv.reader(f))) == 5
 
 
+def test_a_row_says_what_was_counted(done):
+    "Accuracies are parts of whole numbers of pictures, to the last bit."
+    for r in done[1]:
+        right, n = np.sum(r['by_class'], 0)
+        assert r['tested'] == n and r['accuracy'] == right / n and r['balanced_accuracy'] == np.mean([a / b for a, b in r['by_class']])
+        assert r['valid_accuracy'] == float(Fraction(r['valid_accuracy']).limit_denominator(100))
+
+
 def test_folds_hold_photographs_together(tmp_path):
     "Pictures and their rotated copies: no photograph is on both sides, all files are tested once, and cutting by file mixes them."
     from PIL import Image
@@ -107,13 +116,13 @@ def test_folds_hold_photographs_together(tmp_path):
     s = make_grid(dict(base=dict(data_path=str(tmp_path / 'p'), cross_validate=3))).runs[0]
     tested = []
     for f in range(3):
-        splits, photos = experiment.pictures_of({**s, 'part': f})
+        splits, photos = experiment.splits_of({**s, 'part': f})
         of = splits.groups
         assert not {of[p] for p, _ in splits.train + splits.valid} & {of[p] for p, _ in splits.test}
         assert photos == [of[p] for p, _ in splits.test]
         tested += [p for p, _ in splits.test]
     assert len(tested) == len(set(tested)) == 36 and len(set(of.values())) == 12
-    splits, photos = experiment.pictures_of({**s, 'by': 'file'})
+    splits, photos = experiment.splits_of({**s, 'by': 'file'})
     assert {of[p] for p, _ in splits.train} & set(photos)
 
 
@@ -134,7 +143,7 @@ def test_shipped_grids_are_sound(file):
     grid = read_grid(file)
     assert grid.name == file.stem and 'Size:' in grid.about
     names = ('model', 'act', 'act_num', 'per_channel', 'form', 'where', 'init', 'model_kwargs', 'stem_stride', 'input_size')
-    nets = {json.dumps([setting(r, k) for k in names]): r for r in grid.runs if r['model'] != 'vanillanet_5'}
+    nets = {json.dumps([value_or_default(r, k) for k in names]): r for r in grid.runs if r['model'] != 'vanillanet_5'}
     for cfg in map(experiment.settings_of, list(nets.values())[:7]):
         cfg.stem_stride, cfg.drop = (None if v == 'auto' else v for v in (cfg.stem_stride, cfg.drop))
         build_model(cfg, 10)
@@ -228,7 +237,7 @@ def test_settings_of_the_pictures_reach_them(drawings, monkeypatch, option, valu
     seen, real = [], experiment.load_splits
     monkeypatch.setattr(experiment, 'load_splits', lambda cfg: seen.append(cfg) or real(cfg))
     experiment._pictures.cache_clear()
-    for v in ({}, {option: value}): experiment.pictures_of(make_grid(small_grid(drawings, **v)).runs[0])
+    for v in ({}, {option: value}): experiment.splits_of(make_grid(small_grid(drawings, **v)).runs[0])
     assert getattr(seen[1], option) == value != getattr(seen[0], option)
 
 

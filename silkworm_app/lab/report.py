@@ -15,7 +15,7 @@ from scipy import stats
 
 from ..figures import save_figure
 from ..files import command, markdown_table, write_text
-from .grid import Grid, GridError, read_grid, read_results, rows_of, run_grid, run_id, setting
+from .grid import Grid, GridError, read_grid, read_results, rows_of, run_grid, run_id, value_or_default
 from ..train.cross import photo_interval
 
 # %% ../../nbs/lab/05_report.ipynb #c18593ce
@@ -38,8 +38,8 @@ def by_seed(
 )->dict: # seed -> value
     "Over the parts of a cross-validation the answers are pooled and each photograph counts once. A seed with missing parts is left out."
     seeds = {}
-    for r in rows: seeds.setdefault(setting(r, 'seed'), {})[setting(r, 'part')] = r
-    want = max((setting(r, 'cross_validate') for r in rows), default=0) or 1
+    for r in rows: seeds.setdefault(value_or_default(r, 'seed'), {})[value_or_default(r, 'part')] = r
+    want = max((value_or_default(r, 'cross_validate') for r in rows), default=0) or 1
     def value(rs):
         if len(rs) == 1 or metric not in ('accuracy', 'balanced_accuracy'): return statistics.mean(r[metric] for r in rs)
         right, n = np.array([r['by_class'] for r in rs]).sum(0).T
@@ -53,7 +53,7 @@ def summary(
     metric:str='accuracy', # or 'balanced_accuracy', 'test_loss', 'valid_accuracy'
 )->list: # one dict for each arm and value of what varies
     "Mean, spread and number of seeds, and the paired difference from the baseline arm"
-    out, cells, key = [], {}, lambda r: tuple(json.dumps(setting(r, k)) for k in grid.vary)
+    out, cells, key = [], {}, lambda r: tuple(json.dumps(value_or_default(r, k)) for k in grid.vary)
     for r in rows: cells.setdefault((key(r), r['arm']), []).append(r)
     for w in dict.fromkeys(map(key, rows)):
         base = by_seed(cells.get((w, grid.baseline), []), metric)
@@ -168,7 +168,7 @@ def report(
     if not rows:
         raise GridError(f'{out} holds no finished run of {grid.name}: train without --report, or name the folder of its runs with --out')
     text = [f'# {grid.name}', '', grid.about.strip(), '', f'{len(rows)} of {len(grid.runs)} runs.', '', table(grid, rows)]
-    if any(setting(r, 'cross_validate') for r in rows):
+    if any(value_or_default(r, 'cross_validate') for r in rows):
         note = 'Intervals of the balanced accuracy from drawing photographs again (each counts once, whatever the number of its copies):'
         text += [table(grid, rows, 'balanced_accuracy'), note, '']
         for arm, records in learned_records(out, grid).items():
