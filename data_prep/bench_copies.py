@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cv2
 import numpy as np
 from PIL import Image
+from scipy.stats import binomtest
 
 from silkworm_app.data.folder import DataError, Scan
 from silkworm_app.data.copies import group_pictures, hash_groups
@@ -64,15 +65,8 @@ COPIES = {'rotated by 15': lambda im, r: warp(im, r, 15), 'rotated by 30': lambd
           'brightness x 0.5': lambda im, r: warp(im, r, gain=.5), 'brightness x 1.5': lambda im, r: warp(im, r, gain=1.5), 'all of these': everything, 'all of these, twice': lambda im, r: everything(everything(im, r), r)}
 
 
-def interval(k, n):
-    "95 % Wilson interval."
-    z = 1.96
-    c, d = (k / n + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * np.sqrt(k / n * (1 - k / n) / n + z * z / (4 * n * n))
-    return max(0., c - d), min(1., c + d)
-
-
 def show(name, k, n):
-    lo, hi = interval(k, n)
+    lo, hi = binomtest(k, n).proportion_ci(method='wilson')
     print(f'{name:28} {k:5} of {n:5}   {100 * k / n:6.2f} %   (95 %: {100 * lo:.2f} to {100 * hi:.2f})', flush=True)
 
 

@@ -10,15 +10,16 @@ import io
 import os
 import sys
 import tempfile
-from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
 import cv2
 import numpy as np
 from PIL import Image
 
+from bench_copies import pair_counts
 from silkworm_app.data.copies import group_pictures
 from silkworm_app.data.folder import DataError, pictures_below
 from silkworm_app.data.imaging import open_image
@@ -158,12 +159,6 @@ KINDS = {
     'zoomed by 0.6 to 0.9': lambda im, r: jpeg(warp(im, r, zoom=r.uniform(.6, .9))), 'JPEG 35 to 80': lambda im, r: jpeg(im, r.integers(35, 80)),
     'resized to 40 to 80 %': lambda im, r: jpeg(smaller(im, r.uniform(.4, .8)), 85), 'ground recoloured': lambda im, r: jpeg(recoloured(im, r)),
     'all of these': lambda im, r: jpeg(smaller(bright(warp(im, r, r.uniform(0, 360), r.uniform(.8, 1.25), r.choice(['', 'h', 'v'])), r), .7), 80)}
-
-
-def pair_counts(found, true):
-    "Pairs joined and right, pairs joined, pairs that should be joined."
-    two = lambda c: sum(v * (v - 1) // 2 for v in c.values())
-    return two(Counter(zip(found, true))), two(Counter(found)), two(Counter(true))
 
 
 def main(folder, objects, n, seed):
