@@ -9,6 +9,7 @@ __all__ = ['COLUMNS', 'PASSED', 'family_of', 'smallest_members', 'randomise', 'c
 # %% ../../nbs/lab/01_coverage.ipynb #4303a4e1
 import argparse, json, os, re, resource, subprocess, sys, time
 from pathlib import Path
+from types import SimpleNamespace
 
 import timm, torch, torch.nn.functional as F
 from torch import nn
@@ -100,7 +101,72 @@ def _build(arch, act_num, size, **kw):
         except ValueError as e: error = e
     raise error
 
+# %% ../../nbs/lab/01_coverage.ipynb #3d5c7a10
+class _Cannot(Exception): "There is no place for an LSLU, or none of the sizes of pictures will do"
+
+def _patch(c):
+    try: c.net,s = _build(c.arch, c.act_num, c.size, **c.kw)
+    except ValueError as e: raise _Cannot(e) from None
+    ls = lslus(c.net).values()
+    c.row |= dict(size=s, acts=len(c.net.build_cfg['plan']['places']), lslus=len(ls),
+                  nhwc=sum(m.layout == 'NHWC' for m in ls), params=sum(p.numel() for p in c.net.parameters()))
+    c.g = torch.Generator().manual_seed(1)
+    c.x = torch.randn(2, 3, s, s, generator=c.g)
+
+def _train(c):
+    for p in c.net.parameters():
+        if p.ndim > 1 and not p.any(): nn.init.normal_(p, std=.02)  # a classifier that starts at zero passes no gradient back
+    F.cross_entropy(_out(c.net.train()(c.x)), torch.tensor([0, 1])).backward()
+    grads = {f'{n}.{k}': p.grad for n,m in lslus(c.net).items() for k,p in m.named_parameters()}
+    bad = [k for k,v in grads.items() if v is None or not v.isfinite().all()]
+    if bad: raise ValueError(f'no finite gradient for {bad[:3]} ({len(bad)} of {len(grads)})')
+    if not any(v.abs().max() > 0 for v in grads.values()): raise ValueError('all gradients are zero')
+
+def _move(c):
+    c.net.zero_grad(set_to_none=True)
+    c.net,c.x = c.net.double(),c.x.double()
+    randomise(c.net, c.x)
+    with torch.no_grad(): c.y = _out(c.net(c.x))
+    if not c.y.isfinite().all() or (c.y[0] - c.y[1]).abs().max() < 1e-6*c.y.abs().max():
+        raise ValueError('the net no longer tells two pictures apart')
+
+# %% ../../nbs/lab/01_coverage.ipynb #5b8e2f64
+def _close(error, tol):
+    if not error <= tol: raise ValueError(f'relative error {error:.1e}')
+
+def _fuse(c):
+    c.fused = fuse(c.net)
+    last_bit = torch.where(torch.rand(c.x.shape, generator=c.g) < .5, c.x*(1 + 2**-52), c.x)
+    with torch.no_grad():
+        c.row['fuse_error'] = deviation(c.fused(c.x), c.y)
+        c.row['rounding'] = deviation(c.net(last_bit), c.y)
+    c.tol = max(1e-10, 10*c.row['rounding'])
+    norms = lambda o: sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in o.modules())
+    c.row |= dict(bn_before=norms(c.net), bn_after=norms(c.fused))
+    if lslus(c.fused): raise ValueError(f'{len(lslus(c.fused))} LSLUs left')
+    _close(c.row['fuse_error'], c.tol)
+
+def _rebuild(c):
+    c.cfg = json.loads(json.dumps(c.net.build_cfg))
+    twin = rebuild_model(c.cfg).double().eval()
+    twin.load_state_dict(c.net.state_dict(), strict=True)
+    with torch.no_grad():
+        if not torch.equal(_out(twin(c.x)), c.y): raise ValueError('the rebuilt net computes something else')
+
+def _rebuild_fused(c):
+    again = fuse_like(rebuild_model(c.cfg), json.loads(json.dumps(c.fused.fuse_plan))).double().eval()
+    again.load_state_dict(c.fused.state_dict(), strict=True)
+    with torch.no_grad(): c.yf = c.fused(c.x); c.row['reload_error'] = deviation(again(c.x), c.yf)
+    _close(c.row['reload_error'], c.tol/100)
+
+def _export(c):
+    with torch.no_grad(): c.row['export_error'] = deviation(torch.export.export(c.fused, (c.x,)).module()(c.x), c.yf)
+    _close(c.row['export_error'], c.tol)
+
 # %% ../../nbs/lab/01_coverage.ipynb #076fdbe9
+_STEPS = {'patch': _patch, 'training step': _train, 'randomise': _move, 'fuse': _fuse, 'round trip': _rebuild,
+          'fused round trip': _rebuild_fused, 'torch.export': _export}
+
 def check_family(
     arch:str, # a timm net
     act_num:int=2, # of its LSLUs
@@ -109,59 +175,19 @@ def check_family(
     **kw, # for `lslu_model`, for example form='sum'
 ) -> dict:
     "The seven steps with `arch`: a row of the table, with outcome 'ok', 'cannot: reason' or 'failed: step: reason'"
-    row,step,start = dict(arch=arch),'patch',time.perf_counter()
+    c,start = SimpleNamespace(arch=arch, act_num=act_num, size=size, kw=kw, row=dict(arch=arch)),time.perf_counter()
     torch.manual_seed(0)
-    try:
-        try: net,s = _build(arch, act_num, size, **kw)
-        except ValueError as e: return {**row, 'outcome': f'cannot: {e}'}
-        ls = lslus(net)
-        row |= dict(size=s, acts=len(net.build_cfg['plan']['places']), lslus=len(ls),
-                    nhwc=sum(m.layout == 'NHWC' for m in ls.values()), params=sum(p.numel() for p in net.parameters()))
-        g = torch.Generator().manual_seed(1)
-        x = torch.randn(2, 3, s, s, generator=g)
-        step = 'training step'
-        for p in net.parameters():
-            if p.ndim > 1 and not p.any(): nn.init.normal_(p, std=.02)  # a classifier that starts at zero passes no gradient back
-        F.cross_entropy(_out(net.train()(x)), torch.tensor([0, 1])).backward()
-        grads = {f'{n}.{k}': p.grad for n,m in ls.items() for k,p in m.named_parameters()}
-        bad = [k for k,v in grads.items() if v is None or not v.isfinite().all()]
-        if bad: raise ValueError(f'no finite gradient for {bad[:3]} ({len(bad)} of {len(grads)})')
-        if not any(v.abs().max() > 0 for v in grads.values()): raise ValueError('all gradients are zero')
-        step = 'randomise'
-        net.zero_grad(set_to_none=True)
-        net,x = net.double(),x.double()
-        randomise(net, x)
-        with torch.no_grad(): y = _out(net(x))
-        if not y.isfinite().all() or (y[0] - y[1]).abs().max() < 1e-6*y.abs().max():
-            raise ValueError('the net no longer tells two pictures apart')
-        step = 'fuse'
-        fused = fuse(net)
-        with torch.no_grad():
-            row['fuse_error'] = deviation(fused(x), y)
-            row['rounding'] = deviation(net(torch.where(torch.rand(x.shape, generator=g) < .5, x*(1 + 2**-52), x)), y)
-        tol = max(1e-10, 10*row['rounding'])
-        row['bn_before'],row['bn_after'] = (sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in o.modules()) for o in (net, fused))
-        if lslus(fused): raise ValueError(f'{len(lslus(fused))} LSLUs left')
-        if not row['fuse_error'] <= tol: raise ValueError(f'relative error {row["fuse_error"]:.1e}')
-        step = 'round trip'
-        cfg = json.loads(json.dumps(net.build_cfg))
-        twin = rebuild_model(cfg).double().eval()
-        twin.load_state_dict(net.state_dict(), strict=True)
-        with torch.no_grad():
-            if not torch.equal(_out(twin(x)), y): raise ValueError('the rebuilt net computes something else')
-        step = 'fused round trip'
-        again = fuse_like(rebuild_model(cfg), json.loads(json.dumps(fused.fuse_plan))).double().eval()
-        again.load_state_dict(fused.state_dict(), strict=True)
-        with torch.no_grad(): yf = fused(x); row['reload_error'] = deviation(again(x), yf)
-        if not row['reload_error'] <= tol/100: raise ValueError(f'relative error {row["reload_error"]:.1e}')
-        if export:
-            step = 'torch.export'
-            with torch.no_grad(): row['export_error'] = deviation(torch.export.export(fused, (x,)).module()(x), yf)
-            if not row['export_error'] <= tol: raise ValueError(f'relative error {row["export_error"]:.1e}')
-        row['outcome'] = 'ok'
-        if tol > 1e-10: row['outcome'] += f', ill-conditioned: the last bit of the input moves the output by {row["rounding"]:.0e}'
-    except Exception as e: row['outcome'] = f'failed: {step}: {type(e).__name__}: {one_line(e, 300)}'
-    return {**row, 'seconds': round(time.perf_counter() - start, 1)}
+    for name,step in _STEPS.items():
+        if name == 'torch.export' and not export: continue
+        try: step(c)
+        except _Cannot as e: return {**c.row, 'outcome': f'cannot: {e}'}
+        except Exception as e:
+            c.row['outcome'] = f'failed: {name}: {type(e).__name__}: {one_line(e, 300)}'
+            break
+    else:
+        ill = f', ill-conditioned: the last bit of the input moves the output by {c.row["rounding"]:.0e}' if c.tol > 1e-10 else ''
+        c.row['outcome'] = f'ok{ill}'
+    return {**c.row, 'seconds': round(time.perf_counter() - start, 1)}
 
 # %% ../../nbs/lab/01_coverage.ipynb #517eac16
 COLUMNS = ['family', 'arch', 'params', 'size', 'acts', 'lslus', 'nhwc', 'bn_before', 'bn_after', 'fuse_error',
