@@ -256,4 +256,4 @@ def test_bench_command(tmp_path):
     out = subprocess.run([*run, tmp_path, '--n', '3', '--unrelated', '6'], capture_output=True, text=True, timeout=300)
     assert out.returncode == 0 and 'pair precision' in out.stdout, out.stderr[-500:]
     out = subprocess.run([*run, tmp_path / 'nothing'], capture_output=True, text=True, timeout=100)
-    assert out.returncode == 2 and 'Traceback' not in out.stderr and 'nothing cannot be read' in out.stderr.splitlines()[-1]
+    assert out.returncode == 2 and 'Traceback' not in out.stderr and 'nothing holds no pictures' in out.stderr.splitlines()[-1]
