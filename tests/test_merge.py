@@ -90,6 +90,26 @@ def test_a_class_whose_name_is_no_folder_is_known_by_the_table(tmp_path):
     assert (tmp_path/'collected'/COLLECTED).is_file() and merge(tmp_path/'old', tmp_path/'collected', tmp_path/'new', show=False)['added'] == {'a&b': 1}
 
 
+def test_two_classes_whose_names_are_alike_stay_two(tmp_path, capsys):
+    "A page gives each a folder; of a folder in which a page of before kept both, the table tells the pictures apart, or what it can't tell is refused"
+    from silkworm_app.data.merge import merge
+    names, a = ('काला', 'कीला'), dict(kind='one', labels=['c'], probability=.9)
+    prepare(drawn(tmp_path/'first', names, 12, 0), tmp_path/'old', folds=0, show=False)
+    collected = tmp_path/'collected'
+    for k in range(6): Store(collected).keep(draw_larva(('healthy', 'pebrine')[k % 2], 96, 900 + k), names[k % 2], a)
+    added = {names[0]: 3, names[1]: 3}
+    assert merge(tmp_path/'old', collected, tmp_path/'new', show=False)['added'] == added
+    (collected/'क_ल_').mkdir()
+    for f in collected.rglob('*.jpg'): f.rename(collected/'क_ल_'/f.name)
+    table = (collected/COLLECTED).read_text(encoding='utf-8-sig')
+    for n in names: table = table.replace(f'\n{n}/', '\nक_ल_/')
+    (collected/COLLECTED).write_text(table, encoding='utf-8-sig')
+    assert merge(tmp_path/'old', collected, tmp_path/'before', show=False)['added'] == added
+    draw_larva('healthy', 96, 950).save(collected/'क_ल_'/'by_hand.png')
+    assert main(['prepare', *map(str, (tmp_path/'old', collected, tmp_path/'no'))]) == 2
+    assert 'क_ल_/by_hand.png lies in a folder of several classes (काला, कीला)' in capsys.readouterr().err
+
+
 def run(*options):
     from silkworm_app.cli import train_main
     base = '--epochs 1 --batch_size 16 --log_dir none --progress false --device cpu --num_workers 0 --onnx false --pretrained false --model vanillanet_5_x0_125'.split()

@@ -34,10 +34,13 @@ class Kept:
 # %% ../../../nbs/serve/18_page_collect.ipynb #2c9f5b71
 def folder_of(
     said:str, # class name, ELSE or UNSURE
+    rows:list=(), # of the table, which say what the folders hold
 )->str:
-    "The folder for a class: its own name where that is a good name for a folder."
+    "The folder for a class: its own name without what file systems refuse, and numbered where another class has that folder."
     if said in (ELSE, UNSURE): return said
-    return re.sub(r'[^\w .+()-]', '_', said).strip(' .') or '_'
+    name = re.sub(r'[/\\:*?"<>|\x00-\x1f\x7f]', '_', said).strip(' .') or '_'
+    others = {(r['file'] or '').split('/')[0].casefold() for r in rows if r['said'] != said}       # some disks take A and a for one
+    return next(n for n in chain([name], (f'{name} {i}' for i in count(2))) if n.casefold() not in others)
 
 # %% ../../../nbs/serve/18_page_collect.ipynb #f5963142
 class Store:
@@ -100,11 +103,13 @@ class Store:
         try:
             with self.locked():
                 rows, phash = self.rows(), imagehash.phash(thumbnail(im))
-                if p := self.find(buf.getvalue(), phash): return Kept('twice', p.parent.name)
+                if p := self.find(buf.getvalue(), phash):
+                    known = {f: r['said'] for r in rows for f in ((r['file'] or '').split('/')[0], r['file'])}
+                    return Kept('twice', known.get(str(p.relative_to(self.folder))) or known.get(p.parent.name, p.parent.name))
                 if self.size() + len(buf.getvalue()) > self.max_mb * 2**20: return Kept('full', said)
                 now = time.gmtime()
                 stem = f'{time.strftime("%Y%m%d-%H%M%S", now)}'
-                names = (Path(folder_of(said)) / f'{stem}{n}-{phash}.jpg' for n in chain([''], (f'-{i}' for i in count(2))))
+                names = (Path(folder_of(said, rows)) / f'{stem}{n}-{phash}.jpg' for n in chain([''], (f'-{i}' for i in count(2))))
                 file = next(f for f in names if not (self.folder / f).exists())      # another with the same hash, in the same second
                 row = dict(file=str(file), said=said, kind=a['kind'], answer='; '.join(a['labels']), probability=a['probability'],
                     model=model, time=time.strftime('%Y-%m-%dT%H:%M:%SZ', now), width=im.width, height=im.height, phash=str(phash))
