@@ -1330,8 +1330,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'silkworm_app/serve/format.py'),
                                            'silkworm_app.serve.format._config_file': ( 'serve/format.html#_config_file',
                                                                                        'silkworm_app/serve/format.py'),
-                                           'silkworm_app.serve.format.check_hash': ( 'serve/format.html#check_hash',
-                                                                                     'silkworm_app/serve/format.py'),
                                            'silkworm_app.serve.format.check_kwargs': ( 'serve/format.html#check_kwargs',
                                                                                        'silkworm_app/serve/format.py'),
                                            'silkworm_app.serve.format.hashed': ('serve/format.html#hashed', 'silkworm_app/serve/format.py'),

@@ -99,6 +99,26 @@ assert not bad, bad'''
     assert r.returncode == 0, r.stderr
 
 
+def test_where_torch_is_missing(bundle, learn):
+    "A page is served by the ONNX file, without a map; the backend torch is refused in a sentence"
+    pic = str(learn.dls.splits.valid[0][0])
+    code = f'''import sys
+class Missing:
+    def find_spec(self, name, *args):
+        if name.split(".")[0] in ("torch", "timm", "fastai"): raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+from silkworm_app.serve.predict import predict_main
+assert predict_main([{str(bundle)!r}, {pic!r}]) == 0 and predict_main([{str(bundle)!r}, {pic!r}, "--backend", "torch"]) == 2
+from silkworm_app.serve.page.answers import answer, load_picture
+from silkworm_app.serve.page.page import Page, looked
+from silkworm_app.serve.page.server import fastest
+page, im = Page(fastest({str(bundle)!r})), load_picture({pic!r})
+assert looked(page.predictor, im, answer(page.predictor, [im])[0]) == (None, None)'''
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    assert f'silkworm-predict: the backend torch of {bundle} needs torch, which is not installed here: install it, or use the backend onnx' in r.stderr
+
+
 def test_many_threads_agree(bundle, learn):
     files = [p for p, _ in learn.dls.splits.valid][:12]
     for backend in ('torch', 'onnx'):
@@ -187,6 +207,24 @@ def test_damaged_files(copy, name):
         rehash(d)                       # a forger fixes the hash: a readable file may load, anything else is one sentence
         try: load_bundle(d, 'onnx' if name == 'model.onnx' else 'torch')
         except BundleError as e: assert '\n' not in str(e)
+
+
+@pytest.mark.parametrize('name', ['model.safetensors', 'model.onnx'])
+def test_each_file_is_the_one_that_was_saved(copy, tmp_path, name):
+    "Also where the config gives no hash, a wrong length or nonsense for it, and where it is a link"
+    def said(entry):
+        d = copy()
+        c = json.loads((d / 'config.json').read_text())
+        c['files'][name] = entry(c['files'][name])
+        (d / 'config.json').write_text(json.dumps(c))
+        with pytest.raises(BundleError) as e: load_bundle(d, 'onnx')
+        return str(e.value)
+    for wrong in ({}, None, 'abc', dict(sha256=5)): assert f'gives no SHA-256 for {name}' in said(lambda _: wrong)
+    assert 'bytes instead of 1' in said(lambda e: e | dict(bytes=1))
+    d = copy()
+    (d / name).rename(tmp_path / 'elsewhere')
+    (d / name).symlink_to(tmp_path / 'elsewhere')
+    with pytest.raises(BundleError, match=f'{name} is missing from the bundle'): load_bundle(d, 'onnx')
 
 
 @pytest.mark.parametrize('text', [b'silkworm_app.format', b'logits'])

@@ -18,15 +18,16 @@ from ..files import one_line
 
 # %% ../../nbs/serve/09_load.ipynb #cd09c27f
 class OnnxBundlePredictor(OnnxPredictor):
-    "`OnnxPredictor` of a bundle; `model` is the torch net, loaded (and torch with it) when first asked for, or None."
-    def __init__(self, folder, config, **kwargs):
-        super().__init__(folder / 'model.onnx', config=config, **kwargs)
+    "`OnnxPredictor` of a bundle; `model` is the torch net, loaded (and torch with it) when first asked for, or None where either is missing."
+    def __init__(self, folder, config, data, threads=None):
+        super().__init__(folder / 'model.onnx', threads, config, data)
         self._folder, self._model = folder, None
 
     @property
     def model(self):
         if self._model is None and self.config['net_spec'] is not None:
-            from silkworm_app.serve.net import build_net # brings torch
+            try: from silkworm_app.serve.net import build_net # brings torch
+            except ModuleNotFoundError: return None           # a small server has none
             name = 'model.safetensors'
             self._model = build_net(self.config, hashed(self._folder, name, self.config['files'][name]), self._folder / name)
         return self._model
@@ -48,10 +49,10 @@ def load_bundle(
     c = read_config(folder)
     try: pre = Preprocess.from_dict(c['preprocess'])
     except (ValueError, TypeError) as e: raise BundleError(f'{folder}/config.json: {e}') from None
-    data = {n: hashed(folder, n, w) for n, w in c['files'].items() if n != 'model.onnx'}
+    data = {n: hashed(folder, n, w) for n, w in c['files'].items()}
     trust = _trust(folder, c, data.get('trust.safetensors'))
     if backend == 'auto': backend = 'onnx' if 'model.onnx' in c['files'] else 'torch'
-    p = _on_torch(folder, c, pre, data) if backend == 'torch' else _on_onnx(folder, c, pre, threads)
+    p = _on_torch(folder, c, pre, data) if backend == 'torch' else _on_onnx(folder, c, pre, threads, data)
     p.trust = trust or p.trust
     return p.with_risk(risk).warm_up()
 
@@ -67,15 +68,18 @@ def _trust(folder, c, data):
     return trust
 
 def _on_torch(folder, c, pre, data):
-    from silkworm_app.serve.net import Predictor, build_net # brings torch
     if c['net_spec'] is None: raise BundleError(f"{folder} holds a net of another make, which runs as model.onnx only: use backend='onnx'")
+    try: from silkworm_app.serve.net import Predictor, build_net # brings torch
+    except ModuleNotFoundError as e:
+        other = 'use the backend onnx' if 'model.onnx' in c['files'] else 'add a model.onnx to the bundle where it is installed'
+        raise BundleError(f'the backend torch of {folder} needs {e.name}, which is not installed here: install it, or {other}') from e
     return Predictor(build_net(c, data['model.safetensors'], folder / 'model.safetensors'), c['classes'], pre, None, c)
 
 # %% ../../nbs/serve/09_load.ipynb #a963b882
-def _on_onnx(folder, c, pre, threads):
+def _on_onnx(folder, c, pre, threads, data):
     if 'model.onnx' not in c['files']:
         raise BundleError(f"{folder} has no model.onnx; make it with silkworm-fuse {folder} --format onnx, or use backend='torch'")
-    p = OnnxBundlePredictor(folder, c, threads=threads, sha256=(c['files']['model.onnx'] or {}).get('sha256'))
+    p = OnnxBundlePredictor(folder, c, data['model.onnx'], threads)
     if p.classes != c['classes'] or p.preprocess != pre:
         raise BundleError(f'{folder}/model.onnx has other classes or another preprocessing than its config.json')
     return p

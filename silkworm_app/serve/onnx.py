@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.imaging import ImageError, Preprocess
-from .format import BundleError, check_hash
+from .format import BundleError
 from .trust import Trust, softmax
 from .unlike import picture_stats
 from ..files import one_line
@@ -167,12 +167,12 @@ class OnnxPredictor(BasePredictor):
         file, # path of the ONNX file
         threads:int=None, # of onnxruntime; None: its default
         config:dict=None, # of the bundle
-        sha256:str=None # what the file must hash to; None: not checked
+        data:bytes=None # of the file, from `hashed`; None: it is read here
     ):
         path = Path(file)
-        if not path.is_file(): raise BundleError(f'{path} is not a file')
-        data = path.read_bytes()
-        if sha256: check_hash(path, data, sha256)
+        if data is None:
+            if not path.is_file(): raise BundleError(f'{path} is not a file')
+            data = path.read_bytes()
         self.session = _session(path, data, threads)
         try:     # here, and in the names, a text that is no UTF-8 shows
             ins, outs = ([(o.name, o.type, list(o.shape)) for o in os] for os in (self.session.get_inputs(), self.session.get_outputs()))

@@ -17,7 +17,7 @@ from starlette.middleware import Middleware
 # %% ../../../nbs/serve/20_page_server.ipynb #298d6f01
 from ...clock import median_seconds
 from ...files import command
-from ..format import read_config
+from ..format import BundleError, read_config
 from ..load import bundle_folder, load_bundle, open_predictor
 from . import html
 from .answers import MAX_MB, answer, load_picture
@@ -209,8 +209,8 @@ def fastest(
     by_onnx = lambda: load_bundle(path, backend='onnx', threads=threads, risk=risk)
     if onnx and config['net_spec'] is None: return by_onnx()
     try: by_torch = load_bundle(path, backend='torch', risk=risk)
-    except ModuleNotFoundError:                     # a small server has no torch
-        if not onnx: raise
+    except BundleError as e:
+        if not onnx or not isinstance(e.__cause__, ModuleNotFoundError): raise        # a small server has no torch
         return by_onnx()
     if not onnx: return by_torch
     found = [by_torch, by_onnx()]
