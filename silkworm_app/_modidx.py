@@ -1229,6 +1229,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'silkworm_app.serve.bundle._try': ('serve/bundle.html#_try', 'silkworm_app/serve/bundle.py'),
                                            'silkworm_app.serve.bundle._versions': ( 'serve/bundle.html#_versions',
                                                                                     'silkworm_app/serve/bundle.py'),
+                                           'silkworm_app.serve.bundle._without_folders': ( 'serve/bundle.html#_without_folders',
+                                                                                           'silkworm_app/serve/bundle.py'),
                                            'silkworm_app.serve.bundle._write': ('serve/bundle.html#_write', 'silkworm_app/serve/bundle.py'),
                                            'silkworm_app.serve.bundle.learner_trust': ( 'serve/bundle.html#learner_trust',
                                                                                         'silkworm_app/serve/bundle.py'),

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 
+from silkworm_app.serve.advice import trust_warnings
 from silkworm_app.serve.bundle import load_bundle, save_bundle
 from silkworm_app.serve.deploy import fuse_main
 from silkworm_app.serve.format import BundleError
@@ -148,6 +149,20 @@ def test_what_others_put_beside_it_is_not_lost(bundle, learn, tmp_path):
     with pytest.raises(BundleError, match='holds notes.txt, which is no part of it'): save_bundle(d, learn)
     with pytest.raises(BundleError, match='holds other files'): save_bundle(other, learn)
     assert (d / 'notes.txt').read_text() == (other / 'model.safetensors').read_text() == 'mine'
+
+
+def test_names_of_classes_are_data(tmp_path):
+    "Also where they look like folders, in what was measured, warned and said of them, and in the examples; folders are left out all the same"
+    names = ['no /very/ sick', '/x', 'C:\\a\\b', 'data/a']
+    y = np.tile(np.arange(4), 8)
+    trust = fit_trust(np.eye(4)[(y + 1) % 4], None, y, names, leak=0.)
+    metrics = dict(test=dict(accuracy=.5, per_class_n=dict.fromkeys(names, 1)))
+    d = save_bundle(tmp_path / 'b', moved(lslu_model('vanillanet_5_x0_125', 4)), Preprocess(64), names, metrics, trust, dict(data_path='/home/jo/data/x'),
+                    examples=[(np.zeros((9, 9, 3), np.uint8), names[0])])
+    c = json.loads((d / 'config.json').read_text())
+    assert c['classes'] == c['trust']['classes'] == list(c['metrics']['test']['per_class_n']) == names and list(c['example_classes'].values()) == names[:1]
+    assert c['warnings'] == list(map(str, trust_warnings(trust))) and len(c['warnings']) and c['extra']['data_path'] == 'x'
+    assert load_bundle(d).trust == trust and 'jo' not in (d / 'config.json').read_text()
 
 
 # ---- files that lie ----

@@ -40,17 +40,24 @@ from .unlike import picture_stats
 _folders = re.compile(r'(?<![\w:/.])/(?:[^\s/\'"<>|:;,]+/)+|(?<!\w)[A-Za-z]:\\(?:[^\\\s\'"<>|]+\\)+')
 
 # %% ../../nbs/serve/11_bundle.ipynb #2dafe0b2
+def _without_folders(text, roots):
+    for r in roots: text = re.sub(r'(?<![\w./\\-])' + re.escape(str(r).rstrip('/\\') + os.sep), '', text)
+    if os.path.isabs(text) and '\n' not in text and ': ' not in text: return text.rstrip('/').rsplit('/', 1)[-1]
+    return _folders.sub('', text)
+
 def plain(
     o, # anything
-    roots:tuple=() # folders named in texts, which are left out there
+    roots:tuple=(), # folders named in texts, which are left out there
+    names:tuple=() # of classes, which stay what they are, like folders as they may look
 ):
     "`o` as strict JSON values: numpy becomes plain, NaN and infinity null, and of paths the last name stays."
-    again = lambda v: plain(v, roots)
+    again = lambda v: plain(v, roots, names)
     if isinstance(o, dict): return {again(str(k)): again(v) for k, v in o.items()}
     if isinstance(o, (list, tuple, set)): return [again(v) for v in o]
     if isinstance(o, str):
-        for r in roots: o = re.sub(r'(?<![\w./\\-])' + re.escape(str(r).rstrip('/\\') + os.sep), '', o)
-        return o.rstrip('/').rsplit('/', 1)[-1] if os.path.isabs(o) and '\n' not in o and ': ' not in o else _folders.sub('', o)
+        whole = rf"(?<![\w./\\-])({'|'.join(map(re.escape, names))})(?![\w/\\])"
+        parts = re.split(whole, o) if names else [o]            # each second one is a name
+        return ''.join(p if i % 2 else _without_folders(p, roots) for i, p in enumerate(parts))
     if isinstance(o, (bool, int)) or o is None: return o
     if isinstance(o, float): return o if math.isfinite(o) else None
     if isinstance(o, np.generic): return again(o.item())
@@ -287,7 +294,9 @@ def _write(dest, config, predictor, onnx, examples, roots):
         shown, classes = _save_examples(new, examples)
         names = [n for n in BUNDLE_FILES if (new / n).exists()] + shown
         files = {n: dict(sha256=sha256_of(new / n), bytes=(new / n).stat().st_size) for n in names}
-        config = plain(config, roots) | dict(example_classes=plain(classes), files=files) # names of its own, whatever the roots are called
+        odd = sorted((c for c in {*config['classes'], *config['class_titles'].values()} if plain(c, roots) != c), key=len, reverse=True)
+        own = dict(example_classes=plain(classes, (), odd), files=files)    # names of its own, whatever the roots are called
+        config = plain(config, roots, odd) | own
         (new / 'config.json').write_text(json.dumps(config, indent=1, allow_nan=False), encoding='utf-8')
         (new / 'card.md').write_text(bundle_card(config, trust), encoding='utf-8')
         for n in names: os.chmod(new / n, 0o644)

@@ -18,7 +18,7 @@ from ..files import one_line
 
 # %% ../../nbs/serve/09_load.ipynb #cd09c27f
 class OnnxBundlePredictor(OnnxPredictor):
-    "`OnnxPredictor` of a bundle; `model` is the torch net, loaded (and torch with it) when first asked for, or None where either is missing."
+    "`OnnxPredictor` of a bundle; `model` is the torch net, loaded (and torch with it) when first asked for; None where one is missing."
     def __init__(self, folder, config, data, threads=None):
         super().__init__(folder / 'model.onnx', threads, config, data)
         self._folder, self._model = folder, None
