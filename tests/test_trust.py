@@ -153,3 +153,11 @@ def test_measure_counts_each_photograph_once():
     m = measure(softmax(5 * np.eye(3)[np.arange(60) % 3]), np.arange(60) % 3, list('abc'), .1)
     assert m['photographs'] == 60 == m['nothing'] + m['several']['n'] + sum(r['n'] for r in m['one'].values())
     assert {c: r['n'] for c, r in m['classes'].items()} == dict(a=20, b=20, c=20)
+
+
+@pytest.mark.parametrize('risk,n', [(.15, 19), (.15, 39), (.3, 9), (.3, 19), (.2, 14)])
+def test_what_is_measured_as_kept_is_what_the_rule_keeps(risk, n):
+    "Counted in whole numbers: of n photographs, those of which more than risk * (n + 1) fit as badly, themselves among them"
+    p = np.r_[np.linspace(.1, .9, n), np.full(40, .01)]
+    kept = measure(np.stack([p, 1 - p], 1), np.r_[np.zeros(n, int), np.ones(40, int)], ['a', 'b'], risk)['classes']['a']['kept']
+    assert kept == sum(100 * c > round(100 * risk) * (n + 1) for c in range(1, n + 1))

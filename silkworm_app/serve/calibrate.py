@@ -73,7 +73,8 @@ def left_out_p_values(
 )->np.ndarray: # [P, K]
     "`p_values` of the photographs that the scores come from: each without itself among its own class."
     p, rows = p_values(probs, scores), np.arange(len(labels))
-    p[rows, labels] -= 1 / np.array([len(v) + 1 for v in scores])[labels]
+    n = np.array([len(v) + 1 for v in scores])[labels]
+    p[rows, labels] = (np.round(p[rows, labels] * n) - 1) / n       # in whole numbers: 4/10 - 1/10 is more than 3/10
     return p
 
 def _answer(right, n):
