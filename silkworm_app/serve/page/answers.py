@@ -12,7 +12,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+from pillow_heif import HeifImageFile
 
 from ...clock import median_seconds
 from ...data.imaging import ImageError, open_image, thumb_uri
@@ -76,7 +77,9 @@ def photo_day(
 )->str: # 2026-07-14, or '' where nothing says it
     "The day on which a photograph was taken."
     try:
-        with Image.open(path) as im:
+        try: im = Image.open(path)
+        except UnidentifiedImageError: im = HeifImageFile(path)      # Pillow itself opens no HEIC, which is what iPhones make
+        with im:
             exif = im.getexif()
             text = exif.get_ifd(0x8769).get(0x9003) or exif.get(0x132) or ''
     except Exception: text = ''         # metadata of any kind of damage: then the name decides
