@@ -1733,6 +1733,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'silkworm_app/serve/trust.py'),
                                           'silkworm_app.serve.trust._check_numbers': ( 'serve/trust.html#_check_numbers',
                                                                                        'silkworm_app/serve/trust.py'),
+                                          'silkworm_app.serve.trust._check_risk': ( 'serve/trust.html#_check_risk',
+                                                                                    'silkworm_app/serve/trust.py'),
                                           'silkworm_app.serve.trust._check_scores': ( 'serve/trust.html#_check_scores',
                                                                                       'silkworm_app/serve/trust.py'),
                                           'silkworm_app.serve.trust._is_number': ( 'serve/trust.html#_is_number',

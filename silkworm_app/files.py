@@ -19,8 +19,12 @@ def replacing(
     path, # file to write
 ):
     """Gives the name of a file beside `path` to write to; when the block ends well it takes the place of `path`, otherwise it is removed
-    and `path` is as it was"""
+    and `path` is as it was. A link stays one, to the new file; a pipe or a device is written to itself"""
     path = Path(path)
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    path = Path(os.path.realpath(path))
     part = path.with_name(f'.{path.name}.part')
     try:
         yield part

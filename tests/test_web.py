@@ -333,6 +333,19 @@ def test_an_onnx_file_alone_is_served(tmp_path, monkeypatch, capsys):
     assert server.main(['--bundle', str(tmp_path / 'list.onnx'), '--port', '0']) == 2 and 'list.onnx' in capsys.readouterr().err
 
 
+def test_what_an_option_cannot_do_is_said(tmp_path, monkeypatch, capsys):
+    "Which example is too large to be shown; that an answer by one threshold is the same at any risk"
+    from silkworm_app.serve.page import server
+    monkeypatch.setattr(server, 'serve', lambda *args, **kwargs: None)
+    bundle = random_bundle(tmp_path / 'bundle')
+    assert server.main(['--bundle', str(bundle), '--port', '0', '--risk', '.2']) == 0 and '--risk changes nothing' in capsys.readouterr().err
+    (tmp_path / 'mine/a').mkdir(parents=True)
+    picture(np.random.default_rng(1), (320, 240)).save(large := tmp_path / 'mine/a/large.png')
+    with large.open('ab') as f: f.truncate(41 * 2**20)
+    assert server.main(['--bundle', str(bundle), '--port', '0', '--examples', str(tmp_path / 'mine')]) == 2
+    assert f'--examples: {large} is larger than 40 MB' in capsys.readouterr().err
+
+
 def test_the_address_to_type_on_a_phone(monkeypatch):
     from silkworm_app.serve.page import server
     monkeypatch.setattr(server, 'own_address', lambda: '192.168.1.7')

@@ -15,11 +15,9 @@ def evaluate_probs(
     preds, # [N, K] probabilities, or logits
     targets, # [N] class numbers
     classes:list=None, # K names; default '0', '1', ...
-    logits:bool=False, # `preds` are logits
-    topk:int=5, # of `top5`
-    bins:int=15 # of the calibration error
+    logits:bool=False # `preds` are logits
 )->dict: # n, accuracy, balanced_accuracy, top5, loss, ece, per_class_recall, per_class_precision, per_class_n, confusion_matrix
-    """Accuracy, balanced accuracy, top-5 (None for `topk` classes or fewer), cross-entropy, calibration error, recall and precision of each
+    """Accuracy, balanced accuracy, top-5 (None for five classes or fewer), cross-entropy, calibration error, recall and precision of each
     class (None where it never was, or never was said), confusion matrix (rows: true class). Raises `ValueError` on arrays that don't fit"""
     p, y, names = _checked(preds, targets, classes)
     (n, k), rows = p.shape, np.arange(len(p))
@@ -29,9 +27,9 @@ def evaluate_probs(
     cm = confusion_matrix(y, pick, labels=range(k))
     share = lambda a, b: [float(i) / float(j) if j else None for i, j in zip(a, b)]
     recall = share(np.diag(cm), cm.sum(1))
-    top5 = float(((p > p[rows, y][:, None]).sum(1) < topk).mean()) if k > topk else None
+    top5 = float(((p > p[rows, y][:, None]).sum(1) < 5).mean()) if k > 5 else None
     return dict(n=n, accuracy=float((pick == y).mean()), balanced_accuracy=float(np.mean([r for r in recall if r is not None])), top5=top5,
-                loss=float(-logp[rows, y].mean()), ece=calibration_error(p[rows, pick], pick == y, bins),
+                loss=float(-logp[rows, y].mean()), ece=calibration_error(p[rows, pick], pick == y),
                 per_class_recall=dict(zip(names, recall)), per_class_precision=dict(zip(names, share(np.diag(cm), cm.sum(0)))),
                 per_class_n=dict(zip(names, map(int, cm.sum(1)))), confusion_matrix=cm.tolist())
 
@@ -68,6 +66,7 @@ def _checked(preds, targets, classes):
     names = [str(i) for i in range(k)] if classes is None else [str(c) for c in classes]
     if len(names) != k: raise ValueError(f'{len(names)} class names for {k} outputs')
     if not len(p): raise ValueError('there is no picture to evaluate on')
+    if not np.isfinite(p).all(): raise ValueError('the predictions hold NaN or infinity; the training went wrong')
     if y.min() < 0 or y.max() >= k: raise ValueError(f'targets must lie in 0..{k-1}, not {y.min()}..{y.max()}')
     return p, y, names
 

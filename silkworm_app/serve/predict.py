@@ -12,7 +12,7 @@ from pathlib import Path
 from ..data.folder import pictures_below
 from ..data.imaging import IMAGE_SUFFIXES
 from ..files import command, shown, write_text
-from .advice import trust_warnings
+from .advice import NO_RISK, trust_warnings
 from .load import open_predictor
 from .page.answers import UNUSABLE, as_dict, count_rows, photo_day, to_csv
 
@@ -72,6 +72,7 @@ def predict_main(
     files, skipped = sum((f for f, _ in found), []), sum(n for _, n in found)
     if not files: raise ValueError(f'no pictures in {", ".join(args.files)}')
     predictor = open_predictor(args.bundle, args.backend, args.risk)
+    if args.risk and predictor.trust.rule == 'threshold': print(f'silkworm-predict: {NO_RISK}', file=sys.stderr)
     for w in trust_warnings(predictor.trust): print(f'silkworm-predict: {w}', file=sys.stderr)
     rows = []
     try: _report(predictor, files, args.topk, rows)

@@ -169,7 +169,8 @@ class Trust:
     def with_risk(self,
         risk:float # part of the photographs of each class that may lose it
     )->'Trust':
-        "The same at another risk; what was measured is known at some risks only."
+        "The same at another risk; what was measured is known at some risks only. A trust without scores answers at none, and stays."
+        _check_risk(risk)
         if self.scores is None or risk == self.risk: return self
         return replace(self, risk=risk).measured_now()
 
@@ -204,9 +205,12 @@ class Trust:
 # %% ../../nbs/serve/02_trust.ipynb #cb862d43
 def _is_number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and np.isfinite(v)
 
+def _check_risk(risk):
+    if not _is_number(risk) or not 0 < risk <= .5: raise ValueError(f'Trust: risk must lie above 0 and up to 0.5, not {risk!r}')
+
 def _check_numbers(t):
     if not _is_number(t.temperature) or t.temperature <= 0: raise ValueError(f'Trust: temperature must be above 0, not {t.temperature!r}')
-    if not _is_number(t.risk) or not 0 < t.risk <= .5: raise ValueError(f'Trust: risk must lie above 0 and up to 0.5, not {t.risk!r}')
+    _check_risk(t.risk)
     for k in ('threshold', 'distance_limit', 'min_contrast', 'min_sharpness', 'max_grain', 'look_limit', 'accuracy'):
         v = getattr(t, k)
         if v is not None and not _is_number(v): raise ValueError(f'Trust: {k} must be a number or null, not {v!r}')

@@ -7,7 +7,7 @@ __all__ = ['SUFFIXES', 'FONTS', 'find_examples', 'theme', 'read_login', 'check_p
            'wait', 'fastest', 'parser', 'main', 'open_bundle']
 
 # %% ../../../nbs/serve/20_page_server.ipynb #1867313b
-import argparse, errno, os, signal, socket, tempfile, threading
+import argparse, errno, os, signal, socket, sys, tempfile, threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from starlette.middleware import Middleware
 
 # %% ../../../nbs/serve/20_page_server.ipynb #298d6f01
 from ...clock import median_seconds
+from ...data.imaging import ImageError
 from ...files import command
+from ..advice import NO_RISK
 from ..format import BundleError, read_config
 from ..load import bundle_folder, load_bundle, open_predictor
 from . import html
@@ -49,7 +51,10 @@ def find_examples(
     order = {p: (turn.setdefault(c, []).append(p), len(turn[c]))[1] for p, c in found}
     found = sorted(found, key=lambda e: order[e[0]])[:8]
     if predictor is None: return found
-    said = {p: d['label'] for (p, _), d in zip(found, answer(predictor, [load_picture(p) for p, _ in found]))}
+    def load(path):
+        try: return load_picture(path)
+        except ImageError as e: raise ValueError(f'--examples: {str(e).replace(path.name, str(path))}') from None
+    said = {p: d['label'] for (p, _), d in zip(found, answer(predictor, [load(p) for p, _ in found]))}
     return sorted(found, key=lambda e: said[e[0]] is None or said[e[0]] != e[1])
 
 # %% ../../../nbs/serve/20_page_server.ipynb #11def10f
@@ -264,6 +269,7 @@ def main(
     check_port(args.host, args.port)
     store = Store(args.collect, args.collect_mb or 2000) if args.collect else None
     predictor = open_bundle(folder, args.backend, threads, args.risk)
+    if args.risk and predictor.trust.rule == 'threshold': print(f'app.py: {NO_RISK}', file=sys.stderr)
     known = {} if args.examples else {Path(n).name: c for n, c in (predictor.config or {}).get('example_classes', {}).items()}
     source = args.examples or folder / 'examples'
     examples = find_examples(source, known, predictor) if Path(source).is_dir() else []
