@@ -1217,8 +1217,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'silkworm_app.serve.bundle._foreign': ( 'serve/bundle.html#_foreign',
                                                                                    'silkworm_app/serve/bundle.py'),
                                            'silkworm_app.serve.bundle._fused': ('serve/bundle.html#_fused', 'silkworm_app/serve/bundle.py'),
-                                           'silkworm_app.serve.bundle._latency': ( 'serve/bundle.html#_latency',
-                                                                                   'silkworm_app/serve/bundle.py'),
                                            'silkworm_app.serve.bundle._leak': ('serve/bundle.html#_leak', 'silkworm_app/serve/bundle.py'),
                                            'silkworm_app.serve.bundle._net_spec': ( 'serve/bundle.html#_net_spec',
                                                                                     'silkworm_app/serve/bundle.py'),

@@ -165,6 +165,30 @@ def test_names_of_classes_are_data(tmp_path):
     assert load_bundle(d).trust == trust and 'jo' not in (d / 'config.json').read_text()
 
 
+def test_a_learner_without_pictures_is_compared_on_noise(learn, tmp_path):
+    "As load_learner gives it; nothing of how long it took is kept"
+    from fastai.learner import load_learner
+    learn.export(tmp_path / 'learn.pkl')
+    c = json.loads((save_bundle(tmp_path / 'b', load_learner(tmp_path / 'learn.pkl')) / 'config.json').read_text())
+    assert c['fusion']['n'] == 4 and 'no validation pictures' in c['trust']['note'] and not {'latency', 'latency_ms'} & {*c, *c['fusion']}
+
+
+def test_pictures_of_the_proof_are_those_of_the_run(sample_dir, tmp_path, monkeypatch, capsys):
+    "By the settings beside the bundle; a folder that happens to have the name of theirs is another one"
+    run = tmp_path / 'run'
+    save_bundle(run / 'bundle', moved(lslu_model('vanillanet_5_x0_125', 2)), Preprocess(64), ['a', 'b'], extra=dict(data_path='pictures', settings=dict(data_path='pictures')))
+    shutil.copytree(sample_dir, tmp_path / 'here/pictures')
+    monkeypatch.chdir(tmp_path / 'here')
+    def proved(source):
+        fuse_main([str(source), '--out', str(tmp_path / 'eight'), '--format', 'onnx-int8'])
+        out = capsys.readouterr()
+        assert '--data' in out.err or 'Ranges are measured on' in out.out
+        return 'Ranges' in out.out
+    assert not proved(run / 'bundle')
+    (run / 'settings.yaml').write_text(f'data_path: {sample_dir}')
+    assert proved(run / 'bundle')
+
+
 # ---- files that lie ----
 
 def rehash(d):

@@ -20,7 +20,6 @@ from ..data.imaging import Preprocess, open_image
 from ..data.copies import copy_groups
 from ..act.fuse import compare, fuse
 from ..act.places import arch_of
-from ..clock import median_seconds
 from ..files import check_kind, one_line, sha256_of, whole_folder
 from ..act.curves import describe_acts, layer_curves
 from .advice import trust_warnings
@@ -177,23 +176,17 @@ def _try(folder, predictor):
         if not off <= 1e-3:
             raise BundleError(f'the bundle gives other logits than the net on {backend} ({off:.1e} of the largest off), so it is not kept')
 
-# %% ../../nbs/serve/11_bundle.ipynb #d8af17be
-def _latency(predictor, n=20):
-    "Milliseconds of one prepared picture, median of n after a warm-up."
-    x = np.zeros((1, 3, predictor.preprocess.size, predictor.preprocess.size), np.float32)
-    return dict(ms=round(1000*median_seconds([lambda: predictor.run(x)], n, 5)[0], 3), n=n, threads=torch.get_num_threads())
-
 # %% ../../nbs/serve/11_bundle.ipynb #b217b187
-def _fused(model, preprocess, batches, comparison):
+def _fused(model, batches):
     "The fused net, its plan, what comparing said, curves; a fused model is taken as it is."
     plan = getattr(model, 'fuse_plan', None)
-    if plan is not None: return model, plan, comparison, []
+    if plan is not None: return model, plan, {}, []
     device = next(model.parameters()).device
     curves = layer_curves(model)
     fused = fuse(model, channels_last=True).cpu().float()
-    try: comparison = comparison or compare(model.cpu(), fused, batches)
+    try: fusion = compare(model.cpu(), fused, batches).to_dict()
     finally: model.to(device)
-    return fused, fused.fuse_plan, comparison, curves
+    return fused, fused.fuse_plan, fusion, curves
 
 # %% ../../nbs/serve/11_bundle.ipynb #61e05a6e
 def _net_spec(model, classes):
@@ -218,8 +211,7 @@ def save_bundle(
     examples:list=None, # pictures, or (picture, class), for the page, kept as small JPEGs
     held_out:tuple=None, # of a cross-validation, see `fit_trust`; for a learner without `trust`
     risk:float=.1, # part of the photographs of each class that may lose it, see `fit_trust`; for a learner without `trust`
-    inherit:dict=None, # entries of another bundle's config to keep where this call has none: curves, fusion, leak, warnings, ...
-    comparison=None # what `compare` said about the fused net, where that is known
+    inherit:dict=None # entries of another bundle's config to keep where this call has none: curves, fusion, leak, warnings, ...
 )->Path:
     "Fuse a model if need be and write its bundle. Raises `BundleError` or `FuseError`."
     learn = model_or_learn if hasattr(model_or_learn, 'dls') else None
@@ -229,26 +221,24 @@ def save_bundle(
     if preprocess is None:
         if not learn: raise BundleError(f'save_bundle does not know how pictures were prepared for this {type(model).__name__}: {_ask}')
         preprocess = loader_preprocess(learn.dls)
-    if spec is None: net, plan, comparison, curves, onnx = _foreign(model, preprocess, classes), None, {}, [], True
+    if spec is None: net, plan, fusion, curves, onnx = _foreign(model, preprocess, classes), None, {}, [], True
     else:
         noise = torch.randn(4, 3, preprocess.size, preprocess.size, generator=torch.Generator().manual_seed(0))
-        batches = batches if batches is not None else [torch.from_numpy(x) for x, _ in _batches(learn.dls.valid, 2)] if learn else [noise]
-        net, plan, comparison, curves = _fused(model, preprocess, batches, comparison)
+        if batches is None: batches = learn and [torch.from_numpy(x) for x, _ in _batches(learn.dls.valid, 2)] or [noise]
+        net, plan, fusion, curves = _fused(model, batches)
     predictor, splits = Predictor(net, classes, preprocess, trust), getattr(learn and learn.dls, 'splits', None)
     if trust is None and learn: trust = learner_trust(learn, predictor, held_out=held_out, risk=risk)
     predictor.trust = trust = trust or Trust(classes)
     if trust.classes != classes:
         raise BundleError(f'the trust is for the classes {", ".join(trust.classes)}, the model for {", ".join(classes)}')
     activations = '' if spec is None or getattr(model, 'fuse_plan', None) else describe_acts(model)['text'] # gone in a fused net
-    fusion = dict(comparison.to_dict() if hasattr(comparison, 'to_dict') else comparison or {})
     leak, warned = getattr(splits, 'leak', None) or {}, list(getattr(splits, 'warnings', None) or [])
     config = dict(format=BUNDLE_FORMAT, arch=spec['arch'] if spec else arch_of(model), net_spec=spec, fuse_plan=plan,
                   activations=activations, classes=classes, class_titles={c: i['title'] for c, i in silkworm_info(classes).items()},
                   size=preprocess.size, preprocess=preprocess.to_dict(), metrics=metrics or {}, leak=leak, warnings=warned,
-                  trust=trust.to_dict(), fusion=fusion, latency=_latency(predictor), curves=curves, versions=_versions(),
+                  trust=trust.to_dict(), fusion=fusion, curves=curves, versions=_versions(),
                   created=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), extra=extra or {})
     config |= {k: v for k, v in (inherit or {}).items() if not config.get(k)}
-    config['fusion'] = {k: v for k, v in config['fusion'].items() if k != 'latency_ms'}    # of three timings; `latency` says it better
     config['warnings'] += [str(w) for w in trust_warnings(trust) if str(w) not in config['warnings']]
     roots = [str(splits.path)] if getattr(splits, 'path', None) else []
     return _write(Path(os.path.abspath(dest)), config, predictor, onnx, _different(examples, splits), roots)

@@ -93,13 +93,11 @@ def source_of_file(
     return Source(None if fused else model, model if fused else None, _preprocess_of(pictures, size, crop_pct), classes, {})
 
 # %% ../../nbs/serve/13_deploy.ipynb #44b44b2e
-def _data_path(source, config):
-    "Where the pictures of a run lay: a run folder says it, a bundle only what the folder was called"
-    settings = Path(source)/'settings.yaml'
-    if settings.is_file(): return (yaml.safe_load(settings.read_text(encoding='utf-8')) or {}).get('data_path')
-    extra = config.get('extra') or {}
-    places = [extra, extra.get('settings') or {}, config.get('settings') or {}]
-    return next((d['data_path'] for d in places if isinstance(d, dict) and d.get('data_path')), None)
+def _data_path(folder):
+    "Where the pictures of a run lay, by its settings; a bundle alone says only what their folder was called, as others may be, too"
+    file = bundle_folder(folder).parent/'settings.yaml'
+    said = yaml.safe_load(file.read_text(encoding='utf-8')) if file.is_file() else None
+    return said.get('data_path') if isinstance(said, dict) else None
 
 # %% ../../nbs/serve/13_deploy.ipynb #0a4b82d4
 def _pictures(data, known, size=64):
@@ -174,7 +172,7 @@ def deploy(
     out, eight = Path(args.out), args.format == 'onnx-int8'
     if args.format in ('onnx-int8', 'torch-export') and (out/'config.json').exists():
         raise BundleError(f'{out} holds a bundle, to which {args.format} adds no file: name another folder with --out')
-    pics,what = _pictures(args.data, _data_path(path, src.config), 200 if eight else 64)
+    pics,what = _pictures(args.data, _data_path(path) if path.is_dir() else None, 200 if eight else 64)
     if eight and (len(pics) < 20 or not isinstance(pics[0], (str, Path))):
         raise BundleError('--format onnx-int8 measures ranges on photographs: name a folder of 20 or more of its training with --data')
     x = src.preprocess.batch(pics[:64])

@@ -145,7 +145,7 @@ def _check_net(file, c):
 
 # %% ../../nbs/serve/06_format.ipynb #4d317ee4
 def _check_kinds(file, c):
-    for k in ('metrics', 'trust', 'preprocess', 'leak', 'fusion', 'extra', 'versions', 'class_titles', 'example_classes', 'latency'):
+    for k in ('metrics', 'trust', 'preprocess', 'leak', 'fusion', 'extra', 'versions', 'class_titles', 'example_classes'):
         if not isinstance(c.setdefault(k, {}), dict): raise BundleError(f'{file}: {k} must be a mapping')
     for k in ('curves', 'warnings'):
         if not isinstance(c.setdefault(k, []), list): raise BundleError(f'{file}: {k} must be a list')
