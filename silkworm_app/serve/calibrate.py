@@ -155,8 +155,7 @@ def fit_trust(
     leak=None, # `Splits.leak`, or the part of the validation pictures that occur in train; None: not checked
     held_out:tuple=None, # of a cross-validation over photographs: logits [H, K], labels [H], photographs [H]; scores come from these then
     risk:float=.1, # part of the photographs of each class that may lose it
-    risks:tuple=(.02, .05, .1, .15, .2, .25, .3), # also measured, for another choice later
-    quantile:float=.99 # part of the validation pictures within the limits of distance
+    risks:tuple=(.02, .05, .1, .15, .2, .25, .3) # also measured, for another choice later
 )->Trust:
     "When the model may answer what, from its logits and features on validation pictures; `ValueError` on arrays that don't fit together."
     logits, labels = _checked(logits, labels, None if classes is None else len(classes), 'logits')
@@ -164,7 +163,7 @@ def fit_trust(
     classes = [str(i) for i in range(k)] if classes is None else [str(c) for c in classes]
     if not 0 < risk <= .5: raise ValueError(f'fit_trust: risk must lie above 0 and up to 0.5, not {risk}')
     why = _leaky(leak)
-    limits = fit_limits(features, labels, train_features, train_labels, stats, train_stats, quantile)
+    limits = fit_limits(features, labels, train_features, train_labels, stats, train_stats)
     source = 'validation' if held_out is None else 'cross-validation'
     if held_out is not None:
         logits, labels = _checked(*held_out[:2], k, 'the logits of held_out')

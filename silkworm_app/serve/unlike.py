@@ -124,23 +124,22 @@ def fit_limits(
     train_features:np.ndarray=None, # [M, D] of training pictures
     train_labels:np.ndarray=None, # [M]
     stats:np.ndarray=None, # [N, 2 or more] of `picture_stats`
-    train_stats:np.ndarray=None, # [M, 2 or more]
-    quantile:float=.99 # part of the validation pictures within the limits of distance
+    train_stats:np.ndarray=None # [M, 2 or more]
 )->dict: # entries of `Trust`
-    "The limits beyond which a picture is unlike the training pictures, as far as the arrays tell."
+    "The limits beyond which a picture is unlike the training pictures, as far as the arrays tell: that of 99 % of the validation pictures."
     out = {}
     if features is not None and len(features) >= 10:
         features = np.asarray(features)
         own = train_features is None or len(train_features) < 10
         fitted = fit_distance(features, labels) if own else fit_distance(train_features, train_labels)
         d = distance_left_out(features, labels) if own else distance(features, fitted)
-        out |= dict(fitted=fitted, distance_limit=float(np.quantile(d, quantile)))
+        out |= dict(fitted=fitted, distance_limit=float(np.quantile(d, .99)))
     if stats is None or not len(stats): return out
     stats = np.asarray(stats, np.float64)
     if stats.shape[1] > 2 and len(stats) >= 20 and np.isfinite(stats).all():
         own = train_stats is None or len(train_stats) < 20 or np.shape(train_stats)[1] != stats.shape[1]
         d, look = _look_limits(stats[:, 2:], None if own else train_stats[:, 2:])
-        out |= dict(fitted=out.get('fitted', {}) | look, look_limit=float(np.quantile(d, quantile)))
+        out |= dict(fitted=out.get('fitted', {}) | look, look_limit=float(np.quantile(d, .99)))
     low, grain = np.quantile(stats[:, :2], .01, axis=0), stats[:, 1] / np.maximum(stats[:, 0], 1e-9)
     limits = dict(min_contrast=.5 * low[0], min_sharpness=.5 * low[1], max_grain=1.5 * np.quantile(grain, .99))
     return out | {k: _number(v) for k, v in limits.items()}

@@ -153,38 +153,24 @@ def facts(
     predictor, # what `load_bundle` gives
 )->dict: # warnings (of the bundle), notes, todo (both as `reason_code` makes them), split, metrics, measured, ...
     "What the bundle says about itself, as plain values."
-    c = predictor.config or {}
-    extra, m = c.get('extra') or {}, dict(c.get('metrics') or {})
-    parts = 'cross_validation', 'test', 'valid'
+    c, t = predictor.config or {}, getattr(predictor, 'trust', None)
+    m, leak, parts = dict(c.get('metrics') or {}), c.get('leak') or {}, ('cross_validation', 'test', 'valid')
     split = next((k for k in parts if isinstance(m.get(k), dict)), None)
     if split: m = {k: v for k, v in m.items() if k not in parts} | m[split]
-    first = lambda *keys: next((d[k] for k in keys for d in (m, c, extra) if isinstance(d, dict) and d.get(k)), None)
-    data = c.get('data') or extra.get('data') or {}
-    leak = first('leak') or data.get('leak') or {}
-    if isinstance(leak, (int, float)): leak = dict(test_seen_in_train=float(leak))
-    t = getattr(predictor, 'trust', None)
-    sets = getattr(t, 'rule', None) == 'sets'
-    trust = {k: v for k, v in (t.to_dict() if t else c.get('trust') or {}).items() if k not in ('scores', 'measured_at')}
+    sets = t is not None and t.rule == 'sets'
+    trust = {k: v for k, v in t.to_dict().items() if k not in ('scores', 'measured_at')} if t else {}
     notes = trust_warnings(t) if t else []                             # said in every language, so not once more as the bundle has them
-    warn = [str(w) for w in (first('warnings') or data.get('warnings') or []) if w not in notes]
-    notes = _own_warnings(warn, first, data, leak) + [n for n in notes if n.code != 'old_rule']
+    warn = [str(w) for w in c.get('warnings') or [] if w not in notes]
+    own, seen = [], leak.get('test_seen_in_train') or 0
+    if 'synthetic' in str((c.get('extra') or {}).get('data_path')).lower(): own.append(Reason('drawn'))
+    if seen > 0 and not any('also occur in train' in w for w in warn): own.append(Reason('leaked', part=seen))
+    notes = own + [n for n in notes if n.code != 'old_rule']
     todo = collect_next(t, leak.get('distinct')) if t else []
-    return dict(arch=c.get('arch') or (c.get('build_cfg') or {}).get('arch'), classes=list(predictor.classes),
-        split=split or m.get('split'), metrics=m, confusion_matrix=trust.get('confusion') or m.get('confusion_matrix'),
-        warnings=warn, notes=list(map(reason_code, notes)), todo=list(map(reason_code, todo)), leak=leak,
-        fusion=first('fusion', 'compare', 'comparison') or {}, trust=trust, seen=dict(t.seen) if sets else {},
-        risk=t.risk if sets else None, measured=trust.get('measured') or {}, curves=first('curves') or [],
-        versions=c.get('versions') or {}, created=first('created'), backend=getattr(predictor, 'backend', None))
-
-# %% ../../../nbs/serve/15_page_answers.ipynb #f6ad7051
-def _own_warnings(warn, first, data, leak):
-    "`Reason`s that the bundle gives but doesn't warn of itself: copies in the test, drawings."
-    out, seen = [], leak.get('test_seen_in_train') or 0
-    about = ' '.join(str(v) for v in (data.get('path'), first('data_path'), first('dataset'), *warn)).lower()
-    drawn = first('synthetic') or data.get('synthetic') or 'synthetic' in about
-    if drawn and not any('synthetic' in w.lower() or 'drawings' in w.lower() for w in warn): out.append(Reason('drawn'))
-    if seen > 0 and not any('also occur in train' in w for w in warn): out.append(Reason('leaked', part=seen))
-    return out
+    return dict(arch=c.get('arch'), classes=list(predictor.classes), split=split, metrics=m,
+        confusion_matrix=trust.get('confusion') or m.get('confusion_matrix'), warnings=warn, notes=list(map(reason_code, notes)),
+        todo=list(map(reason_code, todo)), leak=leak, fusion=c.get('fusion') or {}, trust=trust, seen=dict(t.seen) if sets else {},
+        risk=t.risk if sets else None, measured=trust.get('measured') or {}, curves=c.get('curves') or [],
+        versions=c.get('versions') or {}, created=c.get('created'), backend=getattr(predictor, 'backend', None))
 
 # %% ../../../nbs/serve/15_page_answers.ipynb #2258bc8e
 def latency(

@@ -237,13 +237,12 @@ def engineers_html(
     say:Say, # the words
     f:dict, # from `facts`
     seconds:float=None, # of one picture, from `latency`
-    times:int=15, # how often that was measured
 )->str:
     "Confusion matrix, fusion, latency, curves."
     pairs = ((k, f['fusion'].get(k)) for k in ('params', 'ops'))
     fusion = [(f'eng_{k}', *p) for k, p in pairs if isinstance(p, (list, tuple)) and len(p) == 2 and None not in p]
     names = f['metrics'].get('classes') or f['classes']
-    return render('engineers', say, f=f, seconds=seconds, times=times, names=names, split=_split(say, f), fusion=fusion,
+    return render('engineers', say, f=f, seconds=seconds, names=names, split=_split(say, f), fusion=fusion,
         curves=_polylines(f['curves'][:12]))
 
 # %% ../../../nbs/serve/16_page_html.ipynb #fba38452
