@@ -11,6 +11,7 @@ import contextlib, copy, io, json, sys, tempfile, time
 from pathlib import Path
 
 import numpy as np
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
 from ..data.loaders import test_loader
 from ..data.splits import Splits, carve, cut
@@ -174,16 +175,16 @@ def held_out_answers(
 def _pooled(records, pick='pick'):
     "Balanced accuracy with its interval over photographs, and (true class, answer, weight) of each file"
     photo, y, p = (np.concatenate([r[k] for r in records]) for k in ('photo', 'target', pick))
-    _, inverse, n = np.unique(photo, return_inverse=True, return_counts=True)
+    # as in the interval, a scene that holds two classes counts once in each
+    _, inverse, n = np.unique(np.stack([y, photo], 1), axis=0, return_inverse=True, return_counts=True)
     value, low, high = photo_interval([dict(photo=photo.tolist(), target=y.tolist(), right=(p == y).tolist())])
-    return dict(balanced_accuracy=value, interval=[low, high]), (y, p, 1/n[inverse])
+    return dict(balanced_accuracy=value, interval=[low, high]), (y, p, 1/n[inverse.ravel()])
 
 # %% ../../nbs/train/15_cross.ipynb #4d6ae739
 def _result(photo, by_file, classes):
     "The figures of a cross-validation, from the records of its parts"
     res, (y, p, w) = _pooled(photo)
-    cm = np.zeros((len(classes),)*2)
-    np.add.at(cm, (y, p), w)
+    cm = confusion_matrix(y, p, sample_weight=w, labels=range(len(classes)))
     have = cm.sum(1)
     res |= dict(classes=classes, accuracy=float(np.trace(cm)/cm.sum()), confusion_matrix=cm.round(2).tolist(),
                 per_class_n={c: round(v) for c, v in zip(classes, have)},
@@ -191,8 +192,7 @@ def _result(photo, by_file, classes):
                 symmetry=_pooled(photo, 'pick_symmetry')[0], by_file=None)
     if by_file:
         y, p = (np.concatenate([r[k] for r in by_file]) for k in ('target', 'pick'))
-        recalls = [(p == y)[y == c].mean() for c in np.unique(y)]
-        res['by_file'] = dict(accuracy=float((y == p).mean()), balanced_accuracy=float(np.mean(recalls)))
+        res['by_file'] = dict(accuracy=float((y == p).mean()), balanced_accuracy=float(balanced_accuracy_score(y, p)))
     return res
 
 # %% ../../nbs/train/15_cross.ipynb #fbaf3581
