@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from silkworm_app.act.patch import lslu_model
+from silkworm_app.act.weights import save_weights
 from silkworm_app.cli import data_main
 from silkworm_app.data.augment import A, aug_pipeline
 from silkworm_app.data.diseases import silkworm_info, silkworm_names
@@ -25,6 +27,9 @@ from silkworm_app.data.prepare import prepare, read_mapping
 from silkworm_app.data.sample import draw_larva
 from silkworm_app.data.splits import carve, cut, find_splits
 from silkworm_app.data.audit import audit
+from silkworm_app.train.config import read_settings
+from silkworm_app.train.evaluate import main as evaluate
+from silkworm_app.train.setup import load_splits
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -279,6 +284,39 @@ def test_a_set_prepared_with_folds_is_known(prepared):
     with pytest.raises(DataError, match='has no folds'): find_splits(prepared / 'split', fold=1)
     dls = image_dls(prepared / 'folds', 32, 4)
     assert list(dls.vocab) == ['healthy', 'pebrine'] and len(labelled_test(dls).dataset) == len(s.folds['fold_1'])
+
+
+def said_of(*options): return load_splits(read_settings(list(map(str, options))))
+
+
+def test_a_fold_that_is_named_is_tested_or_refused(prepared, tmp_path):
+    folds, raw = prepared / 'folds', prepared / 'raw'
+    one = said_of('--data_path', folds, '--fold', 'fold_2')
+    assert one.test == one.folds['fold_2'] and not any('was prepared with' in w for w in one.warnings)
+    for options, words in ((('--data_path', raw), 'has no folds'), (('--data_path', folds, '--cross_validate', 3), 'leave out cross_validate 3, or fold'),
+                           (('--data_path', folds, '--eval_data_path', raw), 'leave out eval_data_path, or fold'),
+                           (('--data_path', raw, '--data_set', 'CIFAR10'), 'leave out data_set CIFAR10, or fold')):
+        with pytest.raises(ValueError, match=words): said_of(*options, '--fold', 'fold_2')
+    f = shutil.copytree(folds, tmp_path / 'folds')
+    (f / one.folds['fold_2'][0][0].relative_to(folds)).write_bytes(b'')
+    assert any('1 file(s) were skipped' in w for w in said_of('--data_path', f, '--fold', 'fold_2', '--on_bad', 'skip').warnings)
+
+
+def test_validation_pictures_of_another_folder_take_none_from_training(prepared, tmp_path):
+    "And what was said of the files is still said"
+    other = tree(tmp_path / 'other', ('healthy', 'pebrine'), n=3, seed=8)
+    (other / 'healthy/cut.png').write_bytes((other / 'healthy/0.png').read_bytes()[:200])
+    s = said_of('--data_path', prepared / 'folds', '--eval_data_path', other, '--on_bad', 'skip')
+    assert len(s.train) + len(s.test) == 21 and s.test == s.folds['fold_1'] and len(s.valid) == 6
+    assert any('1 file(s) were skipped: ' in w for w in s.warnings) and any('3 folds, of which fold_1 is the test here' in w for w in s.warnings)
+    s = said_of('--data_path', prepared / 'split', '--eval_data_path', other, '--on_bad', 'skip')
+    assert any('validation pictures of' in w and 'are left out' in w for w in s.warnings) and not any('no test split' in w for w in s.warnings)
+
+
+def test_a_report_on_one_fold_says_so(prepared, tmp_path, capsys):
+    save_weights(lslu_model('vanillanet_5_x0_125', 2, input_size=32, stem_stride=2).eval(), tmp_path / 'w.safetensors')
+    assert evaluate([str(tmp_path / 'w.safetensors'), '--data', str(prepared / 'folds'), '--input_size', '32']) == 0
+    assert 'was prepared with 3 folds, of which fold_1 is the test here' in capsys.readouterr().out
 
 
 def test_the_pictures_of_a_prepared_set(prepared):

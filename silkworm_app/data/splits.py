@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MANIFEST_COLUMNS', 'NO_TEST', 'stratified', 'cut', 'carve', 'leaks', 'many_copies', 'leak_warnings', 'Splits',
-           'find_groups', 'read_manifest', 'find_splits']
+           'find_groups', 'read_manifest', 'find_splits', 'read_notes']
 
 # %% ../../nbs/data/04_splits.ipynb #f9725d9f
 import csv, math, warnings
@@ -237,7 +237,7 @@ def _folds(path, rows, fold, valid_pct, seed, on_bad):
     groups = {p: int(r['group']) for p, r in there}
     whole = Splits([], [], [], sorted({c for _, c in items}), groups, [], {}, path, folds, _of_class(groups, items))
     if isinstance(fold, int): fold = f'fold_{fold}'
-    out = whole.fold(fold or next(iter(folds)), valid_pct or .2, seed)
+    out = whole.fold(fold or next(iter(folds)), valid_pct, seed)
     first = (f'{shown(path)} was prepared with {len(folds)} folds, of which {next(iter(folds))} is the test here: '
              'a result is the mean over all of them')
     out.warnings = notes + ([] if fold else [first]) + out.warnings
@@ -345,3 +345,9 @@ def find_splits(
         if not test: notes.append(NO_TEST)
     out = Splits(train, valid, test, sorted({c for _, c in train}), groups, notes + more, {}, given, {}, photos)
     return out.measured(level, carved='valid' not in items)
+
+def read_notes(
+    splits:Splits # of `find_splits`
+)->list: # sentences
+    "What was said of the files and folds that were read, without what hangs on the splits"
+    return [w for w in splits.warnings if w != NO_TEST and w not in (leak_warnings(splits.leak) if splits.leak else ())]

@@ -18,7 +18,7 @@ from ..data.diseases import canonical_name
 from ..data.folder import DataError
 from ..data.imaging import Preprocess
 from ..data.loaders import test_loader
-from ..data.splits import Splits, find_splits
+from ..data.splits import Splits, find_splits, read_notes
 from ..files import command, write_text
 from ..serve.deploy import add_net_options, refuse_net_options, source_of_file
 from ..serve.load import load_bundle
@@ -76,9 +76,9 @@ def _of_bundle(src):
 
 # %% ../../nbs/train/15c_evaluate.ipynb #1c1e095a
 def _folder(data):
-    "The pictures of a folder; which can't be read is all that is said of them"
+    "The pictures of a folder; said of them is which can't be read, and which fold is tested"
     splits = find_splits(data, 0, 0, group=None, on_bad='skip')
-    splits.warnings = [w for w in splits.warnings if 'skipped' in w]
+    splits.warnings = read_notes(splits)
     return splits
 
 def _of_weights(stored, args):

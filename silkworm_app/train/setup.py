@@ -18,7 +18,7 @@ from ..data.augment import FAST_AUGMENTATIONS
 from ..data.cifar import cifar_pictures, cifar_splits
 from ..data.folder import DataError
 from ..data.imaging import IMAGENET_MEAN, IMAGENET_STD, check_image
-from ..data.splits import NO_TEST, Splits, find_groups, find_splits
+from ..data.splits import NO_TEST, Splits, find_groups, find_splits, read_notes
 from .config import OPTIONS, TrainConfig, TrainError
 from .learner import default_arch
 from .log import say
@@ -32,22 +32,28 @@ def load_splits(
     "The pictures of a training. Raises `TrainError` or `DataError`."
     if not cfg.data_path: raise TrainError('data_path is missing: name the folder of pictures with --data_path')
     path = Path(cfg.data_path)
+    _check_parts(cfg)
     if cfg.data_set.startswith('CIFAR'): return _cifar(cfg, path)
     if path.is_file() and path.suffix == '.zip':
         raise DataError(f'{path} is a zip file: unpack it, or say which set it is with --data_set CIFAR10 or CIFAR100')
-    if cfg.cross_validate and cfg.eval_data_path:
-        raise TrainError('cross_validate cuts an image folder by itself: leave out eval_data_path, or cross_validate')
     kw = dict(seed=cfg.seed, group=None if cfg.group == 'none' else cfg.group, on_bad=cfg.on_bad, scenes=cfg.scenes)
     if cfg.cross_validate and cfg.group == 'auto': kw['group'] = 'copies'
-    if not cfg.eval_data_path: return _prepared(cfg, find_splits(path, cfg.valid_pct, cfg.test_pct, **kw))
-    return _with_valid(find_splits(path, 0, 0, **kw), find_splits(cfg.eval_data_path, 0, 0, **kw), kw['group'], cfg.scenes)
+    if not cfg.eval_data_path: return _prepared(cfg, find_splits(path, cfg.valid_pct, cfg.test_pct, fold=cfg.fold, **kw))
+    both = [find_splits(p, 0, 0, **kw | dict(group=None)) for p in (path, cfg.eval_data_path)] # which are grouped as one
+    return _with_valid(*both, kw['group'], cfg.scenes)
+
+def _check_parts(cfg):
+    "Refuse two settings that each say which pictures are tested"
+    for k in ('cross_validate', 'fold'):
+        other = 'eval_data_path' if cfg.eval_data_path else f'data_set {cfg.data_set}' if cfg.data_set.startswith('CIFAR') else \
+            f'cross_validate {cfg.cross_validate}' if k == 'fold' and cfg.cross_validate else None
+        if getattr(cfg, k) and other: raise TrainError(f'{k} cuts an image folder by itself: leave out {other}, or {k}')
 
 # %% ../../nbs/train/12_setup.ipynb #2621f327
 def _prepared(cfg, splits):
     "A set that was prepared with folds is cross-validated over them, or tested on the one that is named"
     folds = splits.folds
-    if not folds: return splits
-    if cfg.fold: return splits.fold(cfg.fold, cfg.valid_pct, cfg.seed)
+    if not folds or cfg.fold: return splits
     if cfg.cross_validate not in (0, len(folds)):
         raise TrainError(f'{splits.path} was prepared with {len(folds)} folds: leave out cross_validate {cfg.cross_validate}, or test on '
                          f'one with --fold {next(iter(folds))}')
@@ -56,8 +62,6 @@ def _prepared(cfg, splits):
 
 # %% ../../nbs/train/12_setup.ipynb #37dce3b4
 def _cifar(cfg, path):
-    if cfg.cross_validate:
-        raise TrainError(f'cross_validate cuts an image folder by itself: leave out data_set {cfg.data_set}, or cross_validate')
     name = 'cifar100' if cfg.data_set == 'CIFAR' else cfg.data_set.lower()
     try: return cifar_splits(name, path, cfg.n_train or None, n_test=cfg.n_test or None, seed=cfg.seed)
     except DataError:
@@ -76,10 +80,12 @@ def _with_valid(splits, other, group, scenes):
     if other.classes != splits.classes:
         raise DataError(f'{other.path} has the classes {", ".join(other.classes[:8])}, {splits.path} has {", ".join(splits.classes[:8])}: '
                         'they must be the same')
+    notes = [*read_notes(splits), *read_notes(other)]
+    if splits.valid: notes.append(f'the {len(splits.valid)} validation pictures of {splits.path} are left out, for those of {other.path}')
     splits.valid = other.valid or other.test or other.train
     files = [f for f, _ in splits.train + splits.valid + splits.test]
     splits.groups, splits.photos, level = find_groups(files, group, scenes)
-    splits.leak, splits.warnings = {}, [] if splits.test else [NO_TEST]
+    splits.leak, splits.warnings = {}, notes if splits.test else [*notes, NO_TEST]
     return splits.measured(level)
 
 # %% ../../nbs/train/12_setup.ipynb #f3431894
