@@ -22,7 +22,7 @@ from silkworm_app.data.prepare import prepare
 from silkworm_app.data.same import same_photo, sketch
 from silkworm_app.data.splits import find_splits
 from silkworm_app.train.config import read_settings
-from silkworm_app.train.cross import distinct_pictures
+from silkworm_app.train.cross import distinct_pictures, whole_split
 from silkworm_app.train.setup import load_splits
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -207,6 +207,9 @@ def test_the_choice_of_scenes_reaches_training(tmp_path, monkeypatch):
         prepare(tmp_path / 'set', tmp_path / scenes, folds=0, valid_pct=.2, test_pct=.2, scenes=scenes, show=False)
         s = find_splits(tmp_path / scenes)
         assert len(set(s.groups.values())) == (9 if n == 1 else 11) and s.leak['label_conflicts'] == 0 and sum(map(len, (s.train, s.valid, s.test))) == 11
+        prepare(tmp_path / 'set', tmp_path / f'{scenes}_folds', folds=3, scenes=scenes, show=False)
+        for s in (s, find_splits(tmp_path / f'{scenes}_folds'), whole_split(find_splits(tmp_path / f'{scenes}_folds'), .2, 42)):
+            assert s.leak['distinct'] == dict(a=6, b=5) and not any('copies of about' in w for w in s.warnings), s.warnings    # scenes are no copies
     with pytest.raises(ValueError, match="scenes must be 'together' or 'apart', not 'both'"): find_splits(tmp_path / 'set', scenes='both')
 
 

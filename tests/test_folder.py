@@ -313,6 +313,16 @@ def test_validation_pictures_of_another_folder_take_none_from_training(prepared,
     assert any('validation pictures of' in w and 'are left out' in w for w in s.warnings) and not any('no test split' in w for w in s.warnings)
 
 
+def test_a_manifest_that_excel_saved_is_read_and_one_that_is_none_is_named(prepared, tmp_path, capsys):
+    "Else a random split would be cut in silence"
+    f = shutil.copytree(prepared / 'folds', tmp_path / 'folds')
+    m, want = f / 'manifest.csv', find_splits(prepared / 'folds')
+    m.write_bytes(m.read_bytes().replace(b',', b';').replace(b'\n', b'\r\n'))
+    assert [p.relative_to(f) for p, _ in find_splits(f).test] == [p.relative_to(prepared / 'folds') for p, _ in want.test]
+    m.write_bytes(m.read_bytes().replace(b'sha256', b'checksum', 1))
+    with pytest.raises(DataError, match='manifest.csv, which says what each fold tests, is not as silkworm-data wrote it'): find_splits(f)
+
+
 def test_a_report_on_one_fold_says_so(prepared, tmp_path, capsys):
     save_weights(lslu_model('vanillanet_5_x0_125', 2, input_size=32, stem_stride=2).eval(), tmp_path / 'w.safetensors')
     assert evaluate([str(tmp_path / 'w.safetensors'), '--data', str(prepared / 'folds'), '--input_size', '32']) == 0
@@ -350,8 +360,9 @@ def test_a_prepared_set_that_was_changed(prepared, tmp_path):
     gone.unlink()
     s = find_splits(f)
     assert sum(map(len, s.folds.values())) == 20 and any('1 picture(s) of the manifest are gone' in w for w in s.warnings)
-    (f / 'manifest.csv').write_text('my own list')                    # not ours: at least no fold is taken for a class
-    s = find_splits(f, group=None)
+    (f / 'manifest.csv').write_text('my own list')                    # not ours: its pictures can be cut anew, but not in silence
+    with pytest.raises(DataError, match='or name .*pictures'): find_splits(f)
+    s = find_splits(f / 'pictures', group=None)
     assert s.classes == ['healthy', 'pebrine'] and not s.folds
 
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLIT_NAMES', 'MANIFEST', 'BEFORE', 'COLLECTED', 'DAMAGED', 'DataError', 'is_litter', 'decoded', 'plain_name', 'Scan',
-           'top_folder', 'opened', 'new_folder', 'unpack', 'check_pictures', 'why_unusable', 'pictures_below']
+           'has_folds', 'top_folder', 'opened', 'new_folder', 'unpack', 'check_pictures', 'why_unusable',
+           'pictures_below']
 
 # %% ../../nbs/data/02_folder.ipynb #89b6284d
 import os, shutil, tarfile, tempfile, unicodedata, zipfile, zlib
@@ -138,7 +139,11 @@ class Scan:
         return shown(Path(p).relative_to(self.root).as_posix())
 
 # %% ../../nbs/data/02_folder.ipynb #6622ad4f
-def _has_folds(root): return (root/MANIFEST).is_file() and (root/'fold_1').is_dir() and (root/'pictures').is_dir()
+def has_folds(
+    root:Path # folder
+)->bool:
+    "Whether `silkworm-data prepare` made it, with folds"
+    return (root/MANIFEST).is_file() and (root/'fold_1').is_dir() and (root/'pictures').is_dir()
 
 # %% ../../nbs/data/02_folder.ipynb #80a9a899
 def top_folder(
@@ -146,7 +151,7 @@ def top_folder(
 )->Path: # `root`, or the folder in it that holds the class folders or the splits
     "Take off folders that wrap a set: the only folder, no picture beside it, which holds folders and no pictures itself."
     root = Path(root)
-    if _has_folds(root): return root/'pictures'
+    if has_folds(root): return root/'pictures'
     def inside(d):
         es = _entries(d)
         return [Path(e.path) for e in es if _is_dir(e)], [e for e in es if not _is_dir(e) and Path(e.name).suffix.lower() in IMAGE_SUFFIXES]
@@ -271,6 +276,6 @@ def pictures_below(
 )->tuple: # files that are pictures by name, number of other files and of folders that can't be read
     "The pictures of a folder in whatever order people keep them, for a prediction."
     folder = Path(folder)
-    scan = Scan(folder/'pictures' if _has_folds(folder) else folder, empty=True)
+    scan = Scan(folder/'pictures' if has_folds(folder) else folder, empty=True)
     found = [p for p, _, _ in scan.items if p.suffix.lower() in IMAGE_SUFFIXES]
     return found, len(scan.items) + len(scan.strangers) + len(scan.unreadable) - len(found)

@@ -7,7 +7,7 @@ __all__ = ['MANIFEST_COLUMNS', 'NO_TEST', 'stratified', 'cut', 'carve', 'leaks',
            'find_groups', 'read_manifest', 'find_splits', 'read_notes']
 
 # %% ../../nbs/data/04_splits.ipynb #f9725d9f
-import csv, math, warnings
+import csv, io, math, re, warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -17,8 +17,8 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from .copies import group_pictures
-from .folder import MANIFEST, DataError, Scan, check_pictures, top_folder, why_unusable
-from ..files import read_table, shown
+from .folder import MANIFEST, DataError, Scan, check_pictures, has_folds, top_folder, why_unusable
+from ..files import shown
 
 # %% ../../nbs/data/04_splits.ipynb #d4ba6e58
 def stratified(
@@ -154,6 +154,7 @@ class Splits:
     path:Path=None # the folder
     folds:dict=field(default_factory=dict) # of a set prepared with folds: name -> its list of `(Path, class)`; else empty
     photos:dict=None # path -> photograph; None: as `groups`
+    distinct:dict=None # photographs of each class, where a data card says it; None: they are counted
 
     def counts(self)->dict:
         "`{split: {class: number of pictures}}`."
@@ -169,13 +170,14 @@ class Splits:
         if name not in self.folds: raise DataError(f'{shown(self.path)} has no fold {name}; it has {", ".join(self.folds) or "none"}')
         rest = [it for n, f in self.folds.items() if n != name for it in f]
         (valid, train), notes = carve(rest, self.groups, (valid_pct,), seed, ('validation',))
-        own = Splits(train, valid, self.folds[name], self.classes, self.groups, notes, {}, self.path, self.folds, self.photos)
+        own = Splits(train, valid, self.folds[name], self.classes, self.groups, notes, {}, self.path, self.folds, self.photos, self.distinct)
         return own.measured('manifest', carved=True)
 
     def measured(self, level, carved=False):
         "Itself, with its leak measured and said; see `leaks`."
         if self.groups is None: return self
         self.leak = leaks({s: getattr(self, s) for s in ('train', 'valid', 'test')}, self.groups, level, carved, self.photos)
+        if self.distinct: self.leak['distinct'] = self.distinct
         self.warnings = self.warnings + leak_warnings(self.leak)
         return self
 
@@ -208,22 +210,31 @@ def read_manifest(
     folder # made by `silkworm-data prepare`
 )->list: # a dict for each picture; None: not such a folder
     "The list of pictures in a prepared folder."
-    file = Path(folder)/MANIFEST
-    try: rows = read_table(file)
+    try:
+        text = (Path(folder)/MANIFEST).read_bytes().decode('utf-8-sig')
+        rows = list(csv.DictReader(io.StringIO(text, newline=''), delimiter=';' if text.startswith('path;') else ','))  # `;`: Excel saved it
     except (OSError, UnicodeDecodeError, csv.Error): return None
     return rows if rows and tuple(rows[0]) == MANIFEST_COLUMNS and all(r['path'] and r['group'] for r in rows) else None
 
 # %% ../../nbs/data/04_splits.ipynb #8f06886c
+def _counted(top, rows):
+    """Photographs of each class of a prepared set, as its data card counts them: the manifest tells scenes apart, of which each may be
+    several. None where it doesn't say."""
+    try: found = re.search(r'^\| distinct photographs \|([\d |]+)\|$', (top/'README.md').read_text(encoding='utf-8'), re.M)
+    except (OSError, UnicodeDecodeError): return None
+    classes, n = sorted({r['class'] for r in rows}), list(map(int, found[1].split('|'))) if found else []
+    return dict(zip(classes, n)) if len(n) == len(classes) else None
+
 def _listed(path):
-    "`(rows, {(class, name): photograph})` of the prepared set that `path` is, or is a fold or the `pictures` of."
+    "`(rows, {(class, name): photograph}, _counted)` of the prepared set that `path` is, or is a fold or the `pictures` of."
     for top in (path, path.resolve().parent):
         rows = read_manifest(top)
         if rows and (top == path or path.name == 'pictures' or path.name in {r['split'] for r in rows}):
-            return rows, {(r['class'], Path(r['path']).name): int(r['group']) for r in rows}
-    return None, {}
+            return rows, {(r['class'], Path(r['path']).name): int(r['group']) for r in rows}, _counted(top, rows)
+    return None, {}, None
 
 # %% ../../nbs/data/04_splits.ipynb #ada4d348
-def _folds(path, rows, fold, valid_pct, seed, on_bad):
+def _folds(path, rows, distinct, fold, valid_pct, seed, on_bad):
     "`Splits` of a set prepared with folds."
     there = [(path/r['path'], r) for r in rows]
     gone = [p for p, _ in there if not p.is_file()]
@@ -235,7 +246,8 @@ def _folds(path, rows, fold, valid_pct, seed, on_bad):
         if p not in bad and p.is_file(): folds[r['split']].append((p, r['class']))
     items = [it for f in folds.values() for it in f]
     groups = {p: int(r['group']) for p, r in there}
-    whole = Splits([], [], [], sorted({c for _, c in items}), groups, [], {}, path, folds, _of_class(groups, items))
+    whole = Splits([], [], [], sorted({c for _, c in items}), groups, [], {}, path, folds, _of_class(groups, items),
+                   distinct if len(items) == len(rows) else None)
     if isinstance(fold, int): fold = f'fold_{fold}'
     out = whole.fold(fold or next(iter(folds)), valid_pct, seed)
     first = (f'{shown(path)} was prepared with {len(folds)} folds, of which {next(iter(folds))} is the test here: '
@@ -324,8 +336,11 @@ def find_splits(
     given = path = Path(path)
     if not path.exists(): raise DataError(f'{shown(path)} does not exist; give the folder that holds the pictures')
     if not path.is_dir(): raise DataError(f'{shown(path)} is not a folder; give the folder that holds one subfolder of pictures per class')
-    rows, listed = _listed(path)
-    if rows and rows[0]['split'].startswith('fold_') and read_manifest(path): return _folds(path, rows, fold, valid_pct, seed, on_bad)
+    rows, listed, distinct = _listed(path)
+    if not rows and has_folds(path):
+        raise DataError(f'{shown(path/MANIFEST)}, which says what each fold tests, is not as silkworm-data wrote it: put that one back, or '
+                        f'name {shown(path/"pictures")}, to have it cut anew')
+    if rows and rows[0]['split'].startswith('fold_') and read_manifest(path): return _folds(path, rows, distinct, fold, valid_pct, seed, on_bad)
     if fold is not None: raise DataError(f'{shown(path)} has no folds; `silkworm-data prepare --folds` makes them')
     if not rows: path = top_folder(path)
     found, notes = _found(path, on_bad)
@@ -343,7 +358,8 @@ def find_splits(
         train, valid, test = items['train'], items.get('valid', []), items.get('test', [])
         if not valid and valid_pct: (valid, train), more = carve(train, groups, (valid_pct,), seed, ('validation',))
         if not test: notes.append(NO_TEST)
-    out = Splits(train, valid, test, sorted({c for _, c in train}), groups, notes + more, {}, given, {}, photos)
+    if not known or len(files) != len(rows): distinct = None
+    out = Splits(train, valid, test, sorted({c for _, c in train}), groups, notes + more, {}, given, {}, photos, distinct)
     return out.measured(level, carved='valid' not in items)
 
 def read_notes(

@@ -61,7 +61,7 @@ def whole_split(
     photos = splits.photos and {Path(p): n for p, n in splits.photos.items()}
     left = [note] if len(items) < sum(map(len, (splits.train, splits.valid, splits.test))) else []
     warnings = [w for w in splits.warnings if 'were skipped' in w] + left + notes
-    whole = Splits(train, valid, [], splits.classes, groups, warnings, {}, splits.path, splits.folds, photos)
+    whole = Splits(train, valid, [], splits.classes, groups, warnings, {}, splits.path, splits.folds, photos, splits.distinct)
     return whole.measured(splits.leak['level'], carved=True)
 
 # %% ../../nbs/train/15_cross.ipynb #cd986219
@@ -206,13 +206,15 @@ def cross_validate(
     "Every photograph tested once by a net that never saw it; beside it the same, cut by file"
     items, k, done = photographs_of(splits), cfg.cross_validate, cross_parts(run)
     n = len({g for *_, g in items})
-    if not 2 <= k <= n: raise TrainError(f'cross_validate must be 2 to {n}, the number of photographs, not {k}')
+    photos = sum(splits.distinct.values()) if splits.distinct else len({splits.photos[Path(p)] for p, *_ in items}) if splits.photos else n
+    what = 'scenes' if photos > n else 'photographs'
+    if not 2 <= k <= n: raise TrainError(f'cross_validate must be 2 to {n}, the number of {what}, not {k}')
     cfg.started, out, each, features = True, sys.stdout, None, Features()
     for by, i in done:
         if by == 'photo' and done[by, i]['photo'] != list(map(int, part_splits(cfg, splits, items, by, i)[1])):
             raise TrainError(f'{run} was begun with other parts: start it anew with --overwrite')
     todo = [(by, i) for by in (('photo', 'file') if n < len(items) else ('photo',)) for i in range(k) if (by, i) not in done]
-    log(f'Cross-validation: {k} parts of {n} photographs ({len(items)} files)' + (f'; {len(done)} trainings done before' if done else ''))
+    log(f'Cross-validation: {k} parts of {n} {what} ({len(items)} files)' + (f'; {len(done)} trainings done before' if done else ''))
     for j, (by, i) in enumerate(todo):
         title = f'part {i+1} of {k}, cut by {by}'
         live = PartProgress(f'{title}: ', len(todo) - j, each, lambda s: print(s, file=out, flush=True))
@@ -226,5 +228,4 @@ def cross_validate(
     photo, by_file = ([r for (by, _), r in sorted(done.items()) if by == what] for what in ('photo', 'file'))
     res = _result(photo, by_file, list(splits.classes))
     if by_file: res['by_file']['head_only'] = cfg.recipe != 'full'
-    photos = len({splits.photos[Path(p)] for p, *_ in items}) if splits.photos else n
     return res | dict(folds=k, photographs=n, in_scenes=photos if photos > n else None, n=len(items), seed=cfg.seed)
