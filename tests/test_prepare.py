@@ -29,6 +29,8 @@ from silkworm_app.data.folder import Scan, unpack
 from silkworm_app.data.cli import main
 from silkworm_app.data.prepare import prepare, read_mapping
 from silkworm_app.data.audit import audit, audit_text, headlines
+from silkworm_app.train.config import TrainConfig, read_settings
+from silkworm_app.train.setup import load_splits
 
 
 def everything(root): return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(Path(root).rglob('*')) if p.is_file()}
@@ -349,6 +351,18 @@ def test_cifar_parquet(tmp_path):
         b = io.BytesIO(); Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(b, 'PNG'); return b.getvalue()
     for split, k in (('train', 2), ('test', 1)): pq.write_table(pa.table({'img': [{'bytes': png(), 'path': None} for _ in range(10 * k)], 'label': list(range(10)) * k}), tmp_path / f'{split}-00000-of-00001.parquet')
     assert cifar('cifar10', tmp_path / 'out', tmp_path / 'train-00000-of-00001.parquet', per_class=(2, 1))['train'] == 20
+
+
+def test_cifar_is_split_as_its_settings_say(tmp_path):
+    "A tenth for validation unless another part is given, also where the settings of a run are read again"
+    for split, n in (('train', 10), ('test', 1)):
+        for k, c in enumerate('abcdefghij'):
+            (tmp_path / split / c).mkdir(parents=True)
+            for i in range(n): Image.fromarray(np.random.default_rng([n, k, i]).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(tmp_path / split / c / f'{i}.png')
+    for options, n in (([], 10), (['--valid_pct', '.3'], 30), (['--valid_pct', '.2'], 20)):
+        cfg = read_settings(['--data_path', str(tmp_path), '--data_set', 'CIFAR10', *options])
+        assert len(load_splits(cfg).valid) == n == round(100 * cfg.valid_pct)
+        if n != 20: assert len(load_splits(TrainConfig(**cfg.to_dict())).valid) == n
 
 
 def test_cifar_without_source_or_network(tmp_path, monkeypatch, capsys):

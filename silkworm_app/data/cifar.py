@@ -145,7 +145,9 @@ def cifar_splits(
         valid, train = _pick(files['train'], [round(valid_pct * total), n_train], classes, seed, f'{where}, train')
         test, = _pick(files['test'], [n_test], classes, seed, f'{where}, test')
         parts = [[(np.asarray(open_image(read(k))), c) for k, c in sorted(part)] for part in (train, valid, test)]
-    return Splits(*parts, classes, path=Path(source))
+    without = sorted(set(classes) - {c for _, c in train})
+    notes = [f'no training picture is left of {", ".join(without[:8])}'] if without else []
+    return Splits(*parts, classes, path=Path(source), warnings=notes)
 
 # %% ../../nbs/data/09_cifar.ipynb #c3358cfa
 def cifar_dls(

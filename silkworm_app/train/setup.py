@@ -63,7 +63,9 @@ def _prepared(cfg, splits):
 # %% ../../nbs/train/12_setup.ipynb #37dce3b4
 def _cifar(cfg, path):
     name = 'cifar100' if cfg.data_set == 'CIFAR' else cfg.data_set.lower()
-    try: return cifar_splits(name, path, cfg.n_train or None, n_test=cfg.n_test or None, seed=cfg.seed)
+    # its validation split is a tenth unless somebody says otherwise; the run folder keeps which
+    if 'valid_pct' not in cfg.given and cfg.valid_pct == OPTIONS['valid_pct'].default: cfg.valid_pct = .1
+    try: return cifar_splits(name, path, cfg.n_train or None, cfg.valid_pct, cfg.n_test or None, cfg.seed)
     except DataError:
         if cfg.data_set == 'CIFAR' and _is_cifar10(path):
             raise TrainError(f'data_set CIFAR is CIFAR-100, but {path} holds CIFAR-10: take --data_set CIFAR10') from None
@@ -252,6 +254,8 @@ _needs = { # what options are of no use without
     'aa': (lambda o: o.aa, 'train_interpolation'),
     'use_amp': (lambda o: o.use_amp, 'amp_dtype'),
     'finetune': (lambda o: o.finetune, 'model_prefix'),
+    'an image folder': (lambda o: not o.data_set.startswith('CIFAR'), 'eval_data_path test_pct group scenes on_bad'),
+    'data_set CIFAR10 or CIFAR100': (lambda o: o.data_set.startswith('CIFAR'), 'n_train n_test'),
     'eval': (lambda o: False, 'deploy')}
 
 def _say_unused(cfg, usual):
