@@ -42,7 +42,8 @@ def test_names_with_spaces_and_other_scripts(tmp_path):
     assert list(dls.vocab) == ['b a', 'émile', '家蚕'] and dls.one_batch()[0].shape == (4, 3, 32, 32)
 
 
-@pytest.mark.parametrize('names', [('train', 'valid', 'test'), ('Train', 'Val', 'TEST'), ('training', 'validation', 'testing')])
+@pytest.mark.parametrize('names', [('train', 'valid', 'test'), ('Train', 'Val', 'TEST'), ('training', 'validation', 'testing'),
+                                   ('training_set', 'dev-set', 'Test Data')])
 def test_given_splits_in_any_spelling(tmp_path, names):
     for i, s in enumerate(names): folder(tmp_path / s, n=4 + i)
     s = find_splits(tmp_path, group=None)

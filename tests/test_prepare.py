@@ -24,7 +24,7 @@ from silkworm_app.data.folder import DataError
 from silkworm_app.data.sample import draw_larva
 from silkworm_app.data.splits import find_splits
 from silkworm_app.data.imaging import ImageError, open_image
-from silkworm_app.data.cifar import cifar
+from silkworm_app.data.cifar import cifar, cifar_splits
 from silkworm_app.data.folder import Scan, unpack
 from silkworm_app.data.cli import main
 from silkworm_app.data.prepare import prepare, read_mapping
@@ -158,11 +158,50 @@ def test_archive_equals_folder_and_damage_is_said(tmp_path, capsys):
     assert main(['audit', str(tmp_path / 'empty')]) == 2 and 'no pictures' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('kind', ['zip', 'tar'])
+@pytest.mark.parametrize('names', [('a/x.png', 'a/x.png'), ('a/\xe9.png', 'a/e\u0301.png'), ('a/x.png', './a/x.png')], ids=['same', 'forms', 'dot'])
+@pytest.mark.filterwarnings('ignore:Duplicate name')
+def test_no_file_of_an_archive_takes_the_place_of_another(tmp_path, kind, names):
+    with (zipfile.ZipFile(tmp_path / 'a', 'w') if kind == 'zip' else tarfile.open(tmp_path / 'a', 'w')) as z:
+        for k, n in enumerate(names):
+            if kind == 'zip': z.writestr(n, b'%d' % k)
+            else:
+                t = tarfile.TarInfo(n)
+                t.size = 1
+                z.addfile(t, io.BytesIO(b'%d' % k))
+    (tmp_path / 'out').mkdir()
+    with pytest.raises(DataError, match='two files whose name reads'): unpack(tmp_path / 'a', tmp_path / 'out')
+    assert not list((tmp_path / 'out').iterdir())
+
+
 def test_strict_says_that_the_test_lies_in_validation(tmp_path):
     d = tree(tree(tree(tmp_path / 'set/train', n=3).parent / 'valid', n=2, seed=5).parent / 'test', n=2, seed=7).parent
     assert main(['audit', str(d), '--strict']) == 0
     shutil.copy(d / 'valid/pabrin/0.png', d / 'test/pabrin/same.png')
     assert main(['audit', str(d), '--strict']) == 1
+
+
+def test_what_lies_in_no_split_is_said(tmp_path):
+    for s in ('training_set', 'test-set'): tree(tmp_path / 'set' / s, n=2, seed=len(s))
+    tree(tmp_path / 'set', classes=('more',), n=3, seed=7)
+    r = audit(tmp_path / 'set', 'hash')
+    assert r['given_splits'] and any(h.startswith('3 file(s) lie beside the split folders') for h in headlines(r))
+    for c in ('cats', 'dogs'):
+        for k, s in enumerate(('Train', 'Test')): tree(tmp_path / 'out' / c, classes=(s,), n=2, seed=40 + 2 * ord(c[0]) + k)
+    said = 'hold split folders (cats/Test, cats/Train), which are not read as splits: turn them inside out (Test/cats, Train/cats)'
+    assert any(said in h for h in headlines(audit(tmp_path / 'out', 'hash')))
+    with pytest.raises(DataError) as e: find_splits(tmp_path / 'out')
+    assert said in str(e.value)
+
+
+def test_a_folder_with_two_names_is_no_loop(tmp_path, capsys):
+    "One of them would be lost, with its class"
+    d = tree(tmp_path / 'set')
+    (d / 'zebra').symlink_to(d / 'pabrin')
+    for read in (lambda: prepare(d, tmp_path / 'out'), lambda: find_splits(d)):
+        with pytest.raises(DataError) as e: read()
+        assert 'the same folder as' in str(e.value) and 'set/zebra' in str(e.value) and 'set/pabrin' in str(e.value)
+    assert main(['audit', str(d), '--strict', '--level', 'hash']) == 1 and 'it is the same folder as' in capsys.readouterr().out
 
 
 def test_leak_conflict_and_exact_copies(tmp_path):
@@ -351,6 +390,20 @@ def test_cifar_parquet(tmp_path):
         b = io.BytesIO(); Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(b, 'PNG'); return b.getvalue()
     for split, k in (('train', 2), ('test', 1)): pq.write_table(pa.table({'img': [{'bytes': png(), 'path': None} for _ in range(10 * k)], 'label': list(range(10)) * k}), tmp_path / f'{split}-00000-of-00001.parquet')
     assert cifar('cifar10', tmp_path / 'out', tmp_path / 'train-00000-of-00001.parquet', per_class=(2, 1))['train'] == 20
+
+
+@pytest.mark.parametrize('at, value, words', [((6, 8), 1, 'is encrypted'), ((8, 10), 9, 'compression method is not supported')])
+def test_cifar_in_a_zip_that_cannot_be_read(tmp_path, at, value, words):
+    b = io.BytesIO()
+    with zipfile.ZipFile(b, 'w') as z:
+        for s in ('train', 'test'):
+            for c in 'abcdefghij': z.writestr(f'{s}/{c}/0.png', b'x' * 9)
+    b = bytearray(b.getvalue())
+    for head, o in zip((b'PK\x03\x04', b'PK\x01\x02'), at):
+        i = -1
+        while (i := b.find(head, i + 1)) >= 0: b[i + o] = value
+    (tmp_path / 'c.zip').write_bytes(b)
+    with pytest.raises(DataError, match=words): cifar_splits('cifar10', tmp_path / 'c.zip')
 
 
 def test_cifar_is_split_as_its_settings_say(tmp_path):

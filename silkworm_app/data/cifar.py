@@ -90,6 +90,14 @@ def _folder(root, name):
     return _by_class(names), lambda k: (root/k).read_bytes(), 'pictures'
 
 # %% ../../nbs/data/09_cifar.ipynb #ec26c3fb
+def _zip_reader(source):
+    "A function that reads a member of a zip file"
+    z = zipfile.ZipFile(source)
+    def read(k):
+        try: return z.read(k)
+        except RuntimeError as e: raise DataError(f'{shown(source)} cannot be read: {one_line(e)}') from None # encrypted, or packed oddly
+    return read
+
 @contextmanager
 def cifar_pictures(
     source, # zip or tar archive, folder, or parquet file
@@ -104,7 +112,7 @@ def cifar_pictures(
             if source.is_dir(): files, read, what = _folder(source, name)
             elif source.suffix == '.parquet': files, read, what = *_parquet(sorted(source.parent.glob('*.parquet')), name), 'parquet'
             elif zipfile.is_zipfile(source) and any((files := _by_class(zipfile.ZipFile(source).namelist())).values()):
-                read, what = zipfile.ZipFile(source).read, 'archive, pictures'
+                read, what = _zip_reader(source), 'archive, pictures'
             else:
                 unpack(source, tmp)
                 files, read, what = _folder(Path(tmp), name)

@@ -17,7 +17,7 @@ from PIL import Image
 from .diseases import silkworm_info, silkworm_names
 
 # %% ../../nbs/data/11_prepare.ipynb #14dbd636
-from .folder import BEFORE, MANIFEST, SPLIT_NAMES, DataError, Scan, is_litter, new_folder, opened, why_unusable
+from .folder import BEFORE, MANIFEST, DataError, Scan, is_litter, new_folder, opened, split_of, why_unusable
 from .imaging import FORMAT_SUFFIXES, open_image, picture_header
 from .progress import each
 from .splits import MANIFEST_COLUMNS, carve, cut, read_manifest
@@ -45,7 +45,7 @@ def read_mapping(
 
 # %% ../../nbs/data/11_prepare.ipynb #fee6e798
 def _folder_name(c):
-    bad = not c or c in ('.', '..') or c.lower() in SPLIT_NAMES or c.startswith('.') or any(x in '/\\:\0' or ord(x) < 32 for x in c)
+    bad = not c or c in ('.', '..') or split_of(c) or c.startswith('.') or any(x in '/\\:\0' or ord(x) < 32 for x in c)
     if bad: raise DataError(f'{c!r} cannot be the name of a class folder; give another in the mapping file')
     return c
 

@@ -269,6 +269,7 @@ def _layout(path, scan):
     name, all_ = shown(path), scan.folders.get('all', [])
     if scan.unreadable: raise DataError(scan.unreadable[0].replace(': ', ' cannot be read: ', 1))
     if not scan.folders: raise DataError(f'{name} holds no subfolders; put the pictures of each class into a folder named after the class')
+    if scan.inside_out: raise DataError(f'{name}: {scan.inside_out}')
     if not scan.splits: return
     for split, ns in scan.splits.items():
         if len(ns) > 1: raise DataError(f'{name} holds {" and ".join(sorted(ns))}, both of which mean {split}; keep one')
