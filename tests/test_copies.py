@@ -213,6 +213,16 @@ def test_the_choice_of_scenes_reaches_training(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="scenes must be 'together' or 'apart', not 'both'"): find_splits(tmp_path / 'set', scenes='both')
 
 
+def test_auto_means_the_same_to_an_audit_and_to_a_training(tmp_path, monkeypatch):
+    for c in 'ab':
+        (tmp_path / c).mkdir()
+        for k in range(3): put(tmp_path / c, f'{k}.png', Image.new('RGB', (64, 64), (80 * k, 99, ord(c))))
+    for most, level in ((6, 'copies'), (5, 'hash')):
+        monkeypatch.setattr('silkworm_app.data.copies.COPIES_UP_TO', most)
+        assert audit(tmp_path)['level'] == find_splits(tmp_path, group='auto').leak['level'] == level
+    with pytest.raises(ValueError, match="group must be 'auto', 'hash' or 'copies', not 'all'"): find_splits(tmp_path, group='all')
+
+
 def test_what_was_found_is_remembered(larvae, tmp_path, monkeypatch):
     "A second search reads nothing and compares nothing; a renamed folder is read, but not compared; a changed file is seen."
     monkeypatch.setenv('SILKWORM_CACHE', str(tmp_path / 'cache'))

@@ -7,6 +7,7 @@ from PIL import Image, ImageEnhance
 
 from silkworm_app.data.cli import main
 from silkworm_app.data.folder import COLLECTED
+from silkworm_app.data.merge import merge
 from silkworm_app.data.prepare import prepare, read_options
 from silkworm_app.data.sample import draw_larva
 from silkworm_app.data.splits import find_splits, read_manifest
@@ -84,7 +85,6 @@ def test_what_cannot_be_added_is_said(tmp_path, collected, capsys):
 
 
 def test_a_class_whose_name_is_no_folder_is_known_by_the_table(tmp_path):
-    from silkworm_app.data.merge import merge
     prepare(drawn(tmp_path/'first', ('a&b', 'c'), 12, 0), tmp_path/'old', folds=0, show=False)
     Store(tmp_path/'collected').keep(draw_larva('healthy', 96, 900), 'a&b', dict(kind='one', labels=['c'], probability=.9))
     assert (tmp_path/'collected'/COLLECTED).is_file() and merge(tmp_path/'old', tmp_path/'collected', tmp_path/'new', show=False)['added'] == {'a&b': 1}
@@ -132,9 +132,18 @@ def test_a_set_grows_as_it_was_prepared(tmp_path, collected, capsys):
     assert main(['prepare', str(old), str(collected), str(tmp_path/'no')]) == 2 and COLLECTED in capsys.readouterr().err
 
 
+def test_what_comes_to_a_reduced_set_is_reduced(tmp_path):
+    "And what was there keeps its bytes"
+    prepare(drawn(tmp_path/'first', ('healthy', 'pebrine'), 10, 0), tmp_path/'old', folds=0, level='hash', size=64, show=False)
+    drawn(tmp_path/'more', ('healthy', 'pebrine'), 3, 50)
+    assert main(['prepare', str(tmp_path/'old'), str(tmp_path/'more'), str(tmp_path/'new')]) == 0
+    was, now = ({r['sha256']: Image.open(d/r['path']).size for r in read_manifest(d)} for d in (tmp_path/'old', tmp_path/'new'))
+    assert was.items() < now.items() and set(now.values()) == {(64, 64)} and read_options(tmp_path/'new')['size'] == 64
+    with pytest.raises(ValueError, match='seed must lie in 0 to'): merge(tmp_path/'old', tmp_path/'more', tmp_path/'no', seed=-1)
+
+
 def test_a_run_says_whether_it_became_better(tmp_path, capsys):
     "Beside the run that learned from the earlier set, without being told; against a named one; from a cross-validation, with the page of doubtful labels"
-    from silkworm_app.data.merge import merge
     first, more = (drawn(tmp_path/n, ('healthy', 'pebrine'), k, s, size=32) for n, k, s in (('first', 10, 0), ('more', 4, 50)))
     prepare(first, tmp_path/'old', folds=0, level='hash', show=False)
     merge(tmp_path/'old', more, tmp_path/'new', level='hash', show=False)

@@ -231,6 +231,17 @@ def test_mapping(tmp_path):
     assert not (tmp_path / 'x').exists()
 
 
+def test_a_mapping_that_says_two_things_of_a_class(tmp_path):
+    (tmp_path / 'm.csv').write_text('a,pebrine\nb,healthy\na,healthy\n')
+    with pytest.raises(DataError, match="names 'a' twice"): read_mapping(tmp_path / 'm.csv')
+
+
+def test_an_empty_argument_is_no_folder(tmp_path, monkeypatch, capsys):
+    tree(tmp_path, n=1)
+    monkeypatch.chdir(tmp_path)
+    for argv in (['audit', ''], ['prepare', '', 'new'], ['crop', '', 'new']): assert main(argv) == 2 and 'an argument is empty' in capsys.readouterr().err
+
+
 def test_same_seed_same_bytes_and_place_does_not_matter(tmp_path):
     a = tree(tmp_path / 'one/set', n=11)
     shutil.copytree(a, tmp_path / 'two/deep/set')
@@ -298,7 +309,7 @@ def test_killed_and_run_again(tmp_path):
     assert sorted(x.name for x in tmp_path.iterdir()) == ['other', 'out', 'set']
 
 
-@pytest.mark.parametrize('args,words', [(['--valid', '1.2'], 'valid_pct'), (['--valid', '.5', '--test', '.5'], 'leaves too little'), (['--size', '3'], 'size must'), (['--folds', '1'], 'folds must'), (['--workers', '0'], '--workers'), (['--mapping', 'none.yaml'], 'none.yaml')])
+@pytest.mark.parametrize('args,words', [(['--valid', '1.2'], 'valid_pct'), (['--valid', '.5', '--test', '.5'], 'leaves too little'), (['--size', '3'], 'size must'), (['--seed', '-1'], 'seed must lie in'), (['--mapping', ''], 'an argument is empty'), (['--folds', '1'], 'folds must'), (['--workers', '0'], '--workers'), (['--mapping', 'none.yaml'], 'none.yaml')])
 def test_options_out_of_range(tmp_path, args, words, capsys):
     assert main(['prepare', str(tree(tmp_path / 'set', n=2)), str(tmp_path / 'out'), *args]) == 2
     err = capsys.readouterr().err

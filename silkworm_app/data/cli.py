@@ -6,7 +6,7 @@
 __all__ = ['main']
 
 # %% ../../nbs/data/12_cli.ipynb #da7a0003
-import argparse, json
+import argparse, json, sys
 from pathlib import Path
 
 from .audit import audit_html, audit_scan, audit_text
@@ -144,6 +144,7 @@ def main(
     argv:list=None # default: the command line
 )->int: # exit code
     "silkworm-data: audit, prepare, crop, cifar10, cifar100."
+    if '' in (sys.argv[1:] if argv is None else argv): raise DataError('an argument is empty, where a folder or a value is wanted')
     args = _parser().parse_args(argv)
     if getattr(args, 'workers', None) is not None and args.workers < 1: raise DataError(f'--workers must be 1 or more, not {args.workers}')
     return {'audit': _run_audit, 'prepare': _run_prepare, 'crop': _run_crop}.get(args.what, _run_cifar)(args)

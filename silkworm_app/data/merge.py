@@ -11,11 +11,10 @@ from collections import Counter, defaultdict
 from contextlib import ExitStack
 from pathlib import Path
 
-from .audit import audit_level
-from .copies import Union, group_pictures
+from .copies import Union, group_pictures, level_of
 from .diseases import silkworm_names
 from .folder import BEFORE, COLLECTED, MANIFEST, DataError, new_folder, opened, why_unusable
-from .prepare import by_class, check_places, choose, finish_set, read_mapping, read_options, strange_files, write_set
+from .prepare import by_class, check_places, check_seed, choose, finish_set, read_mapping, read_options, strange_files, write_set
 from .splits import carve, cut, read_manifest
 from ..files import read_table, sha256_of, shown, write_text
 
@@ -128,13 +127,14 @@ def merge(
     `DataError`; `dest` appears when it is complete."""
     old, dest = Path(old), Path(dest)
     sources = [Path(m) for m in (more if isinstance(more, (list, tuple)) else [more])]
+    check_seed(seed)
     for src in (old, *sources): check_places(src, dest, overwrite)
     mapping = mapping if isinstance(mapping, dict) else read_mapping(mapping) if mapping else {}
     known = _known(old)
     before = dict(name=shown(old.name), manifest=sha256_of(old/MANIFEST))
     about, was = f'{shown(old.name)} and pictures that came later', read_options(old)
     level, scenes = level or was.get('level', 'auto'), scenes or was.get('scenes', 'together')
-    return combine(known, sources, dest, about, before, mapping, level, scenes, seed, workers, show)
+    return combine(known, sources, dest, about, before, mapping, level, scenes, seed, workers, show, size=was.get('size'))
 
 # %% ../../nbs/data/11a_merge.ipynb #c9779a21
 def combine(
@@ -144,7 +144,8 @@ def combine(
     about:str, # what the card calls the source
     before:dict=None, # name and manifest of the set that it was made from, for training to compare with
     mapping:dict=None, level:str='auto', scenes:str='together', seed:int=42, workers:int=None, show:bool=True, # see `merge`
-    notes:list=() # sentences for the card
+    notes:list=(), # sentences for the card
+    size:int=None # of what comes, see `prepare`
 )->dict: # see `merge`
     "Pictures whose split is known, and others that find theirs. Raises `DataError`."
     classes, coming, notes, names = sorted({r['class'] for r in known}), [], list(notes), set()
@@ -159,11 +160,11 @@ def combine(
             notes += strange_files(scan)
         if unknown := sorted({*(mapping or {})} - names):
             raise DataError(f'the mapping names {unknown[0]!r}, which is no class of what is added ({", ".join(sorted(names))})')
-        level = audit_level(level, len(known) + len(coming))
-        return _combined(known, coming, Path(dest), about, before, notes, level, scenes, seed, workers, show)
+        level = level_of(level, len(known) + len(coming))
+        return _combined(known, coming, Path(dest), about, before, notes, level, scenes, seed, size, workers, show)
 
 # %% ../../nbs/data/11a_merge.ipynb #80a3c4c4
-def _combined(known, coming, dest, about, before, notes, level, scenes, seed, workers, show):
+def _combined(known, coming, dest, about, before, notes, level, scenes, seed, size, workers, show):
     n, files = len(known), [r['file'] for r in known] + [p for p, *_ in coming]
     label, names = [r['class'] for r in known] + [c for _, c, _ in coming], [r['source'] for r in known] + [s for *_, s in coming]
     g = group_pictures(files, level, workers, show)
@@ -177,9 +178,10 @@ def _combined(known, coming, dest, about, before, notes, level, scenes, seed, wo
     notes += [f'{len(ks)} stay(s) out: {why} ({", ".join(names[k] for k in ks[:3])}{", ..." if len(ks) > 3 else ""})'
               for why, ks in sorted(out.items())]
     folds = 0 if 'train' in parts else len(parts)
-    options = dict(source=about, seed=seed, level=level, scenes=scenes, folds=folds)
+    options = dict(source=about, seed=seed, level=level, scenes=scenes, folds=folds, size=size)
     with new_folder(dest) as work:
-        rows = write_set(work, files, g.sha256, names, parts, scene, None, folds, workers, show)
+        sizes = [None]*n + [size]*len(coming)                      # what was there is reduced already
+        rows = write_set(work, files, g.sha256, names, parts, scene, sizes, folds, workers, show)
         finish_set(work, rows, notes, options, distinct, {c: c for c in distinct})
         if before: write_text(work/BEFORE, json.dumps(before, indent=1) + '\n')
     counts = {s: dict(sorted(Counter(c for _, c in o).items())) for s, o in parts.items()}

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from .copies import group_pictures
+from .copies import group_pictures, level_of
 from .folder import MANIFEST, DataError, Scan, check_pictures, has_folds, top_folder, why_unusable
 from ..files import shown
 
@@ -170,7 +170,8 @@ class Splits:
         if name not in self.folds: raise DataError(f'{shown(self.path)} has no fold {name}; it has {", ".join(self.folds) or "none"}')
         rest = [it for n, f in self.folds.items() if n != name for it in f]
         (valid, train), notes = carve(rest, self.groups, (valid_pct,), seed, ('validation',))
-        own = Splits(train, valid, self.folds[name], self.classes, self.groups, notes, {}, self.path, self.folds, self.photos, self.distinct)
+        own = Splits(train, valid, self.folds[name], self.classes, self.groups, notes, {}, self.path, self.folds, self.photos,
+                     self.distinct)
         return own.measured('manifest', carved=True)
 
     def measured(self, level, carved=False):
@@ -197,9 +198,8 @@ def find_groups(
 )->tuple: # path -> number of what stays together, path -> photograph, level used; None for all three where `how` is
     "Which files show one photograph. Raises `DataError`."
     if scenes not in ('together', 'apart'): raise DataError(f"scenes must be 'together' or 'apart', not {scenes!r}")
-    if how == 'auto': how = 'copies' if len(files) <= 2000 else 'hash'
     if how is None: return None, None, None
-    if how not in ('hash', 'copies'): raise DataError(f"group must be 'hash', 'copies', 'auto' or None, not {how!r}")
+    how = level_of(how, len(files), 'group')
     g = group_pictures(files, how)
     return dict(zip(files, g.kept_together(scenes))), dict(zip(files, g.photos)), how
 
@@ -212,7 +212,8 @@ def read_manifest(
     "The list of pictures in a prepared folder."
     try:
         text = (Path(folder)/MANIFEST).read_bytes().decode('utf-8-sig')
-        rows = list(csv.DictReader(io.StringIO(text, newline=''), delimiter=';' if text.startswith('path;') else ','))  # `;`: Excel saved it
+        between = ';' if text.startswith('path;') else ',' # Excel takes `;` where a comma stands in numbers
+        rows = list(csv.DictReader(io.StringIO(text, newline=''), delimiter=between))
     except (OSError, UnicodeDecodeError, csv.Error): return None
     return rows if rows and tuple(rows[0]) == MANIFEST_COLUMNS and all(r['path'] and r['group'] for r in rows) else None
 
@@ -341,7 +342,8 @@ def find_splits(
     if not rows and has_folds(path):
         raise DataError(f'{shown(path/MANIFEST)}, which says what each fold tests, is not as silkworm-data wrote it: put that one back, or '
                         f'name {shown(path/"pictures")}, to have it cut anew')
-    if rows and rows[0]['split'].startswith('fold_') and read_manifest(path): return _folds(path, rows, distinct, fold, valid_pct, seed, on_bad)
+    if rows and rows[0]['split'].startswith('fold_') and read_manifest(path):
+        return _folds(path, rows, distinct, fold, valid_pct, seed, on_bad)
     if fold is not None: raise DataError(f'{shown(path)} has no folds; `silkworm-data prepare --folds` makes them')
     if not rows: path = top_folder(path)
     found, notes = _found(path, on_bad)

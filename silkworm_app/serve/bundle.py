@@ -17,7 +17,7 @@ import numpy as np, safetensors.numpy, safetensors.torch, torch
 from .. import __version__
 from ..data.diseases import silkworm_info
 from ..data.imaging import Preprocess, open_image
-from ..data.copies import copy_groups
+from ..data.copies import copy_groups, level_of
 from ..act.fuse import compare, fuse
 from ..act.places import arch_of
 from ..files import check_kind, one_line, sha256_of, whole_folder
@@ -105,8 +105,8 @@ def _own_splits(dls):
     except (AttributeError, TypeError, IndexError, ValueError): return None
     if not all(parts) or not all(p.is_file() for part in parts for p, _ in part[:3]): return None
     files = [p for p, _ in parts[1]]
-    return SimpleNamespace(train=parts[0], valid=parts[1], groups=dict(zip(files, copy_groups(files))) if len(files) <= 2000 else None,
-                           leak=None, warnings=[], path=None)
+    groups = dict(zip(files, copy_groups(files))) if level_of('auto', len(files)) == 'copies' else None
+    return SimpleNamespace(train=parts[0], valid=parts[1], groups=groups, leak=None, warnings=[], path=None)
 
 # %% ../../nbs/serve/11_bundle.ipynb #2782c9bc
 def _batches(dl, limit=None):
