@@ -206,6 +206,7 @@ def test_the_choice_of_scenes_reaches_training(tmp_path, monkeypatch):
             assert len(distinct_pictures(s)[0]) == 11                # a scene under two classes is no photograph under two classes
         prepare(tmp_path / 'set', tmp_path / scenes, folds=0, valid_pct=.2, test_pct=.2, scenes=scenes, show=False)
         s = find_splits(tmp_path / scenes)
+        assert ('nearly the same scene, share a group' in (tmp_path / scenes / 'README.md').read_text()) == (scenes == 'together')
         assert len(set(s.groups.values())) == (9 if n == 1 else 11) and s.leak['label_conflicts'] == 0 and sum(map(len, (s.train, s.valid, s.test))) == 11
         prepare(tmp_path / 'set', tmp_path / f'{scenes}_folds', folds=3, scenes=scenes, show=False)
         for s in (s, find_splits(tmp_path / f'{scenes}_folds'), whole_split(find_splits(tmp_path / f'{scenes}_folds'), .2, 42)):

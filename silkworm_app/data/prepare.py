@@ -186,7 +186,7 @@ Made by `silkworm-data prepare` from `{source}`. The pictures are those of the s
 
 Class names: {names}.
 `manifest.csv` (sha256 `{sha256}`) lists every picture with its sha256, class, split, group of copies and source.
-Copies of one photograph share a group, and a group is never in two splits.{folds}
+Copies of one photograph{scenes} share a group, and a group is never in two splits.{folds}
 '''
 
 # %% ../../nbs/data/11_prepare.ipynb #a1655781
@@ -211,8 +211,9 @@ def finish_set(
     number = Counter((r[3], r[2]) for r in rows)
     counts = [[s, *(number[s, c] for c in distinct)] for s in sorted({r[3] for r in rows})]
     folds = ' Each `fold_N` is an image folder: test holds that fold, train all others.' if options.get('folds') else ''
+    scenes = ', and photographs of nearly the same scene,' if (options['level'], options['scenes']) == ('copies', 'together') else ''
     write_text(work/'README.md', _card.format(
-        source=options['source'], folds=folds, notes='\n'.join(f'- {n}' for n in notes),
+        source=options['source'], scenes=scenes, folds=folds, notes='\n'.join(f'- {n}' for n in notes),
         table=markdown_table(['', *distinct], [*counts, ['distinct photographs', *distinct.values()]]),
         options=json.dumps(options, indent=1, sort_keys=True), sha256=sha256_of(work/MANIFEST),
         names=', '.join(f'{a} -> {b or "left out"}' for a, b in sorted(to.items()))))
