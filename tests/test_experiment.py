@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from silkworm_app.lab import grid as experiment, report
-from silkworm_app.lab.grid import GridError, make_grid, read_grid, read_results, run_grid, run_id, value_or_default
+from silkworm_app.lab.grid import GridError, make_grid, read_grid, read_results, run_grid, run_id, splits_of, value_or_default
 from silkworm_app.lab.report import main
 from silkworm_app.train.one import build_model
 
@@ -292,3 +292,12 @@ def test_model_card_of_cross_validated_bundle(tmp_path, capsys, monkeypatch):
     assert '1 picture(s) stand' not in card, 'what was left out is still warned of'
     assert run('b', '--config', str(tmp_path / 'a/settings.yaml'), '--onnx', 'false')[1] == hashes
     assert train(['--data_path', str(tmp_path / 'p'), '--output_dir', str(tmp_path / 'd'), '--cross_validate', '18']) == 2 and 'cross_validate must be 2 to 17' in capsys.readouterr().err
+
+
+def test_a_set_with_folds_says_which_is_tested(drawings, tmp_path):
+    from silkworm_app.data.prepare import prepare
+    prepare(drawings, tmp_path/'folded', valid_pct=0, test_pct=0, folds=3)
+    run = dict(data_path=str(tmp_path/'folded'))
+    with pytest.raises(GridError, match='prepared with 3 folds: set fold to one of fold_1, fold_2, fold_3, or cross_validate to 3'): splits_of(run)
+    tested = [{p for p, _ in splits_of(run | more)[0].test} for more in (dict(fold='fold_2'), dict(cross_validate=3, part=1))]
+    assert tested[0] == tested[1] and len(tested[0]) > 5

@@ -169,6 +169,9 @@ def splits_of(
     splits = copy.copy(_pictures(json.dumps({k: s[k] for k in _of_pictures if k in s})))
     cfg, by, part = settings_of(s), value_or_default(s, 'by'), value_or_default(s, 'part')
     if not cfg.cross_validate:
+        if (n := len(splits.folds)) and not cfg.fold:
+            names = ', '.join(splits.folds)
+            raise GridError(f'{s["data_path"]} was prepared with {n} folds: set fold to one of {names}, or cross_validate to {n}')
         if not splits.test: raise GridError(f'{s["data_path"]} has no test pictures; set cross_validate for cross-validation')
         return splits, None
     if by not in ('photo', 'file'): raise GridError(f'by must be photo or file, not {by!r}')

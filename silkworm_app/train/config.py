@@ -52,13 +52,14 @@ class TrainConfig:
     mean:list = setting('auto', 'Preprocess') # of the normalisation, red green blue; auto: that of the pretrained weights, else ImageNet's
     std:list = setting('auto', 'Preprocess') # of the normalisation; auto: as mean
     resize:Literal['crop', 'squish', 'pad'] = setting('crop', 'Preprocess', basic=True) # how pictures that are not square become square
-    valid_pct:float = setting(0.2, 'find_splits') # part for validation, where the folder does not say
+    valid_pct:float = setting(0.2, 'find_splits') # part for validation, where the folder does not say (CIFAR: 0.1 unless it is given)
     test_pct:float = setting(0.2, 'find_splits') # part for the test, where the folder holds class folders only
     # image folder: K parts of the photographs, each tested once by a net that the same training made of the others; then the net of the
     # bundle learns from all of them, but for the validation part; 0: off. Folds that silkworm-data prepare made are always taken
     cross_validate:int = setting(0, 'train.cross', basic=True)
     fold:str = setting(None, 'find_splits') # of a set that was prepared with folds: test on this one only, for example fold_2
-    # what counts as the same picture, and so stays in one split
+    # what counts as the same picture, and so stays in one split; hash: resized, re-encoded or trimmed copies; copies: also turned and
+    # zoomed ones; auto: copies up to 5,000 files, then hash
     group:Literal['hash', 'copies', 'auto', 'none'] = setting('auto', 'find_splits', basic=True)
     # nearly the same scene (frames, bursts, one object photographed again) in one split, too; apart: only copies of one photograph
     scenes:Literal['together', 'apart'] = setting('together', 'find_splits', basic=True)
