@@ -122,6 +122,34 @@ def test_a_failed_patch_changes_nothing():
     assert names == [(n, type(m)) for n, m in net.named_modules()] and not hasattr(net, 'lslu_plan')
 
 
+def test_an_lslu_that_cannot_be_built_leaves_the_net_whole():
+    net = timm.create_model('test_resnet')
+    with pytest.raises(ValueError, match="form='sum' needs at least one term"): patch_lslu(net, form='sum', act_num={'*': 1, 'layer4': 0}, input_size=64)
+    assert not lslus(net)
+
+
+def test_hooks_of_the_activations_stay():
+    "Nets of features and of fastai live on them, and handles of before go on removing them"
+    x = torch.randn(2, 3, 64, 64)
+    net = timm.create_model('test_resnet', features_only=True, feature_cls='hook').eval()
+    maps = len(net(x))
+    fused = fuse(patch_lslu(net, act_num=1, input_size=64)[0], 64)
+    assert len(net(x)) == len(fused(x)) == maps and not fused.fuse_report.kept
+    net, seen, order = timm.create_model('test_resnet').eval(), [], []
+    handles = [net.act1.register_forward_hook(lambda m, i, o: seen.append(m)), net.act1.register_forward_pre_hook(lambda m, i, k: order.append(k), with_kwargs=True),
+               net.act1.register_full_backward_hook(lambda m, i, o: order.append('back'))]
+    patch_lslu(net, input_size=64)
+    seen.clear(), order.clear()
+    net(x).sum().backward()
+    assert seen == [net.act1] and isinstance(net.act1, LSLU) and order == [{}, 'back']
+    fuse(net, 64)(x)
+    assert type(seen[-1]).__name__ == 'FusedLSLU'
+    for h in handles: h.remove()
+    seen.clear(), order.clear()
+    net(x).sum().backward()
+    assert not seen + order
+
+
 def test_plan_does_not_depend_on_the_picture_size_at_loading_time():
     net = lslu_model('test_resnet', 3, where='all', input_size=160)
     again = rebuild_model(json.loads(json.dumps(net.build_cfg)))

@@ -16,7 +16,7 @@ from timm.layers import Conv2dSame
 from ..clock import median_seconds
 from .lslu import LSLU,ClampedLine,FusedLSLU
 from .places import first_run,sizes
-from .trace import Trace,deviation,eval_mode,tensors
+from .trace import Trace,deviation,eval_mode,take_hooks,tensors
 from .vanillanet import VanillaNet,count_ops
 
 # %% ../../nbs/act/10_fuse.ipynb #826a30c9
@@ -58,7 +58,7 @@ _OWN = ('fuse', 'reparameterize', 'switch_to_deploy')
 
 def _set(model, name, new):
     if not name: raise FuseError('the net itself is a single layer: there is nothing to fuse')
-    model.set_submodule(name, new)
+    model.set_submodule(name, take_hooks(new, model.get_submodule(name)))
 
 def _scale_into(conv, scale, offset):
     "`conv` followed by `scale*y + offset`, in place; a scalar or one value a channel"

@@ -19,13 +19,13 @@ from . import vanillanet  # also registers the VanillaNets with timm
 from .norms import has_stats,undo_norms
 from .places import arch_of,noise,triple
 from .plan import LSLUPlan,is_clamp,plan_lslu,where_name
-from .trace import deviation,eval_mode,tensors
+from .trace import deviation,eval_mode,take_hooks,tensors
 from .weights import find_weights
 from ..files import one_line
 from .lslu import LSLU
 
 # %% ../../nbs/act/08_patch.ipynb #1076ab6d
-def _like(model, name, old):
+def _like(model, name):
     "A parameter near the module `name`, to take device and dtype from"
     while True:
         near = next((p for p in model.get_submodule(name).parameters() if p.is_floating_point()), None)
@@ -35,10 +35,10 @@ def _like(model, name, old):
 
 def _check_plan(model, plan):
     "`ValueError` if the plan is another net's"
-    for p in plan.replaced:
-        try: old = type(model.get_submodule(p.name)).__name__
+    for name,cls in [(n, p.cls) for p in plan.replaced for n in (p.name, *p.aliases)]:
+        try: old = type(model.get_submodule(name)).__name__
         except AttributeError: old = 'missing'
-        if old != p.cls: raise ValueError(f'This plan is for another net ({plan.arch}): {p.name} is {old} here, {p.cls} in the plan.')
+        if old != cls: raise ValueError(f'This plan is for another net ({plan.arch}): {name} is {old} here, {cls} in the plan.')
 
 # %% ../../nbs/act/08_patch.ipynb #d8372a61
 def apply_plan(
@@ -47,11 +47,11 @@ def apply_plan(
 ) -> nn.Module:
     "Put the LSLUs of `plan` into `model` itself, on its device and in its type; runs nothing. `ValueError` if the plan is another net's."
     _check_plan(model, plan)
-    for p in plan.replaced:
-        old = model.get_submodule(p.name)
-        near = _like(model, p.name, old)
+    def made(p):
+        old,near = model.get_submodule(p.name),_like(model, p.name)
         new = LSLU(p.channels, p.act_num, per_channel=plan.per_channel, form=plan.form, layout=p.layout)
-        new = new.to(near.device, near.dtype).train(old.training)
+        return take_hooks(new.to(near.device, near.dtype).train(old.training), old)
+    for p,new in [(p, made(p)) for p in plan.replaced]:  # all are built before the first is placed
         for name in [p.name, *p.aliases]: model.set_submodule(name, new, strict=True)
     return model
 
