@@ -7,9 +7,11 @@ import torch
 from timm.models import create_feature_extractor
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, vmap
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from silkworm_app.act.lslu import LSLU
 from silkworm_app.act.patch import lslu_model
+from silkworm_app.lab.coverage import randomise
 
 FORMS = [('chain', False), ('chain', True), ('sum', True), ('series', False)]
 forms = pytest.mark.parametrize('form,per_channel', FORMS)
@@ -107,3 +109,33 @@ def test_an_ensemble_of_nets():
     x = torch.randn(2, 3, 32, 32)
     both = vmap(lambda p, b: functional_call(nets[0], (p, b), (x,)))(params, buffers)
     for y, net in zip(both, nets): assert off(y, net(x)) < 1e-5
+
+
+@pytest.mark.parametrize('way', ['compile', 'jit', 'export', 'fx', 'vmap'])
+def test_the_slope_of_an_average_is_read_where_it_is_written(way):
+    "An average writes the buffer after the net was traced, or before anybody has read it"
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    net = timm.create_model('vanillanet_5_x0_125', num_classes=3, stem_stride=2, act='relu').double().eval()
+    randomise(net, x)
+    net.set_act_slope(.2)
+    average = AveragedModel(net, use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(.5))
+    inside = average.module
+    if way in ('compile', 'jit'):
+        run = torch.compile(inside, backend='eager', fullgraph=True) if way == 'compile' else torch.jit.trace(inside, x)
+        assert off(run(x), net(x)) < 1e-12
+    average.update_parameters(net)
+    net.set_act_slope(.6)
+    average.update_parameters(net)
+    if way == 'export': run = torch.export.export(inside, (x,)).module()
+    if way == 'fx': run = torch.fx.symbolic_trace(inside)
+    if way == 'vmap': run = lambda x: vmap(inside)(x[None])[0]
+    y = run(x)
+    assert off(y, inside(x)) < 1e-9 and off(net(x), y) > 1e-3
+    assert abs(inside.act_slope - .4) < 1e-6
+
+
+def test_features_of_a_vanillanet_are_exported():
+    torch.manual_seed(0)
+    net, x = timm.create_model('vanillanet_5_x0_125', features_only=True).eval(), torch.randn(2, 3, 64, 64)
+    for a, b in zip(torch.export.export(net, (x,)).module()(x), net(x)): assert off(a, b) < 1e-5

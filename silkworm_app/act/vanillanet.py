@@ -35,8 +35,11 @@ def _fold(seq):
     return conv.weight*scale.view(-1,1,1,1), (conv.bias - bn.running_mean)*scale + bn.bias
 
 # %% ../../nbs/act/03_vanillanet.ipynb #7d19b921
+_STEPS = 2**62
+
 class _Pair(nn.Module):
     "Two convolutions with a leaky relu of slope `act_slope` between them; one convolution after `reparameterize`"
+    net_buffers = None # of its net; what is traced reads the slope there, where an average may write it afterwards
     def __init__(self, conv1, conv2, deploy):
         super().__init__()
         self.act_slope,self.deploy = 1.,deploy
@@ -50,6 +53,8 @@ class _Pair(nn.Module):
     def pair(self, x):
         if self.deploy: return self.conv(x)
         x = self.conv1(x)
+        if self.net_buffers and traced(x) and not isinstance(x, torch.fx.Proxy):
+            return self.conv2(torch.where(x > 0, x, x*(self.net_buffers['slope_steps'].double()/_STEPS)))
         return self.conv2(x if self.act_slope == 1 else F.leaky_relu(x, self.act_slope))
 
     @torch.no_grad()
@@ -92,9 +97,6 @@ class VanillaHead(_Pair):
         super().__init__(_conv_bn(dim, num_classes), nn.Sequential(nn.Conv2d(num_classes, num_classes, 1)), deploy)
         self.drop = nn.Dropout(drop_rate)
     def forward(self, x): return self.pair(self.drop(x)).flatten(1)
-
-# %% ../../nbs/act/03_vanillanet.ipynb #7deb3f93
-_STEPS = 2**62
 
 # %% ../../nbs/act/03_vanillanet.ipynb #4c7d3abf
 class VanillaNet(nn.Module):
@@ -142,10 +144,14 @@ class VanillaNet(nn.Module):
             self.feature_info.append(dict(num_chs=dims[i+1], reduction=red, module=f'stages.{i}'))
         self.reduction = 0 if ada_pool else red
         self.head = self._head(num_classes)
+        for m in (self.stem, *self.stages): m.net_buffers = self._buffers
         self.apply(self._init)
 
     def _head(self, num_classes):
-        return VanillaHead(self.num_features, num_classes, self.drop_rate, self.deploy) if num_classes else nn.Identity()
+        if not num_classes: return nn.Identity()
+        head = VanillaHead(self.num_features, num_classes, self.drop_rate, self.deploy)
+        head.net_buffers = self._buffers
+        return head
 
     @staticmethod
     def _init(m):
@@ -206,7 +212,7 @@ class VanillaNet(nn.Module):
 
     def forward_features(self, x):
         look_on = traced(x)
-        if not look_on: self._read_slope()
+        if not look_on or isinstance(x, torch.fx.Proxy): self._read_slope()
         if not look_on and self.reduction and min(x.shape[-2:]) < self.reduction:
             raise ValueError(f'VanillaNet: a picture of {x.shape[-2]}x{x.shape[-1]} is too small for a net that reduces by '
                              f'{self.reduction}; use at least {self.reduction} pixels or a smaller stem_stride')
