@@ -314,6 +314,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'silkworm_app.act.trace._key': ('act/trace.html#_key', 'silkworm_app/act/trace.py'),
                                         'silkworm_app.act.trace.deviation': ('act/trace.html#deviation', 'silkworm_app/act/trace.py'),
                                         'silkworm_app.act.trace.eval_mode': ('act/trace.html#eval_mode', 'silkworm_app/act/trace.py'),
+                                        'silkworm_app.act.trace.several': ('act/trace.html#several', 'silkworm_app/act/trace.py'),
                                         'silkworm_app.act.trace.take_hooks': ('act/trace.html#take_hooks', 'silkworm_app/act/trace.py'),
                                         'silkworm_app.act.trace.tensors': ('act/trace.html#tensors', 'silkworm_app/act/trace.py')},
             'silkworm_app.act.vanillanet': { 'silkworm_app.act.vanillanet.VanillaBlock': ( 'act/vanillanet.html#vanillablock',

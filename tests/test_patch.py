@@ -1,5 +1,6 @@
 "LSLU in timm nets: every step from patching to export, on a sample of families; what must stay true of plans, starts and checkpoints."
 import argparse
+import copy
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from silkworm_app.act import vanillanet
 from silkworm_app.lab.coverage import check_family, coverage, main as coverage_main, randomise
-from silkworm_app.act.fuse import fuse
+from silkworm_app.act.fuse import compare, fuse
 from silkworm_app.act.lslu import LSLU
 from silkworm_app.act.plan import LSLUPlan, plan_lslu
 from silkworm_app.act.patch import apply_plan, lslu_model, lslus, patch_lslu, rebuild_model
@@ -148,6 +149,37 @@ def test_hooks_of_the_activations_stay():
     seen.clear(), order.clear()
     net(x).sum().backward()
     assert not seen + order
+
+
+class Overwritten(nn.Module):
+    "Uses what its activation left in its input"
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.act, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Linear(8, 3)
+    def forward(self, x):
+        x = self.bn(self.conv(x))
+        self.act(x)
+        return self.fc(x.mean((2, 3)))
+
+
+def test_an_identity_start_that_is_none_is_told():
+    start = patch_lslu(Overwritten(), init='identity', input_size=32)[1].start
+    assert start.startswith('the start is not the identity') and 'computes what' not in start
+
+
+def test_labels_beside_the_pictures_are_no_batch():
+    net, x, y = timm.create_model('test_resnet', num_classes=3).double(), torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.randint(0, 3, (4,))
+    nets = [patch_lslu(copy.deepcopy(net), 'stem', 1, 'identity', calibrate=c, input_size=64)[0] for c in (x, (x, y), [(x, y)], [x, x], (x, F.one_hot(y)))]
+    for n in nets[1:]:
+        for a, b in zip(n.buffers(), nets[0].buffers()): assert torch.allclose(a, b, rtol=1e-12)
+    for batches, n in ((x, 4), ((x, y), 4), ([x, y], 4), ([(x, y), (x, y)], 8), ((x, x), 8)): assert compare(nets[0], nets[0], batches, .01).n == n
+
+
+def test_identity_start_with_synchronised_norms():
+    net = timm.create_model('test_resnet').double()
+    twin = patch_lslu(copy.deepcopy(net), 'stem', 1, 'identity', input_size=64)[0].state_dict()
+    synced, report = patch_lslu(nn.SyncBatchNorm.convert_sync_batchnorm(net), 'stem', 1, 'identity', input_size=64)
+    assert report.deviation < 1e-12 and all(torch.equal(v, twin[k]) for k, v in synced.state_dict().items())
 
 
 def test_plan_does_not_depend_on_the_picture_size_at_loading_time():

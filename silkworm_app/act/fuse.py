@@ -16,7 +16,7 @@ from timm.layers import Conv2dSame
 from ..clock import median_seconds
 from .lslu import LSLU,ClampedLine,FusedLSLU
 from .places import first_run,sizes
-from .trace import Trace,deviation,eval_mode,take_hooks,tensors
+from .trace import Trace,deviation,eval_mode,several,take_hooks,tensors
 from .vanillanet import VanillaNet,count_ops
 
 # %% ../../nbs/act/10_fuse.ipynb #826a30c9
@@ -364,7 +364,7 @@ def compare(
     "Largest error, agreement, size and speed; `model` is run in eval mode and left in the mode it was in"
     worst,top,same,n = 0.,0.,0,0
     with eval_mode(model):
-        for b in [batches] if isinstance(batches, torch.Tensor) else batches:
+        for b in several(batches):
             x = (b[0] if isinstance(b, (list, tuple)) else b).as_subclass(torch.Tensor)
             if n == 0: first = x
             y,z = (tensors(m(x))[0] for m in (model, fused))

@@ -32,7 +32,8 @@ def _moments(model, bns, xs):
     try:
         with eval_mode(model),torch.no_grad():
             if min(map(len, xs)) > 1:  # one picture has no batch statistics on a 1x1 map
-                for m in others: m.training,m.momentum,m.num_batches_tracked = True,0.,None  # batch statistics, running ones untouched
+                for m,_,num in kept:  # batch statistics, running ones untouched
+                    m.training,m.momentum,m.num_batches_tracked = True,0.,num if num is None else num.clone()
             for x in xs: model(x)
     finally:
         for h in hooks: h.remove()

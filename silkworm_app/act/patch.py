@@ -19,7 +19,7 @@ from . import vanillanet  # also registers the VanillaNets with timm
 from .norms import has_stats,undo_norms
 from .places import arch_of,noise,triple
 from .plan import LSLUPlan,is_clamp,plan_lslu,where_name
-from .trace import deviation,eval_mode,take_hooks,tensors
+from .trace import deviation,eval_mode,several,take_hooks,tensors
 from .weights import find_weights
 from ..files import one_line
 from .lslu import LSLU
@@ -107,7 +107,11 @@ class PatchReport:
     def start(self)->str:
         "One sentence about an identity start; empty for another init"
         if self.deviation is None: return ''
-        if not self.inexact: return f'the patched net computes what the net computed (output moved by {self.deviation:.1e} of its largest)'
+        if not self.inexact and self.deviation < 1e-3:
+            return f'the patched net computes what the net computed (output moved by {self.deviation:.1e} of its largest)'
+        if not self.inexact:
+            return (f'the start is not the identity, though each LSLU starts as its activation: the patched net {how_far(self.deviation)} '
+                    '(does the net use what its activations overwrite, or compute in few bits?)')
         which = ', '.join(f'{n} {c}' for c,n in self.inexact.items())
         six = 'ReLU6' in self.inexact
         return (f'the start is not the identity: {which} became relu, which {how_far(self.deviation)}'
@@ -135,8 +139,7 @@ def batches(
 )->list: # of tensors, at most eight: enough for a mean and a variance
     "The pictures in `calibrate`. Raises `ValueError` where there are none"
     p = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(1))
-    if isinstance(calibrate, torch.Tensor): calibrate = [calibrate]
-    try: found = [tensors(b)[0].as_subclass(torch.Tensor).to(p.device, p.dtype) for b,_ in zip(calibrate, range(8))]
+    try: found = [tensors(b)[0].as_subclass(torch.Tensor).to(p.device, p.dtype) for b,_ in zip(several(calibrate), range(8))]
     except (TypeError, IndexError): found = []
     if not found or any(x.ndim != 4 or not len(x) for x in found):
         raise ValueError('calibrate must be a batch of pictures [N, channels, height, width], or several of them.')
