@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from silkworm_app.act.lslu import LSLU
+from silkworm_app.act.lslu import LSLU, series
 
 FORMS = [('chain', False, 3), ('chain', True, 2), ('sum', True, 3), ('sum', False, 2), ('series', False, 3)]
 
@@ -59,3 +59,16 @@ def test_mixed_precision_is_near_and_finite(form, per_channel, n, dtype, tol):
 def test_second_derivatives(form, per_channel, n):
     m, x = lslu(form, per_channel, n, torch.float64, dim=2)
     assert torch.autograd.gradgradcheck(m, (x[:, :, :4, :4].clone().requires_grad_(),), atol=1e-5)
+
+
+@pytest.mark.parametrize('big', [1e13, -1e13, 1e30])
+@pytest.mark.parametrize('form', ['chain', 'sum'])
+@pytest.mark.parametrize('grad', [True, False])
+def test_numbers_beyond_the_largest_are_infinite(form, big, grad):
+    "A training that has run away hears of it from its own check, not from a conversion"
+    m = LSLU(2, 3, form=form)
+    with torch.no_grad(): m.alphas.fill_(big); m.biases.fill_(big)
+    with torch.set_grad_enabled(grad):
+        y, s = m(torch.randn(2, 2, 8, 8)), series(torch.randn(5, requires_grad=grad), m.alphas, m.biases)
+    if grad: (y.sum() + s.sum()).backward()
+    assert form == 'sum' or big < 0 or not (y.isfinite().all() or s.isfinite().all())

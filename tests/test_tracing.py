@@ -139,3 +139,18 @@ def test_features_of_a_vanillanet_are_exported():
     torch.manual_seed(0)
     net, x = timm.create_model('vanillanet_5_x0_125', features_only=True).eval(), torch.randn(2, 3, 64, 64)
     for a, b in zip(torch.export.export(net, (x,)).module()(x), net(x)): assert off(a, b) < 1e-5
+
+
+@forms
+@pytest.mark.parametrize('training', [False, True])
+def test_batches_of_gradients(form, per_channel, training):
+    m, x = lslu(form, per_channel, torch.float64, 3)
+    m.train(training)
+    f = lambda x: m(x).square().sum()
+    x = x[..., :4, :5]
+    J = torch.autograd.functional.jacobian(m, x, vectorize=True)
+    assert off(J, torch.autograd.functional.jacobian(m, x)) < 1e-12 and not J.requires_grad
+    assert off(torch.autograd.functional.hessian(f, x, vectorize=True), torch.autograd.functional.hessian(f, x)) < 1e-12
+    z = x.clone().requires_grad_()
+    y, g = m(z), torch.randn(3, *x.shape, dtype=torch.float64)
+    for a, b in zip(vmap(lambda g: torch.autograd.grad(y, z, g, retain_graph=True)[0])(g), g): assert off(a, torch.autograd.grad(y, z, b, retain_graph=True)[0]) < 1e-12

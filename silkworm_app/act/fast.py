@@ -53,6 +53,17 @@ def second_derivative(
     gs = iter(torch.autograd.grad(f(*ins), wanted, g, create_graph=True, allow_unused=True))
     return [next(gs) if need else None for need in needs]
 
+_BATCHED = [torch._C._parse_dispatch_key(o) for o in ('Batched', 'FuncTorchBatched')]
+
+def _of_batches(backward):
+    "`backward` that takes the plain operations for a batch of gradients (`is_grads_batched`, vmap), which holds no numbers to read"
+    def f(ctx, *gs):
+        if not any(torch._C._dispatch_keys(g).has(k) for g in gs if g is not None for k in _BATCHED): return backward(ctx, *gs)
+        again = torch.is_grad_enabled()
+        with torch.enable_grad(): got = backward(ctx, *gs)
+        return tuple(o if o is None or again else o.clone() for o in got)  # a clone has no graph
+    return f
+
 # %% ../../nbs/act/01_fast.ipynb #443a1483
 class Line(torch.autograd.Function):
     "`clamp(c*x + d, lo, hi)` that saves one tensor of the size of `x`, with sums as gradients of `c`, `d`, `left`, `right`"
@@ -102,6 +113,17 @@ def walk(
     lo,hi = (left, inf) if q == inf else (min(left, right), max(left, right))
     return (c, d, left, right),(lo, hi, p, q),steps
 
+def _walk_of(
+    alphas, # tensor [n]
+    biases, # tensor [n]
+    dtype, # in which the line is computed
+):
+    "`walk`, where a number beyond the largest of `dtype` is infinite, as it would be in a tensor"
+    big = torch.finfo(dtype).max
+    fit = lambda v: math.copysign(math.inf, v) if abs(v) > big else v
+    line,ends,steps = walk(alphas.tolist(), biases.tolist())
+    return tuple(map(fit, line)),tuple(map(fit, ends)),steps
+
 def walk_back(steps, gc, gd, gl, gr):
     "Gradients of alphas and biases from `steps` of `walk` and the gradients of c, d, left and right"
     ga,gb = [],[]
@@ -139,15 +161,16 @@ class ChainCPU(torch.autograd.Function):
         ctx.form = form
         ctx.save_for_backward(x, alphas, biases)
         y = x.to(torch.promote_types(x.dtype, torch.float32))
-        return _line(y, walk(alphas.tolist(), biases.tolist())).to(x.dtype)
+        return _line(y, _walk_of(alphas, biases, y.dtype)).to(x.dtype)
 
     @staticmethod
+    @_of_batches
     def backward(ctx, g):
         x,alphas,biases = ctx.saved_tensors
         need_x,*need_params = needs = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled(): return None,*second_derivative(_plain(ctx.form), [x, alphas, biases], needs, g)
-        (c,_,left,_),(_,_,p,q),steps = walk(alphas.tolist(), biases.tolist())
         kind = torch.promote_types(x.dtype, torch.float32)
+        (c,_,left,_),(_,_,p,q),steps = _walk_of(alphas, biases, kind)
         g,xw = g.to(kind),x.to(kind)
         if g.stride() != xw.stride(): g = torch.empty_like(xw).copy_(g)
         gm = _inside(g, xw, p, q)
@@ -209,6 +232,7 @@ class SplineSum(torch.autograd.Function):
         return out.to(x.dtype)
 
     @staticmethod
+    @_of_batches
     def backward(ctx, g):
         x,alphas,biases = ctx.saved_tensors
         if torch.is_grad_enabled(): return None,*second_derivative(_plain(ctx.form), [x, alphas, biases], ctx.needs_input_grad[1:], g)
@@ -280,7 +304,7 @@ def dw_conv(
 def steep(walked):
     "Is the line rising and steep enough to be read backwards, from `s` to `x`, without loss?"
     (c,d,*_),(lo,hi,p,q),_ = walked
-    return c > 0 and p < q and max(abs(d), lo, hi if hi < math.inf else 0.) <= 100*c
+    return 0 < c < math.inf and p < q and max(abs(d), lo, hi if hi < math.inf else 0.) <= 100*c
 
 class ChainConv(torch.autograd.Function):
     "`(y, s)`: `s` is the chain of scalars at `x`, `y` its depth-wise convolution. Saves only `s`"
@@ -293,6 +317,7 @@ class ChainConv(torch.autograd.Function):
         return dw_conv(s, weight).contiguous(memory_format=ctx.x_fmt), s
 
     @staticmethod
+    @_of_batches
     def backward(ctx, g, g_s):
         s,weight,alphas,biases = ctx.saved_tensors
         need_x,need_w,*need_params = ctx.needs_input_grad[1:5]
@@ -343,6 +368,7 @@ class ActConv(torch.autograd.Function):
         return dw_conv(s, weight).contiguous(memory_format=_out_format(x))
 
     @staticmethod
+    @_of_batches
     def backward(ctx, g):
         x,weight,*params = ctx.saved_tensors
         n,needs = weight.shape[-1]//2,ctx.needs_input_grad[2:]
@@ -377,7 +403,7 @@ def _act_conv(form, act, x, weight, params):
     "Activation and convolution as one step of the backward pass"
     if form.line is not None and all(o.ndim == 1 for o in params):
         alphas,biases = params or (weight.new_empty(0),)*2                           # no steps: a relu
-        walked = walk(alphas.tolist(), biases.tolist())
+        walked = _walk_of(alphas, biases, x.dtype)
         if steep(walked): return ChainConv.apply(form, x, weight, alphas, biases, walked)[0]
     return ActConv.apply(act, _plain(form), x, weight, *params)
 
