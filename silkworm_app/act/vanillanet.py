@@ -96,7 +96,7 @@ class VanillaHead(_Pair):
     def __init__(self, dim, num_classes, drop_rate, deploy):
         super().__init__(_conv_bn(dim, num_classes), nn.Sequential(nn.Conv2d(num_classes, num_classes, 1)), deploy)
         self.drop = nn.Dropout(drop_rate)
-    def forward(self, x): return self.pair(self.drop(x)).flatten(1)
+    def forward(self, x): return self.pair(self.drop(x))
 
 # %% ../../nbs/act/03_vanillanet.ipynb #4c7d3abf
 class VanillaNet(nn.Module):
@@ -114,11 +114,11 @@ class VanillaNet(nn.Module):
         drop_rate:float=0., # dropout in front of the classifier
         stem_stride:int=None, # of the 4x4 patch convolution; default 4 (3 with ada_pool); 1 or 2 suit 32x32 pictures
         deploy:bool=False, # build the fused form
-        global_pool:str='avg', # 'avg' only
+        global_pool:str='avg', # 'avg', or '': maps, not pooled
     ):
         super().__init__()
         if act not in ACTS: raise ValueError(f'VanillaNet: act is {act!r}; it must be one of {", ".join(ACTS)}')
-        if global_pool not in ('avg', ''): raise ValueError(f"VanillaNet: global_pool is {global_pool!r}; it has 'avg' only")
+        self._pool(global_pool)
         stages = len(ada_pool or strides)
         if not isinstance(dims, (tuple,list)) or len(dims) != stages + 1 or len(strides) != stages:
             raise ValueError(f'VanillaNet: dims is {dims!r}; {stages} stages need {stages + 1} widths: of the stem and of each stage')
@@ -143,9 +143,14 @@ class VanillaNet(nn.Module):
             red *= s
             self.feature_info.append(dict(num_chs=dims[i+1], reduction=red, module=f'stages.{i}'))
         self.reduction = 0 if ada_pool else red
+        self.least_side = 0 if ada_pool else red - stem_stride + 4 - 2*padding  # of a picture of which all pools leave something
         self.head = self._head(num_classes)
         for m in (self.stem, *self.stages): m.net_buffers = self._buffers
         self.apply(self._init)
+
+    def _pool(self, global_pool):
+        if global_pool not in ('avg', ''): raise ValueError(f"VanillaNet: global_pool is {global_pool!r}; it has 'avg', or '' for none")
+        self.global_pool = global_pool
 
     def _head(self, num_classes):
         if not num_classes: return nn.Identity()
@@ -204,6 +209,7 @@ class VanillaNet(nn.Module):
 
     def reset_classifier(self, num_classes:int, global_pool:str=None):
         "A new classifier for `num_classes` classes; 0 removes it"
+        if global_pool is not None: self._pool(global_pool)
         like = next(self.parameters())
         self.num_classes = num_classes
         s,self.head = self.act_slope,self._head(num_classes)
@@ -213,16 +219,17 @@ class VanillaNet(nn.Module):
     def forward_features(self, x):
         look_on = traced(x)
         if not look_on or isinstance(x, torch.fx.Proxy): self._read_slope()
-        if not look_on and self.reduction and min(x.shape[-2:]) < self.reduction:
+        if not look_on and min(x.shape[-2:]) < self.least_side:
             raise ValueError(f'VanillaNet: a picture of {x.shape[-2]}x{x.shape[-1]} is too small for a net that reduces by '
-                             f'{self.reduction}; use at least {self.reduction} pixels or a smaller stem_stride')
+                             f'{self.reduction}; use at least {self.least_side} pixels or a smaller stem_stride')
         x = self.stem(x)
         if self.grad_checkpointing and self.training and not torch.jit.is_scripting(): return checkpoint_seq(self.stages, x)
         return self.stages(x)
 
     def forward_head(self, x, pre_logits:bool=False):
-        x = x.mean((2,3), keepdim=True)
-        return x.flatten(1) if pre_logits or not self.num_classes else self.head(x)
+        if self.global_pool: x = x.mean((2,3), keepdim=True)
+        if not pre_logits and self.num_classes: x = self.head(x)
+        return x.flatten(1) if self.global_pool else x
 
     def forward(self, x): return self.forward_head(self.forward_features(x))
 
