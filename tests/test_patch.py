@@ -7,15 +7,18 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.utils import freeze
 from torch import nn
 
 from silkworm_app.act import vanillanet
 from silkworm_app.lab.coverage import check_family, coverage, main as coverage_main, randomise
-from silkworm_app.act.fuse import compare, fuse
+from silkworm_app.act.fuse import compare, fuse, fuse_like
 from silkworm_app.act.lslu import LSLU
 from silkworm_app.act.plan import LSLUPlan, plan_lslu
 from silkworm_app.act.patch import apply_plan, lslu_model, lslus, patch_lslu, rebuild_model
+from silkworm_app.act.curves import describe_acts
 from silkworm_app.act.start import load_reference
+from silkworm_app.act.trace import deviation
 
 
 @pytest.mark.parametrize('arch,size', [('test_resnet', 64), ('test_efficientnet', 64), ('test_byobnet', 64), ('test_nfnet', 96), ('test_mambaout', 96), ('mobilenetv3_small_050', 64),
@@ -102,7 +105,13 @@ def test_a_shared_activation_stays_shared_and_fuses():
     net.train()(x).square().sum().backward()
     assert all(p.grad.isfinite().all() for p in net.act.parameters())
     randomise(net, x)
-    with torch.no_grad(): y = net(x); assert (fuse(net)(x) - y).abs().max()/y.abs().max() < 1e-10
+    fused = fuse(net)
+    with torch.no_grad(): y = net(x); assert (fused(x) - y).abs().max()/y.abs().max() < 1e-10
+    assert not lslus(fused) and describe_acts(fused)['text'] == '2 fused LSLUs, act_num 3: act, same'  # under both of its names
+
+
+def test_where_takes_every_name_of_an_activation():
+    assert [p.name for p in plan_lslu(Shared(), ['same'], input_size=12).replaced] == ['act']
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
@@ -209,6 +218,7 @@ def test_vanillanet_uses_its_own_activations(arch):
     (lambda: lslu_model('vit_tiny_patch16_224', 10), 'tokens, no map'),
     (lambda: patch_lslu(timm.create_model('test_nfnet'), init='identity'), 'no batch norm statistics'),
     (lambda: lslu_model('resnet18', 10, input_size='big'), 'input_size'),
+    (lambda: lslu_model('vanillanet_5_x0_125', 3, init='identity'), "init='identity' is not possible .* take 'reference', 'delta', 'mixed'"),
     (lambda: lslu_model('resnet18', 0.5), 'num_classes'),
     (lambda: rebuild_model({'arch': 'resnet18', 'num_classes': 2, 'kwargs': {'pretrained': True}, 'plan': None}), 'build_cfg')])
 def test_bad_input_is_one_clear_sentence(make, says):
@@ -271,6 +281,41 @@ def test_reference_checkpoint_of_vanillanet(tmp_path, act, n, key, pre):
     assert left and all(k.startswith('head.') for k in left)
     with torch.no_grad(): assert torch.equal(other.forward_features(x), net.forward_features(x)) and other(x).shape == (4, 3)
     with pytest.raises(ValueError, match='act_num'): load_reference(lslu_model('vanillanet_5_x0_125', 7, act=act, act_num=1, input_size=64), tmp_path / 'ref.pth')
+
+
+def test_maps_of_a_vanillanet():
+    "Without a pool it gives maps, as timm's other nets do"
+    x = torch.randn(2, 3, 64, 64)
+    make = lambda **kw: timm.create_model('vanillanet_5_x0_125', **kw).eval()
+    net = make(num_classes=0, global_pool='')
+    assert net(x).shape == (2, 512, 2, 2) and torch.equal(net(x), net.forward_features(x)) and torch.equal(net.forward_head(net(x), pre_logits=True), net(x))
+    pooled = make(num_classes=3)
+    y = pooled(x)
+    pooled.reset_classifier(0, '')
+    assert y.shape == (2, 3) and pooled(x).shape == (2, 512, 2, 2)
+    pooled.reset_classifier(3, 'avg')
+    assert pooled(x).shape == (2, 3) and make(num_classes=3, global_pool='')(x).shape == (2, 3, 2, 2)
+    assert len(make(features_only=True, global_pool='')(x)) == 4
+    with pytest.raises(ValueError, match='global_pool'): pooled.reset_classifier(3, 'max')
+
+
+@pytest.mark.parametrize('stride', [1, 2, 3, 4])
+def test_the_smallest_picture_of_a_vanillanet(stride):
+    net = timm.create_model('vanillanet_5_x0_125', num_classes=2, stem_stride=stride).eval()
+    n = net.least_side
+    assert net(torch.randn(1, 3, n, n)).shape == (1, 2)
+    with pytest.raises(ValueError, match=f'too small .* use at least {n} pixels'): net(torch.randn(1, 3, n - 1, n))
+
+
+@pytest.mark.parametrize('arch', ['test_resnet', 'test_efficientnet'])
+def test_frozen_norms_fold(arch):
+    net, x = timm.create_model(arch, num_classes=3).double(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    randomise(net, x)
+    freeze(net.eval())
+    fused = fuse(net, 64)
+    with torch.no_grad(): assert deviation(fused(x), net(x)) < 1e-10
+    assert not any('Norm' in type(m).__name__ for m in fused.modules()) and not fused.fuse_report.kept
+    assert deviation(fuse_like(copy.deepcopy(net), fused.fuse_plan)(x), net(x)) < 1e-10
 
 
 def test_files_that_are_no_weights(tmp_path):

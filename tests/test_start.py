@@ -8,10 +8,11 @@ import pytest
 import timm
 import torch
 import torchvision
+from torch import nn
 
 from silkworm_app.act.patch import how_far, NetSpec, lslu_model, lslus, patch_lslu
 from silkworm_app.act.start import file_options, load_reference, net_of, start_from
-from silkworm_app.act.weights import find_weights, pretrained_cfg, read_weights, save_weights
+from silkworm_app.act.weights import find_weights, load_weights, pretrained_cfg, read_weights, save_weights
 from silkworm_app.lab.coverage import randomise
 from silkworm_app.act.fuse import fuse
 
@@ -402,3 +403,22 @@ def test_weights_of_before_the_slope_was_counted_in_steps(tmp_path):
     torch.save(dict(model=state, net_spec=net.build_cfg), tmp_path / 'best.pth')
     again, x = net_of(tmp_path / 'best.pth'), torch.randn(2, 3, 32, 32)
     assert again.act_slope == 1 and torch.equal(again(x), net(x))
+
+
+@pytest.mark.parametrize('arch', ['vanillanet_5_x0_125', 'test_resnet'])
+def test_a_new_classifier_is_in_the_file(tmp_path, arch):
+    net = lslu_model(arch, 10, act_num=1, input_size=64).eval()
+    net.reset_classifier(4)
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(net_of(save_weights(net, tmp_path/'w.safetensors'))(x), net.eval()(x))
+    assert NetSpec.of(net).num_classes == file_options(tmp_path/'w.safetensors').get('num_classes', 4) == 4
+
+
+def test_files_of_wrapped_nets(tmp_path):
+    net, x = lslu_model('vanillanet_5_x0_125', 3, stem_stride=2).eval(), torch.randn(2, 3, 32, 32)
+    for wrap in (lambda n: torch.compile(n, backend='eager'), nn.DataParallel):
+        for suffix in ('safetensors', 'pth'):
+            file = save_weights(wrap(net), tmp_path/f'w.{suffix}')
+            other = wrap(lslu_model('vanillanet_5_x0_125', 3, stem_stride=2).eval())
+            assert load_weights(other, file) is other and torch.equal(other(x), net(x)) and torch.equal(net_of(file)(x), net(x))
+        assert torch.equal(net_of(save_weights(fuse(wrap(net)), tmp_path/'f.safetensors'))(x), fuse(net)(x))

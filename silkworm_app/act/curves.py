@@ -9,19 +9,20 @@ __all__ = ['describe_acts', 'layer_curves']
 import numpy as np,torch
 from torch import nn
 
-from .lslu import LSLU,series,series_sum
+from .lslu import LSLU,FusedLSLU,series,series_sum
 
 # %% ../../nbs/act/12_curves.ipynb #17ca96fa
 def describe_acts(
     model:nn.Module, # any net
 )->dict: # lslus: names; act_num; form; text: the same in words
     "Which activations of a net are LSLUs"
-    acts = {n: m for n, m in model.named_modules() if isinstance(m, LSLU)}
-    nums, forms = sorted({m.act_num for m in acts.values()}), sorted({m.form for m in acts.values()})
+    acts = {n: m for n, m in model.named_modules() if isinstance(m, (LSLU, FusedLSLU))}
+    nums = sorted({m.conv.kernel_size[0]//2 if isinstance(m, FusedLSLU) else m.act_num for m in acts.values()})
+    forms = sorted({m.form for m in acts.values() if isinstance(m, LSLU)})
     if not acts: text = 'no LSLU: all activations are those of the plain net'
     else:
         names = list(acts)
-        kind = ('series activation{}' if forms == ['series'] else 'LSLU{} (' + ', '.join(forms) + ')').format('s' if len(acts) > 1 else '')
+        kind = ('series activation{}' if forms == ['series'] else 'LSLU{} (' + ', '.join(forms) + ')' if forms else 'fused LSLU{}').format('s' if len(acts) > 1 else '')
         text = f'{len(acts)} {kind}, act_num {", ".join(map(str, nums))}: {", ".join(names[:4])}{", ..." if len(names) > 4 else ""}'
     return dict(lslus=list(acts), act_num=nums, form=forms, text=text)
 
@@ -38,19 +39,15 @@ def _curve(form, x, alphas, biases):
 @torch.no_grad()
 def layer_curves(
     model:nn.Module, # net with unfused LSLUs
-    lo:float=-3., # left end of x
-    hi:float=3., # right end of x
     points:int=121, # samples
     channels:int=12, # at most so many curves per layer
-    initial:dict=None, # parameter name -> values before training; default: a fresh LSLU
 )->list: # one dict per layer: name, form, x, before, after (lists)
-    "Samples of f(x) for every LSLU, before and after training, ready for JSON; none for a fused net."
+    "Samples of f(x) for every LSLU, as a fresh one and after training, ready for JSON; none for a fused net."
     layers = {n: m for n, m in model.named_modules() if isinstance(m, LSLU) and getattr(m, 'alphas', None) is not None}
-    x, out = torch.linspace(lo, hi, points), []
+    x, out = torch.linspace(-3, 3, points), []
     for name, m in layers.items():
         with torch.random.fork_rng(devices=[]): fresh = LSLU(m.dim, m.act_num, per_channel=m.alphas.ndim == 2, form=m.form)
-        start = [torch.as_tensor((initial or {}).get(f'{name}.{k}', getattr(fresh, k))) for k in ('alphas', 'biases')]
-        after, before = _curve(m.form, x, m.alphas, m.biases), _curve(m.form, x, *start)
+        after, before = (_curve(m.form, x, o.alphas, o.biases) for o in (m, fresh))
         pick = lambda v: v[np.unique(np.linspace(0, len(v) - 1, min(len(v), channels)).round().astype(int))].round(decimals=5).tolist()
         out.append(dict(name=name, form=m.form, x=x.tolist(), before=pick(before), after=pick(after)))
     return out

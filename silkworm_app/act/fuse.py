@@ -12,11 +12,12 @@ from functools import cache
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from timm.layers import Conv2dSame
+from timm.layers import Conv2dSame,FrozenBatchNormAct2d
+from torchvision.ops.misc import FrozenBatchNorm2d
 from ..clock import median_seconds
 from .lslu import LSLU,ClampedLine,FusedLSLU
 from .places import first_run,sizes
-from .trace import Trace,deviation,eval_mode,several,take_hooks,tensors
+from .trace import Trace,deviation,eval_mode,several,take_hooks,tensors,unwrapped
 from .vanillanet import VanillaNet,count_ops
 
 # %% ../../nbs/act/10_fuse.ipynb #826a30c9
@@ -24,6 +25,7 @@ class FuseError(ValueError): "A net that can't be fused exactly; the sentence sa
 
 # %% ../../nbs/act/10_fuse.ipynb #2c75196f
 _LINEAR = (nn.Conv2d, nn.Linear, Conv2dSame)
+_NORMS = (_BatchNorm, FrozenBatchNorm2d, FrozenBatchNormAct2d)
 
 def _plain(tr, model, name):
     "Why module `name` can't take in a scale and an offset; '' if it can"
@@ -115,7 +117,7 @@ def _check_step(model, step):
     try:
         m,conv = get('module'),get('conv') if step.get('conv') else None
         ok = (callable(getattr(type(m), op, None)) if op in _OWN
-              else isinstance(m, _BatchNorm) and type(conv) in _LINEAR and len(conv.weight) == m.num_features if op == 'fold_bn'
+              else isinstance(m, _NORMS) and type(conv) in _LINEAR and len(conv.weight) == len(m.running_mean) if op == 'fold_bn'
               else (isinstance(m, FusedLSLU) and isinstance(m.pre, ClampedLine) and m.pre.line
                     and step.get('left') in ('relu', 'clamp') and (conv is None or type(conv) in _LINEAR)))
     except (AttributeError, KeyError, TypeError): ok = False
@@ -137,7 +139,7 @@ def _own_steps(model):
         steps.append(dict(op=op, module=name))
         _apply(model, steps[-1:])
     def walk(prefix):
-        for child in [n for n,_ in model.get_submodule(prefix).named_children()]:
+        for child in [n for n,m in model.get_submodule(prefix)._modules.items() if m is not None]:  # named_children leaves out second names
             name = f'{prefix}.{child}' if prefix else child
             op = next((o for o in _OWN if callable(getattr(type(model.get_submodule(name)), o, None))), None)
             if op: take(name, op)
@@ -153,7 +155,7 @@ def _bn_steps(model, x):
     "`(steps, kept)`: the batch norms that fold, and for the others the reason"
     tr,steps,kept = Trace(model, x),[],{}
     for name,m in model.named_modules():
-        if not isinstance(m, _BatchNorm): continue
+        if not isinstance(m, _NORMS): continue
         if not tr.calls[name]: kept[name] = 'it never runs'; continue
         conv,why = _why_not_fold(tr, model, name)
         if conv: steps.append(dict(op='fold_bn', module=name, conv=conv))
@@ -210,7 +212,6 @@ class FuseReport:
     absorbed:list = field(default_factory=list) # LSLUs whose line a convolution took in
     kept:dict = field(default_factory=dict) # module left as it was: reason
     error:float = None # relative to the largest output, on noise
-    def to_dict(self): return asdict(self)
     def __str__(self):
         s = f'{len(self.own)} modules re-parameterised, {len(self.folded)} batch norms folded, {len(self.absorbed)} lines absorbed'
         s += '' if self.error is None else f'; largest difference on noise {self.error:.1e}'
@@ -275,6 +276,7 @@ def fuse(
     channels_last:bool=None, # weights in `torch.channels_last`; None: on a CPU, where convolutions run up to twice as fast so
 )->nn.Module: # a copy of the same class, in eval mode, with `fuse_plan` (JSON) and `fuse_report`
     "The smallest net that computes the same as `model` in eval mode; raises FuseError while the slope of deep training is not 1"
+    model = unwrapped(model)
     if getattr(model, 'fuse_plan', None) is not None: return _layout(copy.deepcopy(model).eval(), channels_last)
     _check_slope(model)
     model = copy.deepcopy(model).eval().requires_grad_(False)

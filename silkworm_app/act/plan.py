@@ -94,7 +94,8 @@ SHALLOW = 13  # as many activations as VanillaNet-13 has; in nets with more, `wh
 
 def _listed(where, places, possible):
     "The names in the list `where`, each of which must be possible"
-    names = [p.name for p in places]
+    names = {n: p.name for p in places for n in (p.name, *p.aliases)}
+    where = [names.get(o, o) for o in where]
     for o in where:
         if o not in names: raise ValueError(f'where names {o!r}, which is no activation of this net{_close(o, names)}.')
         if o not in possible:

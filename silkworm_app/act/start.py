@@ -7,7 +7,7 @@ __all__ = ['StartReport', 'open_weights', 'start_from', 'load_reference', 'net_o
 
 # %% ../../nbs/act/11_start.ipynb #b0188ba6
 import copy,json
-from dataclasses import asdict,dataclass,field
+from dataclasses import dataclass,field
 from pathlib import Path
 
 import torch
@@ -153,8 +153,6 @@ class StartReport:
 
     assumed:str=''                            # what the file does not say and had to be taken for granted
 
-    def to_dict(self): return asdict(self)
-
     def __str__(self):
         s = f'Weights of {self.source}' + (f' ({self.assumed})' if self.assumed else '')
         if self.fresh: s += f'; fresh: {", ".join(self.fresh)}'
@@ -288,11 +286,9 @@ def _take(model, twin, olds, report, calibrate):
 def load_reference(
     model:nn.Module, # of `lslu_model`
     path_or_state, # checkpoint file, or what `torch.load` gave
-    model_key:str='model|module', # where the weights are: the first of these; 'model_ema' for the average
-    prefix:str='', # to cut from the names
 ) -> list:
     "Load weights of the same net, also in the reference's layout; the names that stay as they were (a new head). Raises `WeightsError`."
-    return start_from(model, path_or_state, model_key, prefix, exact=True).fresh
+    return start_from(model, path_or_state, 'model|module', exact=True).fresh
 
 # %% ../../nbs/act/11_start.ipynb #267c85b2
 def net_of(
