@@ -22,7 +22,8 @@ def describe_acts(
     if not acts: text = 'no LSLU: all activations are those of the plain net'
     else:
         names = list(acts)
-        kind = ('series activation{}' if forms == ['series'] else 'LSLU{} (' + ', '.join(forms) + ')' if forms else 'fused LSLU{}').format('s' if len(acts) > 1 else '')
+        kind = 'series activation{}' if forms == ['series'] else 'LSLU{} (' + ', '.join(forms) + ')' if forms else 'fused LSLU{}'
+        kind = kind.format('s' if len(acts) > 1 else '')
         text = f'{len(acts)} {kind}, act_num {", ".join(map(str, nums))}: {", ".join(names[:4])}{", ..." if len(names) > 4 else ""}'
     return dict(lslus=list(acts), act_num=nums, form=forms, text=text)
 

@@ -50,19 +50,13 @@ def second_derivative(
 )->list: # gradients that can be differentiated again, None where none is wanted
     "The backward pass by way of the plain operations"
     wanted = [o for o,need in zip(ins, needs) if need]
-    gs = iter(torch.autograd.grad(f(*ins), wanted, g, create_graph=True, allow_unused=True))
+    again = torch.is_grad_enabled()
+    with torch.enable_grad(): gs = iter(torch.autograd.grad(f(*ins), wanted, g, create_graph=again, allow_unused=True))
     return [next(gs) if need else None for need in needs]
 
-_BATCHED = [torch._C._parse_dispatch_key(o) for o in ('Batched', 'FuncTorchBatched')]
-
-def _of_batches(backward):
-    "`backward` that takes the plain operations for a batch of gradients (`is_grads_batched`, vmap), which holds no numbers to read"
-    def f(ctx, *gs):
-        if not any(torch._C._dispatch_keys(g).has(k) for g in gs if g is not None for k in _BATCHED): return backward(ctx, *gs)
-        again = torch.is_grad_enabled()
-        with torch.enable_grad(): got = backward(ctx, *gs)
-        return tuple(o if o is None or again else o.clone() for o in got)  # a clone has no graph
-    return f
+def _plainly(g):
+    "Must the backward pass take plain operations? For gradients of gradients, and a batch of them (vmap), which has no numbers to read"
+    return torch.is_grad_enabled() or g is not None and 'Batched' in str(torch._C._dispatch_keys(g))
 
 # %% ../../nbs/act/01_fast.ipynb #443a1483
 class Line(torch.autograd.Function):
@@ -97,6 +91,7 @@ class Line(torch.autograd.Function):
 def walk(
     alphas:list, # n amplitudes
     biases:list, # n offsets
+    dtype=torch.float64, # of the tensor that they meet; a number beyond its largest is infinite, as it would be there
 )->tuple: # (c, d, left, right), (lo, hi, p, q), and of each step what the chain rule needs
     "What `compose` of lslu.py computes, for numbers"
     inf = float('inf')
@@ -111,18 +106,8 @@ def walk(
         elif c < 0: q = min(q, z)
         elif c == 0 and d <= 0: q = min(p, q)
     lo,hi = (left, inf) if q == inf else (min(left, right), max(left, right))
-    return (c, d, left, right),(lo, hi, p, q),steps
-
-def _walk_of(
-    alphas, # tensor [n]
-    biases, # tensor [n]
-    dtype, # in which the line is computed
-):
-    "`walk`, where a number beyond the largest of `dtype` is infinite, as it would be in a tensor"
-    big = torch.finfo(dtype).max
-    fit = lambda v: math.copysign(math.inf, v) if abs(v) > big else v
-    line,ends,steps = walk(alphas.tolist(), biases.tolist())
-    return tuple(map(fit, line)),tuple(map(fit, ends)),steps
+    fit = lambda *vs: tuple(math.copysign(inf, v) if abs(v) > torch.finfo(dtype).max else v for v in vs)
+    return fit(c, d, left, right),fit(lo, hi, p, q),steps
 
 def walk_back(steps, gc, gd, gl, gr):
     "Gradients of alphas and biases from `steps` of `walk` and the gradients of c, d, left and right"
@@ -161,16 +146,15 @@ class ChainCPU(torch.autograd.Function):
         ctx.form = form
         ctx.save_for_backward(x, alphas, biases)
         y = x.to(torch.promote_types(x.dtype, torch.float32))
-        return _line(y, _walk_of(alphas, biases, y.dtype)).to(x.dtype)
+        return _line(y, walk(alphas.tolist(), biases.tolist(), y.dtype)).to(x.dtype)
 
     @staticmethod
-    @_of_batches
     def backward(ctx, g):
         x,alphas,biases = ctx.saved_tensors
         need_x,*need_params = needs = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled(): return None,*second_derivative(_plain(ctx.form), [x, alphas, biases], needs, g)
+        if _plainly(g): return None,*second_derivative(_plain(ctx.form), [x, alphas, biases], needs, g)
         kind = torch.promote_types(x.dtype, torch.float32)
-        (c,_,left,_),(_,_,p,q),steps = _walk_of(alphas, biases, kind)
+        (c,_,left,_),(_,_,p,q),steps = walk(alphas.tolist(), biases.tolist(), kind)
         g,xw = g.to(kind),x.to(kind)
         if g.stride() != xw.stride(): g = torch.empty_like(xw).copy_(g)
         gm = _inside(g, xw, p, q)
@@ -184,10 +168,6 @@ class ChainCPU(torch.autograd.Function):
         return None, gm.mul_(c).to(x.dtype) if need_x else None, ga, gb
 
 # %% ../../nbs/act/01_fast.ipynb #48a6e9d8
-def _line_of(form, x, alphas, biases):
-    "The chain by `Line`, for parameters on any device and one set a channel"
-    return Line.apply(x, *form.line(alphas, biases))
-
 def _precise(act):
     "`act` with at least float32 inside, the type of `x` outside"
     def f(x, *params):
@@ -232,10 +212,9 @@ class SplineSum(torch.autograd.Function):
         return out.to(x.dtype)
 
     @staticmethod
-    @_of_batches
     def backward(ctx, g):
         x,alphas,biases = ctx.saved_tensors
-        if torch.is_grad_enabled(): return None,*second_derivative(_plain(ctx.form), [x, alphas, biases], ctx.needs_input_grad[1:], g)
+        if _plainly(g): return None,*second_derivative(_plain(ctx.form), [x, alphas, biases], ctx.needs_input_grad[1:], g)
         kind = torch.promote_types(x.dtype, torch.float32)
         xw,g = x.to(kind),g.to(kind)
         gx,ga,gb = torch.empty_like(xw),torch.zeros_like(alphas),torch.zeros_like(biases)
@@ -317,11 +296,10 @@ class ChainConv(torch.autograd.Function):
         return dw_conv(s, weight).contiguous(memory_format=ctx.x_fmt), s
 
     @staticmethod
-    @_of_batches
     def backward(ctx, g, g_s):
         s,weight,alphas,biases = ctx.saved_tensors
         need_x,need_w,*need_params = ctx.needs_input_grad[1:5]
-        if torch.is_grad_enabled() or g_s is not None: return None,*_chain_conv_grads(ctx, g, g_s),None
+        if _plainly(g) or g_s is not None: return None,*_chain_conv_grads(ctx, g, g_s),None
         if g is None: return (None,)*6
         n,(c,*_),(lo,hi,*_) = weight.shape[-1]//2,*ctx.walk[:2]
         g = g.contiguous(memory_format=ctx.fmt)
@@ -368,11 +346,10 @@ class ActConv(torch.autograd.Function):
         return dw_conv(s, weight).contiguous(memory_format=_out_format(x))
 
     @staticmethod
-    @_of_batches
     def backward(ctx, g):
         x,weight,*params = ctx.saved_tensors
         n,needs = weight.shape[-1]//2,ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled():
+        if _plainly(g):
             return None,None,*second_derivative(lambda x, w, *o: dw_conv(ctx.plain(x, *o), w), [x, weight, *params], needs, g)
         with torch.enable_grad():
             ins = [o.detach().requires_grad_(need) for o,need in zip((x,*params), (needs[0],*needs[2:]))]
@@ -394,16 +371,13 @@ def _fast_act(form, x, params):
     if x.device.type != 'cpu' and (form.name == 'sum' or x.numel() < LARGE_MAP): return _precise(form.steps or form.plain)
     if form.name == 'sum': return lambda *o: SplineSum.apply(form, *o)
     on_cpu = params[0].ndim == 1 and params[0].device.type == 'cpu' == x.device.type
-    return lambda *o: (ChainCPU.apply if on_cpu else _line_of)(form, *o)
-
-def _trains_on_cpu(x):
-    return torch.is_grad_enabled() and x.device.type == 'cpu' and x.numel() > 0 and x.dtype in (torch.float32, torch.float64)
+    return (lambda *o: ChainCPU.apply(form, *o)) if on_cpu else lambda x, *o: Line.apply(x, *form.line(*o))
 
 def _act_conv(form, act, x, weight, params):
     "Activation and convolution as one step of the backward pass"
     if form.line is not None and all(o.ndim == 1 for o in params):
         alphas,biases = params or (weight.new_empty(0),)*2                           # no steps: a relu
-        walked = _walk_of(alphas, biases, x.dtype)
+        walked = walk(alphas.tolist(), biases.tolist(), x.dtype)
         if steep(walked): return ChainConv.apply(form, x, weight, alphas, biases, walked)[0]
     return ActConv.apply(act, _plain(form), x, weight, *params)
 
@@ -419,6 +393,7 @@ def activate(
     with torch.autocast(kind, enabled=False) if mixed else nullcontext():
         params = tuple(o.to(torch.promote_types(o.dtype, torch.float32)) for o in params)
         act = _plain(form) if look_on else _fast_act(form, x, params)
-        if weight is not None and not (look_on or mixed) and _trains_on_cpu(x): return _act_conv(form, act, x, weight, params)
+        trains = not (look_on or mixed) and torch.is_grad_enabled() and kind == 'cpu' and x.numel() > 0
+        if weight is not None and trains and x.dtype in (torch.float32, torch.float64): return _act_conv(form, act, x, weight, params)
         s = act(x, *params)
     return s if weight is None else dw_conv(s, weight)
