@@ -419,3 +419,11 @@ def test_a_bundle_of_before_the_rooms_can_be_saved_anew(tmp_path):
     pictures = sorted((folder / 'pictures').iterdir())
     assert np.abs(old.logits(pictures) - new.logits(pictures)).max() < 1e-5
     assert [str(d) for d in old.decide(pictures)] == [str(d) for d in new.decide(pictures)]
+
+
+def test_a_bundle_of_a_net_with_a_new_classifier(tmp_path):
+    from silkworm_app.serve.trust import Trust
+    net = lslu_model('vanillanet_5_x0_125', 10, stem_stride=2).eval()
+    net.reset_classifier(3)
+    dest = save_bundle(tmp_path/'b', net.eval(), Preprocess(32), ['a', 'b', 'c'], trust=Trust(['a', 'b', 'c']))
+    assert len(load_bundle(dest).classes) == 3

@@ -20,6 +20,7 @@ from ..data.imaging import Preprocess, open_image
 from ..data.copies import copy_groups, level_of
 from ..act.fuse import compare, fuse
 from ..act.places import arch_of
+from ..act.weights import built_from
 from ..files import check_kind, one_line, sha256_of, whole_folder
 from ..act.curves import describe_acts, layer_curves
 from .advice import trust_warnings
@@ -190,7 +191,7 @@ def _fused(model, batches):
 
 # %% ../../nbs/serve/11_bundle.ipynb #61e05a6e
 def _net_spec(model, classes):
-    spec = getattr(model, 'build_cfg', None)
+    spec = built_from(model)
     if spec is None: return None
     check_kwargs(spec['kwargs'], f'the description of {spec["arch"]}')
     if spec['num_classes'] != len(classes) or len(set(classes)) != len(classes):

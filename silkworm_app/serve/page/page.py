@@ -141,6 +141,68 @@ class Page:
         "What the bundle says about itself."
         return {k: v for k, v in self.facts.items() if k != 'curves'} | dict(latency_ms=round(1000 * self.seconds, 2))
 
+# %% ../../../nbs/serve/19_page.ipynb #5e4010f6
+_private = dict(api_visibility='private')           # of events that are no part of the API
+
+def _one_tab(page, i18n, say, idle, net):
+    "The tab for one photograph: what is asked, where the answer stands, and what else a visitor's language changes."
+    with gr.Row(equal_height=False, elem_id='identify'):
+        with gr.Column(min_width=300):
+            picture = take_uploads(gr.Image(type='filepath', image_mode=None, label=i18n('ui_photograph'), height=340,
+                sources=['upload', 'webcam', 'clipboard'], buttons=['fullscreen'], elem_id='picture'))
+            if page.examples:
+                gallery = gr.Gallery(page.captions(say), label=i18n('ui_examples'), columns=4, height='auto', object_fit='cover',
+                    allow_preview=False, buttons=[], elem_id='examples', interactive=False)
+        with gr.Column(min_width=300):
+            verdict = gr.HTML(idle, elem_id='verdict', padding=False)
+            care = gr.HTML('', elem_id='care', visible=False, padding=False)
+            with gr.Accordion(i18n('ui_why'), open=False, visible=False, elem_id='why') as why:
+                reasons = gr.HTML('', padding=False, elem_id='reasons')
+                seen = gr.Image(label=i18n('ui_where'), interactive=False, visible=False, height=340, buttons=[], elem_id='looked',
+                    format='jpeg')
+            asked, teach = _teach(page, i18n, say, picture, net) if page.store else ([], [])
+    picture.change(page.identify, picture, [verdict, care, why, reasons, seen, *asked], show_progress='minimal',
+        show_progress_on=verdict, trigger_mode='always_last', **_private, **net)
+    if not page.examples: return picture, verdict, teach
+    def choose(event: gr.SelectData): return str(page.examples[event.index][0])
+    gallery.select(choose, None, picture, queue=False, show_progress='hidden', **_private)
+    return picture, verdict, [gallery, *teach]
+
+def _teach(page, i18n, say, picture, net):
+    "Where a keeper confirms or corrects: what an answer changes, and what a language does."
+    with gr.Accordion(i18n('ui_teach'), open=False, visible=False, elem_id='collect') as teach:
+        intro = gr.Markdown(say('keep_intro'))
+        said = gr.Radio(page.choices(say), label=i18n('ui_is'), elem_id='said')
+        consent = gr.Checkbox(False, label=i18n('ui_consent'), elem_id='consent')
+        keep = gr.Button(i18n('ui_keep'), variant='primary', elem_id='keep')
+        kept = gr.Markdown('', elem_id='kept')
+    keep.click(page.keep, [picture, said, consent], kept, **_private, **net)
+    return [teach, said, consent, kept], [said, intro]
+
+# %% ../../../nbs/serve/19_page.ipynb #5e4010f7
+def _many_tab(page, i18n, start, net):
+    "The tab for many photographs: what is asked, and where the answers are counted."
+    many = take_uploads(gr.File(file_count='multiple', file_types=['image'], label=i18n('ui_files'), height=180, elem_id='files'))
+    whole = take_uploads(gr.UploadButton(i18n('ui_folder'), file_count='directory', size='sm', elem_id='folder'))
+    whole.upload(lambda files: files, whole, many, queue=False, show_progress='hidden', **_private)
+    with gr.Row(elem_id='buttons'):
+        go = gr.Button(i18n('ui_go'), variant='primary', elem_id='go')
+        csv_out = gr.DownloadButton(i18n('ui_csv'), visible=False, elem_id='csv')
+        paper = gr.Button(i18n('ui_print'), visible=False, elem_id='print')
+    summary = gr.Markdown(start, elem_id='summary')
+    table = gr.HTML('', visible=False, elem_id='table', padding=False, js_on_load=html.asset('page.js'))
+    go.click(page.identify_many, many, [summary, table, csv_out, paper], **_private, **net)
+    paper.click(None, None, None, js='() => window.print()', **_private)
+    return many, summary
+
+def _model_tab(i18n, about, figures, card):
+    "The tab on the net itself."
+    model = gr.HTML(about, elem_id='model', padding=False)
+    if card:
+        with gr.Accordion(i18n('ui_card'), open=False, elem_id='card'): gr.Markdown(card)
+    with gr.Accordion(i18n('ui_engineers'), open=False, elem_id='engineers'): engineers = gr.HTML(figures, padding=False)
+    return model, engineers
+
 # %% ../../../nbs/serve/19_page.ipynb #5e4010f8
 def build(
     page:Page, # what it answers
@@ -149,59 +211,16 @@ def build(
 )->tuple: # the page, and the labels to launch it with
     "The page in gradio's components."
     i18n, say = labels(page.lang), page.say['en' if page.lang == 'auto' else page.lang]
-    head, idle, start, model, engineers = page.statics(say)
-    net, group = dict(concurrency_id='net', concurrency_limit=workers), dict(api_visibility='private')
+    top, idle, start, about, figures = page.statics(say)
+    net = dict(concurrency_id='net', concurrency_limit=workers)
     title = page.title or say('title_silkworm' if say.silk else 'title_other')
     with gr.Blocks(title=title, analytics_enabled=False) as demo:
-        head = gr.HTML(head, padding=False, js_on_load=html.asset('folder.js'))
-        with gr.Tab(i18n('ui_identify')):
-            with gr.Row(equal_height=False, elem_id='identify'):
-                with gr.Column(min_width=300):
-                    picture = take_uploads(gr.Image(type='filepath', image_mode=None, label=i18n('ui_photograph'), height=340,
-                        sources=['upload', 'webcam', 'clipboard'], buttons=['fullscreen'], elem_id='picture'))
-                    if page.examples:
-                        gallery = gr.Gallery(page.captions(say), label=i18n('ui_examples'), columns=4, height='auto', object_fit='cover',
-                        allow_preview=False, buttons=[], elem_id='examples', interactive=False)
-                with gr.Column(min_width=300):
-                    verdict = gr.HTML(idle, elem_id='verdict', padding=False)
-                    care = gr.HTML('', elem_id='care', visible=False, padding=False)
-                    with gr.Accordion(i18n('ui_why'), open=False, visible=False, elem_id='why') as why:
-                        reasons = gr.HTML('', padding=False, elem_id='reasons')
-                        seen = gr.Image(label=i18n('ui_where'), interactive=False, visible=False, height=340, buttons=[], elem_id='looked',
-                            format='jpeg')
-                    if page.store:
-                        with gr.Accordion(i18n('ui_teach'), open=False, visible=False, elem_id='collect') as teach:
-                            intro = gr.Markdown(say('keep_intro'))
-                            said = gr.Radio(page.choices(say), label=i18n('ui_is'), elem_id='said')
-                            consent = gr.Checkbox(False, label=i18n('ui_consent'), elem_id='consent')
-                            keep = gr.Button(i18n('ui_keep'), variant='primary', elem_id='keep')
-                            kept = gr.Markdown('', elem_id='kept')
-            asked = [teach, said, consent, kept] if page.store else []
-            picture.change(page.identify, picture, [verdict, care, why, reasons, seen, *asked], show_progress='minimal',
-                show_progress_on=verdict, trigger_mode='always_last', **group, **net)
-            if page.examples:
-                def choose(event: gr.SelectData): return str(page.examples[event.index][0])
-                gallery.select(choose, None, picture, queue=False, show_progress='hidden', **group)
-            if page.store: keep.click(page.keep, [picture, said, consent], kept, **group, **net)
-        with gr.Tab(i18n('ui_many')):
-            many = take_uploads(gr.File(file_count='multiple', file_types=['image'], label=i18n('ui_files'), height=180, elem_id='files'))
-            whole = take_uploads(gr.UploadButton(i18n('ui_folder'), file_count='directory', size='sm', elem_id='folder'))
-            whole.upload(lambda files: files, whole, many, queue=False, show_progress='hidden', **group)
-            with gr.Row(elem_id='buttons'):
-                go = gr.Button(i18n('ui_go'), variant='primary', elem_id='go')
-                csv_out = gr.DownloadButton(i18n('ui_csv'), visible=False, elem_id='csv')
-                paper = gr.Button(i18n('ui_print'), visible=False, elem_id='print')
-            start = gr.Markdown(start, elem_id='summary')
-            table = gr.HTML('', visible=False, elem_id='table', padding=False, js_on_load=html.asset('page.js'))
-            go.click(page.identify_many, many, [start, table, csv_out, paper], **group, **net)
-            paper.click(None, None, None, js='() => window.print()', **group)
-        with gr.Tab(i18n('ui_model')):
-            model = gr.HTML(model, elem_id='model', padding=False)
-            if card:
-                with gr.Accordion(i18n('ui_card'), open=False, elem_id='card'): gr.Markdown(card)
-            with gr.Accordion(i18n('ui_engineers'), open=False, elem_id='engineers'): engineers = gr.HTML(engineers, padding=False)
-        greeted = [head, verdict, start, model, engineers, *([gallery] if page.examples else []), *([said, intro] if page.store else [])]
-        demo.load(page.greet, None, greeted, queue=False, show_progress='hidden', **group)
+        head = gr.HTML(top, padding=False, js_on_load=html.asset('folder.js'))
+        with gr.Tab(i18n('ui_identify')): picture, verdict, more = _one_tab(page, i18n, say, idle, net)
+        with gr.Tab(i18n('ui_many')): many, summary = _many_tab(page, i18n, start, net)
+        with gr.Tab(i18n('ui_model')): model, engineers = _model_tab(i18n, about, figures, card)
+        greeted = [head, verdict, summary, model, engineers, *more]
+        demo.load(page.greet, None, greeted, queue=False, show_progress='hidden', **_private)
         hidden, result = gr.Button(visible=False), gr.JSON(visible=False)
         hidden.click(page.predict, picture, result, api_name='predict', **net)
         hidden.click(page.predict_many, many, result, api_name='predict_many', **net)
