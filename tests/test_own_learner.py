@@ -142,7 +142,7 @@ def test_crops_of_one_file_are_pictures_of_their_own(sample, learner, tmp_path):
 
 def test_arguments_that_do_nothing_are_said(learner, sample):
     with pytest.raises(TypeError, match='epohs'): quiet(learner(), 'fine_tune', epohs=7)
-    with pytest.warns(UserWarning, match='only the head is fitted'): quiet(learner(), 'fine_tune', lr=1e-4)
+    with pytest.warns(UserWarning, match='only the head was fitted, exactly and without lr'): quiet(learner(), 'fine_tune', lr=1e-4)
     with pytest.raises(ValueError, match='answers with 7 numbers, but the pictures have 5 classes'): quiet(learner(n_out=7), 'fine_tune')
     several = blocks(sample, blocks=(ImageBlock, MultiCategoryBlock), get_y=lambda p: [parent_label(p)])
     with pytest.raises(ValueError, match='each picture needs one class'): quiet(learner(several), 'fine_tune')

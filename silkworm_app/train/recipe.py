@@ -7,7 +7,7 @@ __all__ = ['SCOPES', 'RATES', 'EPOCHS', 'ENOUGH', 'gentle_scope', 'stages', 'Gen
            'fit_gently', 'Recipe', 'fit_recipe']
 
 # %% ../../nbs/train/05_recipe.ipynb #a3857f15
-import inspect, time, warnings
+import inspect, time
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -253,8 +253,6 @@ def fit_recipe(
     scope = scope or gentle_scope(n, epochs)
     epochs = EPOCHS if epochs is None else epochs
     gentle = epochs and scope != 'head' and len(learn.dls.valid_ds)
-    if not gentle and (lr or cbs or kwargs):
-        warnings.warn('only the head is fitted, exactly, so lr and callbacks change nothing: give epochs to train more', stacklevel=3)
     front = find_front(learn, _trained(model, scope), features, epochs, n, views, cbs) if gentle else None
     look = front.pooled if front else partial(features, learn, views=views)
     x,y = look(0)
