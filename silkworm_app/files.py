@@ -24,6 +24,8 @@ def replacing(
     if path.exists() and not path.is_file():
         yield path
         return
+    if os.path.abspath(path).startswith(('/dev/', '/proc/')):                # such as /dev/stdout, sent into a file that goes on
+        raise ValueError(f'{path} is no file of its own, and writing to it would cut off what stands there: name a file')
     path = Path(os.path.realpath(path))
     part = path.with_name(f'.{path.name}.part')
     try:

@@ -3,6 +3,7 @@ import json
 import logging
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from silkworm_app.act.patch import lslu_model
 from silkworm_app.lab import bench
 from silkworm_app.lab.bench import main, run_bench
 from silkworm_app.clock import in_turns
-from silkworm_app.lab.timing import StepLSLU, latency, layer_arms, net_arms, saved_bytes, stats_of, step_by_step
+from silkworm_app.lab.timing import StepLSLU, latency, layer_arms, net_arms, peak_growth, saved_bytes, stats_of, step_by_step
 from silkworm_app.serve.net import quiet_export
 
 
@@ -133,6 +134,12 @@ def test_latency_says_what_a_picture_and_a_file_cost():
 def test_peak_memory_comes_from_processes_of_their_own():
     rows = run_bench('quick', ['peak'], 1, log=lambda s: None)['rows']
     assert {r['arm'] for r in rows} >= {'definition', 'lslu', 'series', 'relu'} and all(0 <= r['megabytes'] < 4096 for r in rows)
+
+
+def test_peak_memory_is_not_that_of_the_process_that_asks():
+    np.ones(500 << 20, np.uint8)                                 # had, and given back
+    assert 10 < peak_growth('vanillanet_5_x0_125', {}, 16, 96, 'lslu')/2**20 < 200
+    assert {r['arm'] for r in run_bench('quick', ['peak'], 1, log=lambda s: None, arms=['relu'])['rows']} == {'relu'}
 
 
 @pytest.mark.parametrize('argv, word', [(['--out', '/nowhere/at/all/b.json'], '/nowhere'), (['--device', 'cuda'], 'CUDA')])

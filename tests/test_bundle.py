@@ -427,3 +427,10 @@ def test_a_bundle_of_a_net_with_a_new_classifier(tmp_path):
     net.reset_classifier(3)
     dest = save_bundle(tmp_path/'b', net.eval(), Preprocess(32), ['a', 'b', 'c'], trust=Trust(['a', 'b', 'c']))
     assert len(load_bundle(dest).classes) == 3
+
+
+def test_torch_needs_no_onnx_file(bundle, tmp_path):
+    shutil.copytree(bundle, tmp_path/'b')
+    (tmp_path/'b/model.onnx').unlink()
+    assert load_bundle(tmp_path/'b', 'torch').backend == 'torch'
+    with pytest.raises(BundleError, match='model.onnx is missing'): load_bundle(tmp_path/'b')

@@ -12,7 +12,10 @@ from silkworm_app.act.start import net_of
 from silkworm_app.act.weights import WeightsError, save_weights
 from silkworm_app.data.augment import aug_pipeline
 from silkworm_app.data.folder import DataError
+from silkworm_app.data.prepare import prepare
 from silkworm_app.data.sample import draw_sample
+from silkworm_app.data.splits import find_splits
+from silkworm_app.files import write_text
 from silkworm_app.serve.explain import grad_cam
 from silkworm_app.serve.load import load_bundle
 from silkworm_app.serve.predict import predict_main
@@ -88,3 +91,21 @@ def test_options_without_the_one_that_they_belong_to(tmp_path, capsys):
                          ('decay_epochs', 'decay_linear'), ('use_amp', 'amp_dtype'), ('finetune', 'model_prefix'), ('eval', 'deploy')):
         assert any(o.startswith(f'without {what}') and option in o for o in out.splitlines()), (option, out)
     assert main([*line, *'--sched cosine --min_lr 1e-5 --mixup .2 --mixup_mode pair'.split()]) == 0 and 'there is no use' not in capsys.readouterr().out
+
+
+def test_a_stream_that_goes_into_a_file_is_not_cut_off(tmp_path):
+    with open(tmp_path/'all.csv', 'a+') as f:
+        f.write('last week\n')
+        f.flush()
+        with pytest.raises(ValueError, match='name a file'): write_text(f'/proc/self/fd/{f.fileno()}', 'table\n')
+    assert (tmp_path/'all.csv').read_text() == 'last week\n'
+
+
+def test_a_prepared_set_that_was_changed_is_counted_anew(tmp_path):
+    prepare(draw_sample(tmp_path/'plain', n_per_class=10, size=32, seed=1), tmp_path/'set', valid_pct=.2, test_pct=.2)
+    assert set(find_splits(tmp_path/'set').leak['distinct'].values()) == {10}
+    head, *rows = (tmp_path/'set/manifest.csv').read_text(encoding='utf-8-sig').splitlines()
+    gone = [r for r in rows if r.startswith('train/pebrine/')][:3]
+    for r in gone: (tmp_path/'set'/r.split(',')[0]).unlink()
+    (tmp_path/'set/manifest.csv').write_text('\n'.join([head, *(r for r in rows if r not in gone)]) + '\n')
+    assert find_splits(tmp_path/'set').leak['distinct']['pebrine'] == 7

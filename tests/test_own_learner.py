@@ -174,39 +174,52 @@ def test_summary_before_and_after(learner):
 
 
 class Die(Callback):
-    "Ends a training after an epoch of the fit of `n` epochs, as a power cut does"
+    "Ends a training after an epoch of the fit with or without a frozen body, as a power cut does"
     order = 110
-    def __init__(self, n, epoch): self.n, self.at = n, epoch
+    def __init__(self, frozen, epoch): self.frozen, self.at = frozen, epoch
     def after_epoch(self):
-        if (self.n_epoch, self.epoch) == (self.n, self.at): raise KeyboardInterrupt
+        if (self.opt.frozen_idx > 0, self.epoch) == (self.frozen, self.at): raise KeyboardInterrupt
 
 
-def test_fine_tune_of_fastai_goes_on_in_its_second_part(sample, tmp_path):
+@pytest.mark.parametrize('frozen', [1, 2])
+def test_fine_tune_of_fastai_goes_on_in_its_second_part(sample, tmp_path, frozen):
     def run(name, *cbs):
         learn = lslu_learner(image_dls(sample, 32, 8, group=None, aug='none', device='cpu', fast=True), 'vanillanet_5_x0_125', stem_stride=1, path=tmp_path/name, seed=1)
         state, seen = Checkpoint(tmp_path/name/'state', resume=True), []
         class Count(Callback):
-            def before_train(self): seen.append((self.n_epoch, self.epoch))
-        try: quiet(learn, 'fine_tune', 3, cbs=[state, Count(), *cbs])
+            def before_train(self): seen.append((self.opt.frozen_idx > 0, self.epoch))
+        try: quiet(learn, 'fine_tune', 2, freeze_epochs=frozen, cbs=[state, Count(), *cbs])
         except KeyboardInterrupt: pass
         return learn, seen
     whole, seen = run('whole')
-    assert seen == [(1, 0), (3, 0), (3, 1), (3, 2)]
-    for at, left in ((0, [(3, 1), (3, 2)]), (1, [(3, 2)])):
-        run(f'died_{at}', Die(3, at))
-        again, seen = run(f'died_{at}')
-        assert seen == left
-        assert all(torch.equal(a, b) for a, b in zip(whole.model.state_dict().values(), again.model.state_dict().values()))
+    assert seen == [*((True, e) for e in range(frozen)), (False, 0), (False, 1)]
+    run('died', Die(False, 0))
+    with pytest.warns(UserWarning, match=f'this one of {frozen} epochs, which was done before, is left out'): again, seen = run('died')
+    assert seen == [(False, 1)]
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.state_dict().values(), again.model.state_dict().values()))
 
 
-def test_a_tracker_of_fastai_remembers_its_best(sample, tmp_path):
-    def learner(cbs):
-        return lslu_learner(image_dls(sample, 32, 8, group=None, aug='none', device='cpu', fast=True), 'vanillanet_5_x0_125', stem_stride=1, path=tmp_path, seed=1, cbs=[Checkpoint(tmp_path/'state', resume=True), *cbs])
-    try: quiet(learner([first := SaveModelCallback(), Die(3, 0)]), 'fit', 3, 1e-3)
-    except KeyboardInterrupt: pass
+def test_another_fit_than_the_one_that_broke_off(sample, tmp_path):
+    def learner(): return lslu_learner(image_dls(sample, 32, 8, group=None, aug='none', device='cpu', fast=True), 'vanillanet_5_x0_125', stem_stride=1, path=tmp_path, seed=1, cbs=Checkpoint(tmp_path/'state', resume=True))
+    learn = learner()
+    for n in (1, 2): quiet(learn, 'fit', n)
+    with pytest.warns(UserWarning, match='of a training of 2 epochs, this one has 3'): quiet(again := learner(), 'fit', 3)
+    assert len(again.recorder.values) == 3
+
+
+def test_trackers_of_fastai_remember_their_bests(sample, tmp_path):
+    "Each its own"
+    def fit(*more):
+        kept = [SaveModelCallback('valid_loss', fname='loss'), SaveModelCallback('accuracy', fname='right')]
+        learn = lslu_learner(image_dls(sample, 32, 8, group=None, aug='none', device='cpu', fast=True), 'vanillanet_5_x0_125', stem_stride=1, path=tmp_path, seed=1, cbs=[Checkpoint(tmp_path/'state', resume=True), *kept, *(m(kept) for m in more)])
+        try: quiet(learn, 'fit', 3, 1e-3)
+        except KeyboardInterrupt: pass
+        return [float(o.best) for o in kept]
     class Remembers(Callback):
         order = SaveModelCallback.order - 1
-        def before_train(self): seen.append(again.best)
-    seen, again = [], SaveModelCallback()
-    quiet(learner([again, Remembers()]), 'fit', 3, 1e-3)
-    assert seen[0] == first.best < float('inf') and again.best <= first.best
+        def __init__(self, kept): self.kept = kept
+        def before_train(self): seen.append([float(o.best) for o in self.kept])
+    seen = []
+    first = fit(lambda kept: Die(False, 0))
+    fit(Remembers)
+    assert seen[0] == first and first[0] != first[1] and max(first) < float('inf')

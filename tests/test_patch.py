@@ -346,3 +346,13 @@ def test_pretrained_net_keeps_what_it_knows(data_dir):
         for k in ('stem, identity', 'all, identity'): assert abs(r[k][0] - r['unpatched'][0]) < .1  # at step 0
     after = {k: sum(r[k][1] for r in runs)/len(runs) for k in runs[0]}
     assert min(after['stem, identity'], after['all, identity']) > after['unpatched'] - 1
+
+
+def test_a_hook_inside_a_folded_norm_stays():
+    net, heard = lslu_model('lcnet_050', 3, where='stem').eval(), []
+    x = torch.randn(2, 3, 64, 64)
+    net.blocks[1][0].bn1.act.register_forward_hook(lambda m, i, o: heard.append(o))
+    fuse(net)(x)
+    n = len(heard)
+    net(x)
+    assert n > 0 and len(heard) == n + 1

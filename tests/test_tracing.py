@@ -9,6 +9,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, vmap
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from silkworm_app.act.fuse import fuse
 from silkworm_app.act.lslu import LSLU
 from silkworm_app.act.patch import lslu_model
 from silkworm_app.lab.coverage import randomise
@@ -154,3 +155,15 @@ def test_batches_of_gradients(form, per_channel, training):
     z = x.clone().requires_grad_()
     y, g = m(z), torch.randn(3, *x.shape, dtype=torch.float64)
     for a, b in zip(vmap(lambda g: torch.autograd.grad(y, z, g, retain_graph=True)[0])(g), g): assert off(a, torch.autograd.grad(y, z, b, retain_graph=True)[0]) < 1e-12
+
+
+def test_a_net_that_was_exported_is_as_it_was(tmp_path):
+    "Nothing of the export stays in it"
+    import copy
+    net, x = timm.create_model('vanillanet_5_x0_125', num_classes=3, stem_stride=2).eval(), torch.randn(2, 3, 32, 32)
+    for _ in range(2): assert off(torch.export.export(net, (x,)).module()(x), net(x)) < 1e-5
+    torch.save(net, tmp_path/'net.pt')
+    for other in (copy.deepcopy(net), fuse(net), torch.jit.trace(net, x)): assert off(other(x), net(x)) < 1e-4
+    net.train()
+    torch.compile(net, backend='eager')(x).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())

@@ -60,7 +60,8 @@ _OWN = ('fuse', 'reparameterize', 'switch_to_deploy')
 
 def _set(model, name, new):
     if not name: raise FuseError('the net itself is a single layer: there is nothing to fuse')
-    model.set_submodule(name, take_hooks(new, model.get_submodule(name)))
+    old = model.get_submodule(name)
+    model.set_submodule(name, new if new in old.children() else take_hooks(new, old))  # what stood inside has hooks of its own
 
 def _scale_into(conv, scale, offset):
     "`conv` followed by `scale*y + offset`, in place; a scalar or one value a channel"

@@ -8,6 +8,7 @@ __all__ = ['ACTS', 'default_cfgs', 'VanillaStem', 'VanillaBlock', 'VanillaHead',
 
 # %% ../../nbs/act/03_vanillanet.ipynb #ef1e117e
 import warnings,torch,torch.nn.functional as F
+from functools import partial
 from torch import nn
 from timm.data import IMAGENET_DEFAULT_MEAN,IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg,generate_default_cfgs,register_model
@@ -39,7 +40,6 @@ _STEPS = 2**62
 
 class _Pair(nn.Module):
     "Two convolutions with a leaky relu of slope `act_slope` between them; one convolution after `reparameterize`"
-    net_buffers = None # of its net; what is traced reads the slope there, where an average may write it afterwards
     def __init__(self, conv1, conv2, deploy):
         super().__init__()
         self.act_slope,self.deploy = 1.,deploy
@@ -50,11 +50,10 @@ class _Pair(nn.Module):
     def _single(a, b):
         return nn.Conv2d(a.in_channels, b.out_channels, a.kernel_size, a.stride, a.padding)
 
-    def pair(self, x):
+    def pair(self, x, slope=None): # slope: a tensor instead of `act_slope`
         if self.deploy: return self.conv(x)
         x = self.conv1(x)
-        if self.net_buffers and traced(x) and not isinstance(x, torch.fx.Proxy):
-            return self.conv2(torch.where(x > 0, x, x*(self.net_buffers['slope_steps'].double()/_STEPS)))
+        if slope is not None: return self.conv2(torch.where(x > 0, x, x*slope))
         return self.conv2(x if self.act_slope == 1 else F.leaky_relu(x, self.act_slope))
 
     @torch.no_grad()
@@ -80,7 +79,7 @@ class VanillaStem(_Pair):
     def __init__(self, in_chans, dim, stride, padding, deploy, act):
         super().__init__(_conv_bn(in_chans, dim, 4, stride, padding), _conv_bn(dim, dim), deploy)
         self.act = act
-    def forward(self, x): return self.act(self.pair(x))
+    def forward(self, x, slope=None): return self.act(self.pair(x, slope))
 
 class VanillaBlock(_Pair):
     "1x1 convolution, 1x1 convolution, max pool, activation"
@@ -88,7 +87,7 @@ class VanillaBlock(_Pair):
         super().__init__(_conv_bn(dim, dim), _conv_bn(dim, out), deploy)
         self.pool = nn.Identity() if stride == 1 else nn.AdaptiveMaxPool2d(ada) if ada else nn.MaxPool2d(stride)
         self.act = act
-    def forward(self, x): return self.act(self.pool(self.pair(x)))
+    def forward(self, x, slope=None): return self.act(self.pool(self.pair(x, slope)))
 
 # %% ../../nbs/act/03_vanillanet.ipynb #7567c9a0
 class VanillaHead(_Pair):
@@ -96,7 +95,7 @@ class VanillaHead(_Pair):
     def __init__(self, dim, num_classes, drop_rate, deploy):
         super().__init__(_conv_bn(dim, num_classes), nn.Sequential(nn.Conv2d(num_classes, num_classes, 1)), deploy)
         self.drop = nn.Dropout(drop_rate)
-    def forward(self, x): return self.pair(self.drop(x))
+    def forward(self, x, slope=None): return self.pair(self.drop(x), slope)
 
 # %% ../../nbs/act/03_vanillanet.ipynb #4c7d3abf
 class VanillaNet(nn.Module):
@@ -145,7 +144,6 @@ class VanillaNet(nn.Module):
         self.reduction = 0 if ada_pool else red
         self.least_side = 0 if ada_pool else red - stem_stride + 4 - 2*padding  # of a picture of which all pools leave something
         self.head = self._head(num_classes)
-        for m in (self.stem, *self.stages): m.net_buffers = self._buffers
         self.apply(self._init)
 
     def _pool(self, global_pool):
@@ -154,9 +152,7 @@ class VanillaNet(nn.Module):
 
     def _head(self, num_classes):
         if not num_classes: return nn.Identity()
-        head = VanillaHead(self.num_features, num_classes, self.drop_rate, self.deploy)
-        head.net_buffers = self._buffers
-        return head
+        return VanillaHead(self.num_features, num_classes, self.drop_rate, self.deploy)
 
     @staticmethod
     def _init(m):
@@ -216,19 +212,29 @@ class VanillaNet(nn.Module):
         self.head.apply(self._init).to(like.device, like.dtype).train(self.training)
         self.set_act_slope(s)
 
+    def _handed_down(self, x):
+        "The slope for `_Pair.pair`: a tensor where `x` is traced, since an average may be written into the buffer afterwards"
+        if self.deploy or not traced(x) or isinstance(x, torch.fx.Proxy): return ()
+        return self.slope_steps.double()/_STEPS,
+
     def forward_features(self, x):
         look_on = traced(x)
         if not look_on or isinstance(x, torch.fx.Proxy): self._read_slope()
         if not look_on and min(x.shape[-2:]) < self.least_side:
             raise ValueError(f'VanillaNet: a picture of {x.shape[-2]}x{x.shape[-1]} is too small for a net that reduces by '
                              f'{self.reduction}; use at least {self.least_side} pixels or a smaller stem_stride')
-        x = self.stem(x)
-        if self.grad_checkpointing and self.training and not torch.jit.is_scripting(): return checkpoint_seq(self.stages, x)
-        return self.stages(x)
+        slope = self._handed_down(x)
+        x = self.stem(x, *slope)
+        again = self.grad_checkpointing and self.training and not torch.jit.is_scripting()
+        if not slope: return checkpoint_seq(self.stages, x) if again else self.stages(x)
+        stages = [partial(s, slope=slope[0]) for s in self.stages]
+        if again: return checkpoint_seq(stages, x)
+        for s in stages: x = s(x)
+        return x
 
     def forward_head(self, x, pre_logits:bool=False):
         if self.global_pool: x = x.mean((2,3), keepdim=True)
-        if not pre_logits and self.num_classes: x = self.head(x)
+        if not pre_logits and self.num_classes: x = self.head(x, *(self._handed_down(x) if isinstance(self.head, _Pair) else ()))
         return x.flatten(1) if self.global_pool else x
 
     def forward(self, x): return self.forward_head(self.forward_features(x))

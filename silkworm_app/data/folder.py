@@ -249,11 +249,12 @@ def unpack(
                 raise DataError(f'{name} holds the member {n!r}, which points outside the folder it is unpacked into; nothing was unpacked')
         if total > min(_max_unpacked, .9 * shutil.disk_usage(dest).free):
             raise DataError(f'{name} would unpack to {total / 2**30:.1f} GB, more than is allowed or free; nothing was unpacked')
-    def write(members, reader):
-        members = [(m, PurePosixPath(n)) for m, n in members if not any(map(is_litter, PurePosixPath(n).parts))]
-        twice = next((n for n, k in Counter(n for _, n in members).items() if k > 1), None)
-        if twice: raise DataError(f'{name} holds two files whose name reads {str(twice)!r}, of which one would be lost; rename one of them')
-        for m, n in members:
+    def write(members, reader, raw):
+        wanted = [(m, PurePosixPath(n)) for m, n in members if not any(map(is_litter, PurePosixPath(n).parts))]
+        members = {raw(m): (m, n) for m, n in wanted}           # what was added again under its name stands for what was there
+        twice = next((n for n, k in Counter(n for _, n in members.values()).items() if k > 1), None)
+        if twice: raise DataError(f'{name} holds two files whose names read {str(twice)!r}, of which one would be lost; rename one of them')
+        for m, n in members.values():
             out = Path(dest)/n
             out.parent.mkdir(parents=True, exist_ok=True)
             with reader(m) as f, open(out, 'wb') as o: shutil.copyfileobj(f, o)
@@ -264,14 +265,14 @@ def unpack(
                 names = _zip_names(infos)
                 check([i.filename for i in infos] + names, sum(i.file_size for i in infos))
                 regular = lambda i, n: not (i.is_dir() or n.endswith('/')) and (i.external_attr >> 16) & 0o170000 in (0, 0o100000)
-                write([(i, n) for i, n in zip(infos, names) if regular(i, n)], z.open)
+                write([(i, n) for i, n in zip(infos, names) if regular(i, n)], z.open, lambda i: i.orig_filename)
         elif not tarfile.is_tarfile(archive): raise DataError(f'{name} is no folder, and no zip or tar archive that can be unpacked')
         else:
             with tarfile.open(archive) as t:
                 members = t.getmembers()
                 names = _tar_names(members)
                 check([m.name for m in members] + names, sum(m.size for m in members if m.isfile()))
-                write([(m, n) for m, n in zip(members, names) if m.isfile()], t.extractfile)
+                write([(m, n) for m, n in zip(members, names) if m.isfile()], t.extractfile, lambda m: m.name)
                 _check_end(t)
     except (*DAMAGED, RuntimeError, NotImplementedError, UnicodeDecodeError) as e:
         raise DataError(f'{name} is no zip or tar archive that can be unpacked: {e}') from None

@@ -18,7 +18,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from .copies import group_pictures, level_of
 from .folder import MANIFEST, DataError, Scan, check_pictures, has_folds, top_folder, why_unusable
-from ..files import shown
+from ..files import sha256_of, shown
 
 # %% ../../nbs/data/04_splits.ipynb #d4ba6e58
 def stratified(
@@ -220,9 +220,10 @@ def read_manifest(
 # %% ../../nbs/data/04_splits.ipynb #8f06886c
 def _counted(top, rows):
     """Photographs of each class of a prepared set, as its data card counts them: the manifest tells scenes apart, of which each may be
-    several. None where it doesn't say."""
-    try: found = re.search(r'^\| distinct photographs \|([\d |]+)\|$', (top/'README.md').read_text(encoding='utf-8'), re.M)
+    several. None where it doesn't say, or the manifest was changed since."""
+    try: card = (top/'README.md').read_text(encoding='utf-8')
     except (OSError, UnicodeDecodeError): return None
+    found = re.search(r'^\| distinct photographs \|([\d |]+)\|$', card, re.M) if sha256_of(top/MANIFEST) in card else None
     classes, n = sorted({r['class'] for r in rows}), list(map(int, found[1].split('|'))) if found else []
     return dict(zip(classes, n)) if len(n) == len(classes) else None
 

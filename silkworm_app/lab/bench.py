@@ -60,6 +60,8 @@ def _timed(o, section, what, arms, base='definition', warm=2, share=1):
     times = in_turns(several, o.rounds, warm, o.budget/share, sync, o.clock)
     return notes + _rows(section, what, {k: [t/calls for t in v] for k,v in times.items()}, base)
 
+def _wanted(o, arms): return {k: m for k,m in arms.items() if not o.arms or k in o.arms}
+
 def _kept(section, what, arm, f, model, x, digits):
     model.train()
     return dict(section=section, what=what, arm=arm, megabytes=round(saved_bytes(f, there_anyway(model, x))/2**20, digits))
@@ -109,7 +111,7 @@ def bench_layers(o):
             if _on_gpu(o):
                 forward = {k: _forward_only(m, x) for k,m in arms.items()}
                 yield from _timed(o, 'layer, forward in training', what, forward | dict(copy=x.clone))
-            for k,m in arms.items():
+            for k,m in _wanted(o, arms).items():
                 yield _kept('layer, kept for backward', what, k, lambda: m(x.detach().requires_grad_()), m, x, 3)
 
 # %% ../../nbs/lab/03_bench.ipynb #c2e8cc3f
@@ -156,7 +158,7 @@ def bench_nets(o):
             steps |= {f'{k}, channels last': train_step(m, x) for k,m in last.items()}
             if _on_gpu(o): steps |= {f'{k}, channels last, bf16': _mixed(train_step(copy.deepcopy(m), x)) for k,m in last.items()}
         yield from _timed(o, 'net, training step', what, steps, warm=1)
-        for k,m in arms.items(): yield _kept('net, kept for backward', what, k, lambda: m(x), m, x, 2)
+        for k,m in _wanted(o, arms).items(): yield _kept('net, kept for backward', what, k, lambda: m(x), m, x, 2)
         yield from _compiled(o, 'net, training step', what, arms, x)
 
 # %% ../../nbs/lab/03_bench.ipynb #bb201221
@@ -166,8 +168,8 @@ def bench_peak(o):
         what = _net_name(arch, kw, b, size)
         if o.only not in what: continue
         o.log(f'peak memory, {what}')
-        for arm in net_arms(arch, kw, size):
-            if _on_gpu(o): n = peak_allocated(net_arms(arch, kw, size)[arm].to(o.device), torch.randn(b, 3, size, size, device=o.device))
+        for arm,net in _wanted(o, net_arms(arch, kw, size)).items():
+            if _on_gpu(o): n = peak_allocated(net.to(o.device), torch.randn(b, 3, size, size, device=o.device))
             else: n = peak_growth(arch, kw, b, size, arm)
             yield dict(section='net, peak of a training step', what=what, arm=arm, megabytes=round(n/2**20, 1))
 

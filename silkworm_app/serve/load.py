@@ -49,9 +49,9 @@ def load_bundle(
     c = read_config(folder)
     try: pre = Preprocess.from_dict(c['preprocess'])
     except (ValueError, TypeError) as e: raise BundleError(f'{folder}/config.json: {e}') from None
-    data = {n: hashed(folder, n, w) for n, w in c['files'].items()}
-    trust = _trust(folder, c, data.get('trust.safetensors'))
     if backend == 'auto': backend = 'onnx' if 'model.onnx' in c['files'] else 'torch'
+    data = {n: hashed(folder, n, w) for n, w in c['files'].items() if n != 'model.onnx' or backend != 'torch'}
+    trust = _trust(folder, c, data.get('trust.safetensors'))
     p = _on_torch(folder, c, pre, data) if backend == 'torch' else _on_onnx(folder, c, pre, threads, data)
     p.trust = trust or p.trust
     return p.with_risk(risk).warm_up()

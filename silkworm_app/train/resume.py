@@ -83,6 +83,8 @@ def _set_grads(learn, saved):
     next(cb for cb in learn.cbs if isinstance(cb, GradientAccumulation)).count = saved[0]
 
 # %% ../../nbs/train/02_resume.ipynb #0d77e537
+def _called(cb): return f'{cb.name}:{cb.monitor}' if isinstance(cb, TrackerCallback) and not hasattr(type(cb), 'state_dict') else cb.name
+
 def _state_of(cb):
     "What a callback must be told to go on; None: nothing. fastai's trackers have no `state_dict`"
     if hasattr(type(cb), 'state_dict'): return cb.state_dict()
@@ -94,7 +96,7 @@ def training_state(
     learn:Learner # in the middle of a fit, between two epochs
 )->dict: # tensors and plain values
     "All that the rest of a training depends on"
-    own = {cb.name: s for cb in learn.cbs if (s := _state_of(cb)) is not None}
+    own = {_called(cb): s for cb in learn.cbs if (s := _state_of(cb)) is not None}
     logs = {cb.name: _csv_text(cb) for cb in learn.cbs if isinstance(cb, CSVLogger)}
     scaler = _scaler(learn)
     passes = getattr(learn.dls.train, 'epoch', learn.epoch+1)                           # of the loader, in earlier fits, too
@@ -116,7 +118,7 @@ def load_training_state(
         raise ValueError(f'{state.get("file", "the checkpoint")} is of another net or optimiser ({one_line(e, 120)}): resume it with the '
                          'options of its own run') from None
     for cb in learn.cbs:
-        own = state['callbacks'].get(cb.name)
+        own = state['callbacks'].get(_called(cb))
         if own is not None: cb.load_state_dict(own) if hasattr(type(cb), 'load_state_dict') else vars(cb).update(own)
         logs = isinstance(cb, CSVLogger) and getattr(cb, 'file', None) is not None
         if logs and cb.name in state['logs']: _set_csv_text(cb, state['logs'][cb.name])
@@ -148,7 +150,8 @@ def read_checkpoint(
     if not Path(file).is_file(): raise ValueError(f'there is no checkpoint {file}')
     try: state = torch.load(file, map_location='cpu', weights_only=True)
     except Exception as e: raise ValueError(f'{file} is no checkpoint of a training: {one_line(e, 120)}') from None
-    if isinstance(state, dict) and state.get('version') == 1 and 'opt' in state: return dict(fits=1) | state | dict(file=str(file))
+    if isinstance(state, dict) and state.get('version') == 1 and 'opt' in state:
+        return dict(fits=[state['n_epoch']]) | state | dict(file=str(file))
     raise ValueError(f'{file} is no checkpoint of a training')
 
 
@@ -174,15 +177,16 @@ class Checkpoint(Callback):
         keep:int=2, # newest files that stay
         resume=None, # file, state, or True for the newest in `folder`
     ):
-        self.folder,self.every,self.keep,self.resume,self.fits = Path(folder),every,keep,resume,0
+        self.folder,self.every,self.keep,self.resume,self.fits = Path(folder),every,keep,resume,[]
         if every < 1 or keep < 1: raise ValueError(f'Checkpoint: every and keep must be 1 or more, not {every} and {keep}')
 
     def before_fit(self):
         self.run = not quiet_run(self)
         if not self.run: return
-        self.fits += 1
+        self.fits.append(self.n_epoch)
         state = self._state()
-        earlier = bool(state) and state['fits'] > self.fits and state['n_epoch'] != self.n_epoch  # as the frozen one of `fine_tune`
+        n = len(self.fits)
+        earlier = bool(state) and len(state['fits']) > n and state['fits'][:n] == self.fits  # the frozen one of `fine_tune`, for example
         if not earlier: self.resume = None
         if state: _Resume(state, earlier).attach(self.learn)
 
@@ -207,7 +211,8 @@ class _Resume(Callback):
 
     def attach(self, learn):
         then,now = self.state['n_epoch'],learn.n_epoch
-        if then != now and not self.earlier:
+        if self.earlier: warnings.warn(f'the checkpoint is of a later fit: this one of {now} epochs, which was done before, is left out')
+        elif then != now:
             warnings.warn(f'the checkpoint is of a training of {then} epochs, this one has {now}: the schedule differs from then on')
         learn.add_cb(self)
 
