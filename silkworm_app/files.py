@@ -57,9 +57,11 @@ def write_table(
 def read_table(
     path, # CSV file
     errors:str='strict', # see `write_table`
+    between:str=',', # two cells
 )->list: # a dictionary for each row
     "The rows of a table"
-    return list(csv.DictReader(io.StringIO(Path(path).read_bytes().decode('utf-8-sig', errors), newline='')))
+    text = Path(path).read_bytes().decode('utf-8-sig', errors)
+    return list(csv.DictReader(io.StringIO(text, newline=''), delimiter=between))
 
 def markdown_table(
     head, # titles

@@ -173,6 +173,11 @@ def test_summary_before_and_after(learner):
     assert 'Total params' in learn.summary()
 
 
+def vanilla(sample, path, **kw):
+    dls = image_dls(sample, 32, 8, group=None, aug='none', device='cpu', fast=True)
+    return lslu_learner(dls, 'vanillanet_5_x0_125', stem_stride=1, path=path, seed=1, **kw)
+
+
 class Die(Callback):
     "Ends a training after an epoch of the fit with or without a frozen body, as a power cut does"
     order = 110
@@ -184,7 +189,7 @@ class Die(Callback):
 @pytest.mark.parametrize('frozen', [1, 2])
 def test_fine_tune_of_fastai_goes_on_in_its_second_part(sample, tmp_path, frozen):
     def run(name, *cbs):
-        learn = lslu_learner(image_dls(sample, 32, 8, group=None, aug='none', device='cpu', fast=True), 'vanillanet_5_x0_125', stem_stride=1, path=tmp_path/name, seed=1)
+        learn = vanilla(sample, tmp_path/name)
         state, seen = Checkpoint(tmp_path/name/'state', resume=True), []
         class Count(Callback):
             def before_train(self): seen.append((self.opt.frozen_idx > 0, self.epoch))
@@ -200,7 +205,7 @@ def test_fine_tune_of_fastai_goes_on_in_its_second_part(sample, tmp_path, frozen
 
 
 def test_another_fit_than_the_one_that_broke_off(sample, tmp_path):
-    def learner(): return lslu_learner(image_dls(sample, 32, 8, group=None, aug='none', device='cpu', fast=True), 'vanillanet_5_x0_125', stem_stride=1, path=tmp_path, seed=1, cbs=Checkpoint(tmp_path/'state', resume=True))
+    def learner(): return vanilla(sample, tmp_path, cbs=Checkpoint(tmp_path/'state', resume=True))
     learn = learner()
     for n in (1, 2): quiet(learn, 'fit', n)
     with pytest.warns(UserWarning, match='of a training of 2 epochs, this one has 3'): quiet(again := learner(), 'fit', 3)
@@ -211,7 +216,7 @@ def test_trackers_of_fastai_remember_their_bests(sample, tmp_path):
     "Each its own"
     def fit(*more):
         kept = [SaveModelCallback('valid_loss', fname='loss'), SaveModelCallback('accuracy', fname='right')]
-        learn = lslu_learner(image_dls(sample, 32, 8, group=None, aug='none', device='cpu', fast=True), 'vanillanet_5_x0_125', stem_stride=1, path=tmp_path, seed=1, cbs=[Checkpoint(tmp_path/'state', resume=True), *kept, *(m(kept) for m in more)])
+        learn = vanilla(sample, tmp_path, cbs=[Checkpoint(tmp_path/'state', resume=True), *kept, *(m(kept) for m in more)])
         try: quiet(learn, 'fit', 3, 1e-3)
         except KeyboardInterrupt: pass
         return [float(o.best) for o in kept]

@@ -7,7 +7,7 @@ __all__ = ['MANIFEST_COLUMNS', 'NO_TEST', 'stratified', 'cut', 'carve', 'leaks',
            'find_groups', 'read_manifest', 'find_splits', 'read_notes']
 
 # %% ../../nbs/data/04_splits.ipynb #f9725d9f
-import csv, io, math, re, warnings
+import csv, math, re, warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -18,7 +18,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from .copies import group_pictures, level_of
 from .folder import MANIFEST, DataError, Scan, check_pictures, has_folds, top_folder, why_unusable
-from ..files import sha256_of, shown
+from ..files import read_table, sha256_of, shown
 
 # %% ../../nbs/data/04_splits.ipynb #d4ba6e58
 def stratified(
@@ -211,11 +211,10 @@ def read_manifest(
 )->list: # a dict for each picture; None: not such a folder
     "The list of pictures in a prepared folder."
     try:
-        text = (Path(folder)/MANIFEST).read_bytes().decode('utf-8-sig')
-        between = ';' if text.startswith('path;') else ',' # Excel takes `;` where a comma stands in numbers
-        rows = list(csv.DictReader(io.StringIO(text, newline=''), delimiter=between))
+        found = (read_table(Path(folder)/MANIFEST, between=b) for b in ',;') # Excel takes `;` where a comma stands in numbers
+        rows = next((r for r in found if r and tuple(r[0]) == MANIFEST_COLUMNS), [])
     except (OSError, UnicodeDecodeError, csv.Error): return None
-    return rows if rows and tuple(rows[0]) == MANIFEST_COLUMNS and all(r['path'] and r['group'] for r in rows) else None
+    return rows if rows and all(r['path'] and r['group'] for r in rows) else None
 
 # %% ../../nbs/data/04_splits.ipynb #8f06886c
 def _counted(top, rows):

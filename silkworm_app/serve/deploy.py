@@ -46,9 +46,10 @@ OPTIONS = ('act_num', 'where', 'per_channel', 'form', 'act', 'input_size', 'stem
 def _of_folder(src):
     "A run folder, whose best weights are fused, or a bundle"
     folder = bundle_folder(src)
-    if not (folder/'config.json').is_file() and (src/'settings.yaml').is_file():
-        raise BundleError(f'{src} is a run without a bundle: finish it (with --bundle true), or name its weights, {src}/best.safetensors')
     if not (folder/'config.json').is_file():
+        if (src/'settings.yaml').is_file():
+            raise BundleError(f'{src} is a run without a bundle: finish it (with --bundle true), or name its weights, '
+                              f'{src}/best.safetensors')
         raise BundleError(f'{src} is neither a bundle nor a run of silkworm-train: it has no config.json and no bundle folder')
     p = load_bundle(folder, 'torch')
     best = src/'best.safetensors'

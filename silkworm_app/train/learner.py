@@ -84,7 +84,7 @@ class LSLULearner(Learner):
         if not self.pretrained: return super().fine_tune(EPOCHS if epochs is None else epochs, *args, **kwargs)
         if args: raise TypeError('fine_tune of a pretrained net takes fit_recipe\'s arguments by name, for example lr=1e-4, scope="all"')
         self.recipe = fit_recipe(self, epochs, **kwargs)
-        if not self.recipe.losses and (unused := {'lr', 'cbs', 'decay', 'wd', 'front'} & set(kwargs)):
+        if not self.recipe.losses and (unused := {'lr', 'cbs', 'decay', 'wd'} & set(kwargs)):
             warnings.warn(f'only the head was fitted, exactly and without {", ".join(sorted(unused))}: give epochs to train more')
         print(self.recipe)
         return self.recipe

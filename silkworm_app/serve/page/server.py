@@ -23,7 +23,7 @@ from ..format import BundleError, read_config
 from ..load import bundle_folder, load_bundle, open_predictor
 from . import html
 from .answers import MAX_MB, answer, load_picture
-from .collect import Store
+from .collect import MAX_MB, Store
 from .gate import Gate, private_folder, sweep
 from .html import LANGUAGES
 from .page import Page, build
@@ -241,7 +241,7 @@ def parser()->argparse.ArgumentParser:
     p.add_argument('--lang', default='auto', choices=['auto', *LANGUAGES], help='language (default: as the browser wants it)')
     p.add_argument('--collect', metavar='DIR',
         help='let keepers confirm or correct an answer, and keep the photograph in DIR if they agree (default: nothing is kept)')
-    p.add_argument('--collect-mb', type=int, help='largest size of DIR in megabytes (default: 2000)')
+    p.add_argument('--collect-mb', type=int, help=f'largest size of DIR in megabytes (default: {MAX_MB})')
     p.add_argument('--workers', type=int, default=2, help='pictures decided at the same time')
     p.add_argument('--queue-size', type=int, default=64, help='requests that may wait')
     return p
@@ -267,7 +267,7 @@ def main(
     folder, threads = bundle_folder(args.bundle), max(1, threads // args.workers)
     if not folder.is_file(): read_config(folder)
     check_port(args.host, args.port)
-    store = Store(args.collect, args.collect_mb or 2000) if args.collect else None
+    store = Store(args.collect, args.collect_mb or MAX_MB) if args.collect else None
     predictor = open_bundle(folder, args.backend, threads, args.risk)
     if args.risk and predictor.trust.rule == 'threshold': print(f'app.py: {NO_RISK}', file=sys.stderr)
     known = {} if args.examples else {Path(n).name: c for n, c in (predictor.config or {}).get('example_classes', {}).items()}
