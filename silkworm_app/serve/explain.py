@@ -119,8 +119,9 @@ def grad_cam(
     x = torch.as_tensor(x).as_subclass(torch.Tensor).to(p.device, p.dtype)
     with torch.enable_grad():
         with _Maps(min_side) as maps: feat = model.forward_features((x if x.ndim == 4 else x[None]).requires_grad_())
-        if feat.ndim != 4:
-            raise ValueError(f'the last features have shape {list(feat.shape)}; Grad-CAM needs a map [1, channels, height, width]')
+        if getattr(feat, 'ndim', None) != 4:                # a list, of nets with several branches
+            raise ValueError(f'the last features have shape {list(getattr(feat, "shape", []))}; Grad-CAM needs a map '
+                             '[1, channels, height, width]')
         score = model.forward_head(feat)
         last = feat.shape[3] == getattr(model, 'num_features', None) != feat.shape[1]  # channels, as in swin and mambaout
         if not last and min(feat.shape[2:]) < min_side and maps.last is not None: feat = maps.last

@@ -78,7 +78,8 @@ def _on_torch(folder, c, pre, data):
 # %% ../../nbs/serve/09_load.ipynb #a963b882
 def _on_onnx(folder, c, pre, threads, data):
     if 'model.onnx' not in c['files']:
-        raise BundleError(f"{folder} has no model.onnx; make it with silkworm-fuse {folder} --format onnx, or use backend='torch'")
+        raise BundleError(f"{folder} has no model.onnx; make it with silkworm-fuse {folder} --out {folder} --format onnx, "
+                          "or use backend='torch'")
     p = OnnxBundlePredictor(folder, c, data['model.onnx'], threads)
     if p.classes != c['classes'] or p.preprocess != pre:
         raise BundleError(f'{folder}/model.onnx has other classes or another preprocessing than its config.json')

@@ -6,7 +6,7 @@
 __all__ = ['LogitsAndFeatures', 'Predictor', 'picture_norms', 'quiet_export', 'save_onnx', 'save_torch_export', 'build_net']
 
 # %% ../../nbs/serve/08_net.ipynb #dd9b0c1a
-import contextlib, logging, warnings
+import contextlib, logging, warnings, weakref
 from pathlib import Path
 
 import numpy as np, onnx, safetensors.torch, torch
@@ -29,14 +29,18 @@ class LogitsAndFeatures(nn.Module):
         super().__init__()
         self.model, self.timm = model, hasattr(model, 'forward_features') and hasattr(model, 'forward_head')
         last = [] if self.timm else [m for m in model.modules() if isinstance(m, nn.Linear)]
-        if last: last[-1].register_forward_pre_hook(lambda m, x: self.__dict__.__setitem__('seen', x[0]))
+        self.seen = seen = {}
+        if last:
+            hook = last[-1].register_forward_pre_hook(lambda m, x: seen.update(x=x[0]))
+            weakref.finalize(self, hook.remove)         # the net is the caller's, and outlives this
 
     def forward(self, image):
         if not self.timm:
             logits = self.model(image)
-            return logits, self.__dict__.pop('seen', logits).flatten(1)
+            return logits, self.seen.pop('x', logits).flatten(1)
         f = self.model.forward_features(image)
         logits = self.model.forward_head(f)
+        if not isinstance(f, torch.Tensor): f = self.model.forward_head(f, pre_logits=True)       # of several branches, as in crossvit
         if f.ndim == 4: f = f.mean((2, 3) if f.shape[1] == self.model.num_features or f.shape[-1] != self.model.num_features else (1, 2))
         elif f.ndim == 3: f = f.mean(1)
         return logits, f.flatten(1)

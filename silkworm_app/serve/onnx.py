@@ -71,7 +71,8 @@ class BasePredictor:
         items # as for `as_list`
     )->list: # of `Decision`
         "What may be said about each picture; probabilities after the temperature."
-        return self.trust.decide(*self.forward(items)) if len(as_list(items)) else []
+        items = as_list(items)                              # a generator gives them once
+        return self.trust.decide(*self.forward(items)) if items else []
 
     def decide_each(self,
         items # iterable of pictures
@@ -179,7 +180,8 @@ class OnnxPredictor(BasePredictor):
             meta = self.session.get_modelmeta().custom_metadata_map
             get, pre, trust = _metadata(meta)
         except KeyError as e: raise BundleError(f'{path} is a foreign ONNX model: its metadata lacks {e}') from None
-        except (ValueError, AttributeError, TypeError, RecursionError) as e: raise BundleError(f'{path} has wrong metadata: {e}') from None
+        except (ValueError, AttributeError, TypeError, IndexError, RecursionError) as e:
+            raise BundleError(f'{path} has wrong metadata: {e}') from None
         fits = [(t, len(s), s[1:]) for _, t, s in ins] == [('tensor(float)', 4, [3, pre.size, pre.size])]
         fits = fits and [n for n, *_ in outs] == ['logits', 'features']
         if not fits or outs[0][2][1:] != [len(get['classes'])]:
