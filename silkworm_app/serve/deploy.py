@@ -16,11 +16,11 @@ import numpy as np, torch, yaml
 
 from ..act.start import net_of,open_weights,told_net
 from ..act.weights import Stored
-from ..data.folder import pictures_below
+from ..data.folder import check_pictures,pictures_below
 from ..data.imaging import Preprocess
 from ..act.fuse import compare,fuse
 from .bundle import save_bundle
-from .format import BundleError
+from .format import BundleError,read_config
 from .int8 import quantise
 from .load import bundle_folder,load_bundle
 from .metrics import agreement
@@ -51,6 +51,8 @@ def _of_folder(src):
             raise BundleError(f'{src} is a run without a bundle: finish it (with --bundle true), or name its weights, '
                               f'{src}/best.safetensors')
         raise BundleError(f'{src} is neither a bundle nor a run of silkworm-train: it has no config.json and no bundle folder')
+    if read_config(folder)['net_spec'] is None:
+        raise BundleError(f'{folder} holds a net of another make, which became its model.onnx when it was saved: it is deployable as it is')
     p = load_bundle(folder, 'torch')
     best = src/'best.safetensors'
     model = net_of(best) if folder != src and best.is_file() else None
@@ -108,7 +110,9 @@ def _pictures(data, known, size=64):
     folder = Path(data or known or '')
     if (data or known) and folder.is_dir():
         files,_ = pictures_below(folder)
-        if files: return [files[i] for i in np.linspace(0, len(files) - 1, min(size, len(files))).astype(int)],f'pictures of {folder}'
+        files = [files[i] for i in np.linspace(0, len(files) - 1, min(size, len(files))).astype(int)] if files else []
+        if not data and (bad := check_pictures(files)): files = [f for f in files if f not in bad]       # the run may have left them out
+        if files: return files,f'pictures of {folder}'
     if data: raise ValueError(f'--data {data} holds no pictures')
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(8)],'pictures of noise; name real ones with --data'
@@ -224,7 +228,7 @@ def fuse_parser()->argparse.ArgumentParser:
     p.add_argument('--out', required=True, help='folder to write')
     p.add_argument('--format', default='safetensors', choices=('safetensors', 'onnx', 'onnx-int8', 'torch-export'))
     p.add_argument('--data', metavar='DIR',
-                   help='pictures for the proof, and for the ranges of onnx-int8 (default: those the run was trained on)')
+                   help='pictures for the proof, and for the ranges of onnx-int8 (default: those of the run\'s --data_path)')
     add_net_options(p)
     return p
 
