@@ -161,7 +161,8 @@ def test_names_of_classes_are_data(tmp_path):
                     examples=[(np.zeros((9, 9, 3), np.uint8), names[0])])
     c = json.loads((d / 'config.json').read_text())
     assert c['classes'] == c['trust']['classes'] == list(c['metrics']['test']['per_class_n']) == names and list(c['example_classes'].values()) == names[:1]
-    assert c['warnings'] == list(map(str, trust_warnings(trust))) and len(c['warnings']) and c['extra']['data_path'] == 'x'
+    assert c['warnings'] == [] and c['extra']['data_path'] == 'x'           # those of the trust hang on the risk, and are made from it
+    assert (warned := trust_warnings(trust)) and all(w[1:] in (d / 'card.md').read_text() for w in warned)
     assert load_bundle(d).trust == trust and 'jo' not in (d / 'config.json').read_text()
 
 
@@ -187,6 +188,87 @@ def test_pictures_of_the_proof_are_those_of_the_run(sample_dir, tmp_path, monkey
     assert not proved(run / 'bundle')
     (run / 'settings.yaml').write_text(f'data_path: {sample_dir}')
     assert proved(run / 'bundle')
+
+
+def test_pictures_that_a_run_left_out_are_no_proof(sample_dir, tmp_path, capsys):
+    "A run with --on_bad skip is fused without a word; who names a folder hears what is wrong with it"
+    save_bundle(tmp_path / 'run/bundle', moved(lslu_model('vanillanet_5_x0_125', 2)), Preprocess(64), ['a', 'b'])
+    shutil.copytree(sample_dir / 'valid', tmp_path / 'pictures')
+    next((tmp_path / 'pictures').rglob('*.jpg')).write_bytes(b'no picture')
+    (tmp_path / 'run/settings.yaml').write_text(f'data_path: {tmp_path}/pictures')
+    fuse = lambda *more: fuse_main([str(tmp_path / 'run'), '--out', str(tmp_path / 'out'), *more])
+    assert fuse() == 0, capsys.readouterr().err
+    assert fuse('--data', str(tmp_path / 'pictures')) == 2 and '.jpg' in capsys.readouterr().err
+
+
+def test_the_command_that_a_message_names_works(tmp_path, capsys):
+    d = save_bundle(tmp_path / 'b', moved(lslu_model('vanillanet_5_x0_125', 2)), Preprocess(64), ['a', 'b'], examples=[np.zeros((9, 9, 3), np.uint8)])
+    with pytest.raises(BundleError, match='make it with silkworm-fuse') as e: load_bundle(d, 'onnx')
+    command = str(e.value).split('silkworm-fuse ')[1].split(',')[0]
+    assert fuse_main(command.split()) == 0, capsys.readouterr().err
+    assert load_bundle(d, 'onnx').classes == ['a', 'b'] and (d / 'examples/00.jpg').is_file()
+
+
+class Plain(nn.Module):
+    "A net that no package knows."
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(3, 2)
+
+    def forward(self, x): return self.last(x.mean((2, 3)))
+
+
+def test_a_net_of_another_make_is_deployable_already(tmp_path, capsys):
+    d = save_bundle(tmp_path / 'b', Plain(), Preprocess(32), ['a', 'b'])
+    assert fuse_main([str(d), '--out', str(tmp_path / 'out')]) == 2
+    assert 'deployable as it is' in (err := capsys.readouterr().err) and 'backend' not in err
+
+
+def test_nothing_stays_on_the_net_of_the_caller():
+    net = Plain()
+    p = Predictor(net, ['a', 'b'], Preprocess(32))
+    x = np.random.default_rng(0).normal(size=(4, 3, 32, 32)).astype(np.float32)
+    np.testing.assert_allclose(p.run(x)[1], x.mean((2, 3)), atol=1e-6)
+    del p
+    assert not net.last._forward_pre_hooks
+
+
+def test_a_net_of_several_branches():
+    "Its last features are a list: what goes into the classifiers stands for them, and it has no map to show"
+    import timm
+    from silkworm_app.serve.explain import grad_cam
+    torch.manual_seed(0)
+    net = timm.create_model('crossvit_9_240', num_classes=2).eval()
+    x = np.random.default_rng(0).normal(size=(2, 3, 240, 240)).astype(np.float32)
+    logits, features = Predictor(net, ['a', 'b'], Preprocess(240)).run(x)
+    with torch.no_grad(): np.testing.assert_allclose(logits, net(torch.from_numpy(x)).numpy(), atol=1e-5)
+    assert features.shape == (2, sum(h.in_features for h in net.head))
+    with pytest.raises(ValueError, match='Grad-CAM needs a map'): grad_cam(net, x[0])
+
+
+def test_pictures_that_come_one_by_one(bundle, learn):
+    p, files = load_bundle(bundle), [p for p, _ in learn.dls.splits.valid][:3]
+    assert [d.probs for d in p.decide(f for f in files)] == [d.probs for d in p.decide(files)] and p.decide(iter(())) == []
+
+
+def test_many_examples_can_be_replaced(tmp_path):
+    pics, net = [np.full((9, 9, 3), i, np.uint8) for i in range(101)], moved(lslu_model('vanillanet_5_x0_125', 2))
+    for n in (101, 1): d = save_bundle(tmp_path / 'b', net, Preprocess(64), ['a', 'b'], examples=pics[:n])
+    assert [f.name for f in (d / 'examples').iterdir()] == ['00.jpg']
+    (d / 'examples/mine.jpg').write_bytes(b'')
+    with pytest.raises(BundleError, match='mine.jpg, which is no part of it'): save_bundle(d, net, Preprocess(64), ['a', 'b'])
+
+
+def test_warnings_are_those_of_the_risk_that_is_asked(tmp_path):
+    "Five photographs of a class: at a risk of .1 nothing can be told, at .2 something"
+    from silkworm_app.serve.page.answers import facts
+    y = np.repeat([0, 1], 5)
+    trust = fit_trust(4 * np.eye(2)[y] + np.random.default_rng(0).normal(0, .1, (10, 2)), None, y, ['a', 'b'], leak=0.)
+    d = save_bundle(tmp_path / 'b', moved(lslu_model('vanillanet_5_x0_125', 2)), Preprocess(64), ['a', 'b'], trust=trust)
+    for risk, codes in ((None, ['refuses_few']), (.2, [])):
+        f = facts(load_bundle(d, risk=risk))
+        assert [n['code'] for n in f['notes']] == codes and f['warnings'] == []
+    assert "can't tell anything about any picture: of each class 9 photographs" in (d / 'card.md').read_text()
 
 
 # ---- files that lie ----
@@ -274,6 +356,20 @@ def test_onnx_names_that_are_no_text(copy, text):
     f.write_bytes(data.replace(text, b'\xff' + text[1:]))
     rehash(d)
     with pytest.raises(BundleError, match='model.onnx'): load_bundle(d, 'onnx')
+
+
+def test_onnx_metadata_of_another_shape(copy):
+    import onnx
+    from silkworm_app.serve.onnx import onnx_metadata
+    f = copy() / 'model.onnx'
+    m, p = onnx.load(f), OnnxPredictor(f)
+    trust = fit_trust(np.eye(2)[[0, 1] * 30], np.random.default_rng(0).normal(size=(60, 4)), [0, 1] * 30, ['a', 'b'])
+    meta = onnx_metadata(p.classes, p.preprocess, trust)
+    entry = json.loads(meta['trust'])
+    entry['arrays']['means'] |= dict(shape=[], data=entry['arrays']['means']['data'][:4] + 'AA==')
+    onnx.helper.set_model_props(m, meta | dict(trust=json.dumps(entry)))
+    onnx.save(m, f)
+    with pytest.raises(BundleError, match='wrong metadata'): OnnxPredictor(f)
 
 
 def mutate(o, rng):

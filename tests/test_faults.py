@@ -26,12 +26,12 @@ from silkworm_app.train.optim import make_opt_func
 
 @pytest.mark.parametrize('name', ['s', 'examples', 'les'])
 def test_whatever_the_folder_of_pictures_is_called(tmp_path, monkeypatch, capsys, name):
-    "Its name is taken out of what a bundle tells, but not out of the names of the bundle's own files"
+    "Its name is taken out of what a bundle tells, but not out of the names of the bundle's own files; and drawings are known as such"
     monkeypatch.chdir(tmp_path)
     draw_sample(name, n_per_class=8, size=32, seed=1)
     assert main(f'--data_path {name} --output_dir run --model vanillanet_5_x0_125 --epochs 1 --input_size 32 --batch_size 8 --group none --log_dir none --progress false --device cpu --num_workers 0'.split()) == 0, capsys.readouterr().err
     c = json.loads((tmp_path/'run/bundle/config.json').read_text())
-    assert all((tmp_path/'run/bundle'/f).is_file() for f in c['files']) and set(c['example_classes']) < set(c['files']) and len(load_bundle('run/bundle').classes) == 5
+    assert all((tmp_path/'run/bundle'/f).is_file() for f in c['files']) and set(c['example_classes']) < set(c['files']) and c['extra']['drawn'] and len(load_bundle('run/bundle').classes) == 5
 
 
 def test_a_net_that_its_file_does_not_fill_is_refused(tmp_path):

@@ -23,7 +23,6 @@ from ..act.places import arch_of
 from ..act.weights import built_from
 from ..files import check_kind, one_line, sha256_of, whole_folder
 from ..act.curves import describe_acts, layer_curves
-from .advice import trust_warnings
 
 # %% ../../nbs/serve/11_bundle.ipynb #7eec2b84
 from .calibrate import fit_trust, sampled_leak
@@ -240,7 +239,6 @@ def save_bundle(
                   trust=trust.to_dict(), fusion=fusion, curves=curves, versions=_versions(),
                   created=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), extra=extra or {})
     config |= {k: v for k, v in (inherit or {}).items() if not config.get(k)}
-    config['warnings'] += [str(w) for w in trust_warnings(trust) if str(w) not in config['warnings']]
     roots = [str(splits.path)] if getattr(splits, 'path', None) else []
     return _write(Path(os.path.abspath(dest)), config, predictor, onnx, _different(examples, splits), roots)
 
@@ -248,7 +246,7 @@ def save_bundle(
 def _foreign(model, preprocess, classes):
     "A net that can't be built again, checked: eval mode, one logit a class."
     if not classes: raise BundleError('save_bundle needs classes=[...], the names in the order of the net\'s outputs')
-    net = deepcopy(model).cpu().float().eval()      # its last layer gets a hook
+    net = deepcopy(model).cpu().float().eval()      # the caller's stays as it is
     x = torch.zeros(1, 3, preprocess.size, preprocess.size)
     try:
         with torch.no_grad(): shape = list(net(x).shape)
@@ -271,7 +269,7 @@ def _different(examples, splits):
     return out
 
 # %% ../../nbs/serve/11_bundle.ipynb #22f57b19
-_names = ('card.md', *BUNDLE_FILES, 'examples/[0-9][0-9].jpg') # of a bundle, beside config.json
+_names = ('card.md', *BUNDLE_FILES, 'examples/[0-9][0-9]*.jpg') # of a bundle, beside config.json
 
 def _write(dest, config, predictor, onnx, examples, roots):
     "The files, whole or not at all."

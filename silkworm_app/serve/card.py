@@ -9,7 +9,7 @@ __all__ = ['cross_text', 'better_text', 'answers_text', 'bundle_card']
 from pathlib import Path
 
 from ..files import markdown_table
-from .advice import collect_next
+from .advice import collect_next, trust_warnings
 from .reasons import Reason
 from .trust import Trust
 
@@ -150,7 +150,7 @@ def _data(config, title):
 
 # %% ../../nbs/serve/10_card.ipynb #9db0e0aa
 def _limits(config, trust, title):
-    out = [_sentence(Reason('refuses', why=trust.note))] if not trust.calibrated else []
+    out = [_sentence(w) for w in trust_warnings(trust)]
     if trust.unproven and trust.calibrated:
         out.append(_sentence(Reason('unproven', seen={title[c]: n for c, (n, _) in trust.unproven.items()}, needed=trust.needed)))
     out += ['It knows these classes only. Anything else should be turned away, but not everything is: a thing that resembles a class '

@@ -15,6 +15,7 @@ from fastai.torch_core import num_distrib, rank_distrib
 from ..data.folder import DataError
 from ..data.imaging import ImageError
 from ..data.loaders import test_loader
+from ..data.sample import is_drawn
 from ..data.splits import many_copies
 from ..act.fuse import compare, fuse
 from ..act.curves import describe_acts, layer_curves
@@ -147,7 +148,7 @@ def _shown(splits):
 
 def _bundle(cfg, learn, run, res, inherit):
     settings = {k: v for k, v in cfg.to_dict().items() if v is not None}
-    extra = dict(data_path=Path(cfg.data_path).name, counts=res['counts'], settings=settings,
+    extra = dict(data_path=Path(cfg.data_path).name, drawn=is_drawn(cfg.data_path), counts=res['counts'], settings=settings,
                  learned=' '.join(sorted(learned_sums(run.path))))
     save_bundle(run.bundle, learn, held_out=held_out_answers(run) if cfg.cross_validate else None, onnx=cfg.onnx, extra=extra,
                 metrics={k: res[k] for k in ('cross_validation', 'test', 'valid', 'before') if k in res}, inherit=inherit,

@@ -159,16 +159,17 @@ def facts(
     if split: m = {k: v for k, v in m.items() if k not in parts} | m[split]
     sets = t is not None and t.rule == 'sets'
     trust = {k: v for k, v in t.to_dict().items() if k not in ('scores', 'measured_at')} if t else {}
-    notes = trust_warnings(t) if t else []                             # said in every language, so not once more as the bundle has them
-    warn = [str(w) for w in c.get('warnings') or [] if w not in notes]
+    notes, warn = trust_warnings(t) if t else [], [str(w) for w in c.get('warnings') or []]
     own, seen = [], leak.get('test_seen_in_train') or 0
-    if 'synthetic' in str((c.get('extra') or {}).get('data_path')).lower(): own.append(Reason('drawn'))
+    if (c.get('extra') or {}).get('drawn'): own.append(Reason('drawn'))
     if seen > 0 and not any('also occur in train' in w for w in warn): own.append(Reason('leaked', part=seen))
     notes = own + [n for n in notes if n.code != 'old_rule']
     todo = collect_next(t, leak.get('distinct')) if t else []
+    matrix_of = split if not trust.get('confusion') else 'cross_validation' if t.source == 'cross-validation' else 'valid'
     return dict(arch=c.get('arch'), classes=list(predictor.classes), split=split, metrics=m,
-        confusion_matrix=trust.get('confusion') or m.get('confusion_matrix'), warnings=warn, notes=list(map(reason_code, notes)),
-        todo=list(map(reason_code, todo)), leak=leak, fusion=c.get('fusion') or {}, trust=trust, seen=dict(t.seen) if sets else {},
+        confusion_matrix=trust.get('confusion') or m.get('confusion_matrix'), matrix_of=matrix_of, warnings=warn,
+        notes=list(map(reason_code, notes)), todo=list(map(reason_code, todo)), leak=leak,
+        fusion=c.get('fusion') or {}, trust=trust, seen=dict(t.seen) if sets else {},
         risk=t.risk if sets else None, measured=trust.get('measured') or {}, curves=c.get('curves') or [],
         versions=c.get('versions') or {}, created=c.get('created'), backend=getattr(predictor, 'backend', None))
 

@@ -76,8 +76,8 @@ class Say:
     def __call__(self, key, **values): return self.texts[key].format(**values) if values else self.texts[key]
 
     def _title(self, name):
-        info = disease(name, self.lang) if self.silk else None
-        return info['title'] if info else str(name).replace('_', ' ').strip().capitalize()
+        info, words = disease(name, self.lang) if self.silk else None, str(name).replace('_', ' ').strip()
+        return info['title'] if info else words[:1].upper() + words[1:]      # NPV stays NPV
 
     def title(self, name): return self.titles.get(name) or self._title(name)
 
@@ -198,12 +198,12 @@ def model_html(
     f:dict, # from `facts`
 )->str:
     "What the user of a model should know about it."
-    count = _per_class_n(f)
+    count = _per_class(f, 'per_class_n') or (_per_class_n(f) if f['split'] in (None, f['matrix_of']) else {})     # of the same pictures
     common = max(count.items(), key=lambda o: o[1]) if count and sum(count.values()) else None
     if common: common = common[0], common[1] / sum(count.values())
-    return render('model', say, f=f, split=_split(say, f), common=common, by_class=by_class(f))
+    return render('model', say, f=f, split=_split(say, f['split']), common=common, by_class=by_class(f))
 
-def _split(say, f): return say(f'split_{f["split"]}') if f'split_{f["split"]}' in say.texts else f['split'] or say('split_test')
+def _split(say, name): return say(f'split_{name}') if f'split_{name}' in say.texts else name or say('split_test')
 
 # %% ../../../nbs/serve/16_page_html.ipynb #a86fe56c
 def _per_class(f, key):
@@ -242,7 +242,7 @@ def engineers_html(
     pairs = ((k, f['fusion'].get(k)) for k in ('params', 'ops'))
     fusion = [(f'eng_{k}', *p) for k, p in pairs if isinstance(p, (list, tuple)) and len(p) == 2 and None not in p]
     names = f['metrics'].get('classes') or f['classes']
-    return render('engineers', say, f=f, seconds=seconds, names=names, split=_split(say, f), fusion=fusion,
+    return render('engineers', say, f=f, seconds=seconds, names=names, split=_split(say, f['matrix_of']), fusion=fusion,
         curves=_polylines(f['curves'][:12]))
 
 # %% ../../../nbs/serve/16_page_html.ipynb #fba38452
