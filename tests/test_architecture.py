@@ -76,6 +76,15 @@ def test_no_private_name_is_taken_from_another_module():
     assert not wrong, '\n'.join(wrong)
 
 
+def test_no_import_takes_the_place_of_another():
+    "Two constants of one name, from two modules: the second is used for both, without a word."
+    wrong = []
+    for m, p in modules.items():
+        names = [a.asname or a.name for n in ast.parse(p.read_text(encoding='utf-8')).body if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names]
+        wrong += [f'{m} imports {n} twice' for n in sorted(set(names)) if names.count(n) > 1]
+    assert not wrong, '\n'.join(wrong)
+
+
 def test_an_import_inside_a_function_has_its_reason():
     "A comment on the line, or on the one above: to keep torch out of the serving path, or a package optional."
     wrong = []

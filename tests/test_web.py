@@ -123,6 +123,9 @@ def test_picture_inside_the_request(http):
     status, (out,) = call(http, 'predict', [{'url': 'data:image/jpeg;base64,' + base64.b64encode(red).decode()}])
     assert status == 'complete' and out['label'] == 'red'
     assert call(http, 'predict', [{'url': 'data:image/jpeg;base64,%%%'}])[0] == 'error'
+    both = as_file(uploaded(http)) | dict(url='data:image/jpeg;base64,' + base64.b64encode(red).decode())
+    status, (rows,) = call(http, 'predict_many', [[both]])                # which are known by their files
+    assert status == 'complete' and rows[0]['label'] == 'red'
 
 
 def test_upload_over_the_limit_is_refused_and_leaves_nothing():
@@ -131,6 +134,12 @@ def test_upload_over_the_limit_is_refused_and_leaves_nothing():
         assert r.status_code == 413 and 'maximum allowed size' in r.text
         assert files_in(demo.upload_folder) == []
         assert call(http, 'predict', [as_file(uploaded(http))])[0] == 'complete'
+
+
+def test_limits_are_those_of_the_manual():
+    import inspect
+    from silkworm_app.serve.page.server import parser, serve
+    assert inspect.signature(serve).parameters['max_file_size'].default == '40mb' and '(default: 2000)' in ' '.join(parser().format_help().split())
 
 
 def test_uploads_are_private_and_go_away():
@@ -367,6 +376,16 @@ def test_examples_carry_their_class_and_none_is_there_twice(tmp_path):
     assert {c for _, c in find_examples(tmp_path)} == {''} and {c for _, c in find_examples(tmp_path, {'3.jpg': 'red'})} == {'', 'red'}
 
 
+def test_examples_are_of_every_class(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+    from silkworm_app.serve.page.server import find_examples
+    monkeypatch.setattr('silkworm_app.data.copies.group_pictures', lambda files: SimpleNamespace(kept_together=lambda: range(len(files)), bad={}))
+    for f in [*(f'blue/{i:03}.jpg' for i in range(201)), 'red/1.jpg', 'red/2.webp', 'red/3.tif', '.green/1.jpg']:
+        (tmp_path / f).parent.mkdir(exist_ok=True)
+        (tmp_path / f).touch()
+    assert [c for _, c in find_examples(tmp_path)] == ['blue', 'red'] * 2 + ['blue'] * 4
+
+
 @pytest.mark.parametrize('names', [('healthy', 'rust', 'scab'), ('female', 'male', 'broken')])
 def test_page_of_other_things_says_nothing_of_diseases_of_silkworms(names):
     from silkworm_app.data.diseases import CLASS_INFO, silkworm_info
@@ -387,6 +406,66 @@ def test_a_bundle_that_refuses_everything_says_so_on_top():
     with serving(Never()) as demo, httpx.Client(base_url=demo.local_url.rstrip('/'), timeout=30) as http:
         shown = [str(c['props'].get('value')) for c in http.get('/config').json()['components']]
         assert any('Read this first' in v and 'only 20 photographs' in v for v in shown), shown[:3]
+
+
+def test_a_figure_is_called_by_the_pictures_that_it_is_of():
+    "The matrix of the trust is of validation photographs, also beside the accuracy of a test"
+    from silkworm_app.serve.page.answers import facts
+    from silkworm_app.serve.page.html import Say, engineers_html, model_html
+    from silkworm_app.serve.trust import Trust
+    row = lambda n: dict(n=n, kept=n, low=.5, high=1., answered=n, found=n, size=1.)
+    measured = dict(photographs=12, nothing=12, one={}, several=dict(n=0, right=0, low=0., high=1.), classes=dict(red=row(9), green=row(3)))
+    tried = Trust(Colours.classes, calibrated=True, scores=dict(red=[.1] * 9, green=[.1] * 3, blue=[]), measured=measured, confusion=[[9, 0, 0], [0, 3, 0], [0, 0, 0]])
+    class Tested(Colours):
+        trust, config = tried, dict(metrics=dict(test=dict(balanced_accuracy=.8, per_class_n=dict(red=1, green=3, blue=0))))
+    f, say = facts(Tested()), Say('en', Colours.classes)
+    assert '(validation)' in engineers_html(say, f) and '(test)' not in engineers_html(say, f)
+    assert 'on the test pictures' in (h := model_html(say, f)) and 'always saying Green would be right on 75%' in h
+
+
+def test_names_of_classes_keep_their_capitals():
+    from silkworm_app.serve.page.html import Say
+    assert list(Say('en', ['NPV', 'iPhone', 'rust_spot']).titles.values()) == ['NPV', 'IPhone', 'Rust spot']
+
+
+def test_what_a_person_wrote_into_the_table_stays(tmp_path):
+    from silkworm_app.serve.page.collect import COLLECTED, Store
+    store, a, rng = Store(tmp_path), dict(kind='one', labels=['red'], probability=.9), np.random.default_rng(0)
+    keep = lambda: store.keep(picture(rng, (320, 240)), 'red', a)
+    assert keep().state == 'done'
+    table = tmp_path / COLLECTED
+    head, row = table.read_text(encoding='utf-8-sig').splitlines()
+    table.write_text(f'{head},tray\n{row},7,far beyond\n')
+    assert keep().state == 'done' and [(r['tray'], r.get(None)) for r in store.rows()] == [('7', ['far beyond']), ('', None)]
+    table.write_bytes('file,said,phash\nx,gr\u00fcn,0\n'.encode('cp1252'))
+    assert keep().state == 'failed' and str(table) in keep().why
+    with pytest.raises(ValueError, match=f'--collect: {table} cannot be read'): Store(tmp_path)
+
+
+def test_a_page_without_serve_finds_its_folder(tmp_path, monkeypatch):
+    import tempfile
+    from silkworm_app.serve.page.page import Page
+    monkeypatch.delenv('GRADIO_TEMP_DIR', raising=False)
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    (tmp_path / 'red.jpg').write_bytes(red)
+    Page(Colours()).identify_many([str(tmp_path / 'red.jpg')], None, progress=lambda *args, **kwargs: None)
+    assert len(list((tmp_path / 'gradio').rglob('*.csv'))) == 1
+
+
+def test_a_whole_folder_takes_what_can_be_opened(http):
+    from silkworm_app.data.imaging import IMAGE_SUFFIXES
+    js = next(v for c in http.get('/config').json()['components'] if 'webkitdirectory' in (v := str(c['props'].get('js_on_load'))))
+    assert all(re.search(rf'[(|]{s[1:]}[|)]', js) for s in IMAGE_SUFFIXES)
+
+
+def test_what_ends_the_page_is_as_before_it():
+    import signal
+    from types import SimpleNamespace
+    from silkworm_app.serve.page.server import wait
+    before, closed = signal.getsignal(signal.SIGTERM), []
+    threading.Timer(.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    wait(SimpleNamespace(close=lambda: closed.append(1)))
+    assert closed and signal.getsignal(signal.SIGTERM) == before
 
 
 def test_map_without_a_warm_place_is_said(monkeypatch):

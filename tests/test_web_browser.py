@@ -345,6 +345,7 @@ def test_a_whole_folder_is_counted_by_its_folders(browser, colours, tmp_path):
     for tray, kinds in {'tray 1': ('one', 'several'), 'tray 2': ('one',)}.items():
         (tmp_path / 'trays' / tray).mkdir(parents=True)
         for kind in kinds: shutil.copy(next(colours.glob(f'*{kind}.jpg')), tmp_path / 'trays' / tray)
+    for f in (tmp_path / 'trays/tray 2').iterdir(): f.rename(f.with_suffix('.jfif'))
     (tmp_path / 'trays/tray 2/notes.txt').write_text('no picture')
     with serving(Keeper()) as demo:
         page = visit(browser, demo.local_url, phone=False)

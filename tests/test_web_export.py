@@ -234,3 +234,14 @@ def test_names_that_are_whole_numbers_keep_their_order(phone, pictures):
     assert [c['code'] for c in answer['codes']] == ['ambiguous', 'unproven']
     assert ''.join(page.text_content('.verdict').split()) == ''.join(want.split())
     page.context.close()
+
+
+def test_a_page_that_is_cut_off_says_so(phone):
+    folder = phone.exported[1]
+    page = phone.context.browser.new_context(service_workers='block').new_page()
+    page.route('**/*', lambda r: r.fulfill(path=folder / (r.request.url.split('/', 3)[3] or 'index.html')))
+    page.route('**/model.json', lambda r: r.abort())
+    page.goto('http://127.0.0.1/')
+    page.wait_for_function("document.getElementById('verdict').textContent.includes('Open it again with a network')")
+    assert not page.query_selector('#ask')
+    page.context.close()

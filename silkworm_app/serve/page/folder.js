@@ -1,7 +1,7 @@
 // A whole folder: gradio hands on the names of files only, so each file is named by its folder first, and what is no picture is left out.
 document.addEventListener('change', e => {
   if (!e.target.webkitdirectory) return;
-  const kept = new DataTransfer(), picture = /\.(jpe?g|png|webp|tiff?|gif|bmp|avif|heic|heif)$/i;
+  const kept = new DataTransfer(), picture = /\.(SUFFIXES)$/i;           // those that can be opened
   for (const f of e.target.files) {
     const parts = f.webkitRelativePath.split('/');
     if (picture.test(f.name) && !parts.some(p => p.startsWith('.')))

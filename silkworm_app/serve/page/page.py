@@ -6,13 +6,14 @@
 __all__ = ['looked', 'labels', 'Page', 'build']
 
 # %% ../../../nbs/serve/19_page.ipynb #b8793053
-import os, tempfile, time
+import tempfile, time
 from pathlib import Path
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 from PIL import Image
 
-from ...data.imaging import ImageError
+from ...data.imaging import IMAGE_SUFFIXES, ImageError
 from . import html
 from .answers import MAX_FILES, answer, facts, latency, load_picture, table_rows, to_csv
 from .collect import ELSE, UNSURE, Store
@@ -119,7 +120,7 @@ class Page:
         say = self.words(request)
         step = lambda i, n: progress((i, n), desc=say('many_progress'), unit='pictures')
         rows = table_rows(self.predictor, self.checked(files, say), step=step)
-        private_folder(folder := os.environ['GRADIO_TEMP_DIR'])
+        private_folder(folder := get_upload_folder())
         path = Path(tempfile.mkdtemp(prefix='csv_', dir=folder)) / f'answers_{time.strftime("%Y-%m-%d")}.csv'
         path.write_text(to_csv(rows, self.predictor.classes), encoding='utf-8-sig', newline='')
         report = html.many_html(say, rows, self.name, time.strftime('%Y-%m-%d'))
@@ -214,8 +215,9 @@ def build(
     top, idle, start, about, figures = page.statics(say)
     net = dict(concurrency_id='net', concurrency_limit=workers)
     title = page.title or say('title_silkworm' if say.silk else 'title_other')
+    folder_js = html.asset('folder.js').replace('SUFFIXES', '|'.join(s[1:] for s in sorted(IMAGE_SUFFIXES)))
     with gr.Blocks(title=title, analytics_enabled=False) as demo:
-        head = gr.HTML(top, padding=False, js_on_load=html.asset('folder.js'))
+        head = gr.HTML(top, padding=False, js_on_load=folder_js)
         with gr.Tab(i18n('ui_identify')): picture, verdict, more = _one_tab(page, i18n, say, idle, net)
         with gr.Tab(i18n('ui_many')): many, summary = _many_tab(page, i18n, start, net)
         with gr.Tab(i18n('ui_model')): model, engineers = _model_tab(i18n, about, figures, card)

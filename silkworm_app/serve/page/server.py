@@ -8,7 +8,9 @@ __all__ = ['SUFFIXES', 'FONTS', 'find_examples', 'theme', 'read_login', 'check_p
 
 # %% ../../../nbs/serve/20_page_server.ipynb #1867313b
 import argparse, errno, os, signal, socket, sys, tempfile, threading
+from collections import defaultdict
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import gradio as gr, numpy as np
@@ -16,6 +18,7 @@ from starlette.middleware import Middleware
 
 # %% ../../../nbs/serve/20_page_server.ipynb #298d6f01
 from ...clock import median_seconds
+from ...data.folder import pictures_below
 from ...data.imaging import ImageError
 from ...files import command
 from ..advice import NO_RISK
@@ -23,7 +26,7 @@ from ..format import BundleError, read_config
 from ..load import bundle_folder, load_bundle, open_predictor
 from . import html
 from .answers import MAX_MB, answer, load_picture
-from .collect import MAX_MB, Store
+from .collect import COLLECT_MB, Store
 from .gate import Gate, private_folder, sweep
 from .html import LANGUAGES
 from .page import Page, build
@@ -32,6 +35,11 @@ from .page import Page, build
 SUFFIXES = '.jpg', '.jpeg', '.png', '.webp'
 
 # %% ../../../nbs/serve/20_page_server.ipynb #9c1df472
+def _in_turns(found):
+    "One of each class, then the next of each."
+    turn = defaultdict(count)
+    return sorted(found, key=lambda e: next(turn[e[1]]))
+
 def find_examples(
     folder, # pictures, or folders of pictures named by class
     known:dict=None, # file name -> class
@@ -39,17 +47,14 @@ def find_examples(
 )->list: # (file, class or '')
     "Up to eight pictures to click on."
     folder, known = Path(folder), known or {}
-    files = sorted(p for p in folder.rglob('*') if p.suffix.lower() in SUFFIXES and not p.name.startswith('.'))[:200]
-    found = [(p, known.get(p.name) or (p.parent.name if p.parent != folder else '')) for p in files]
+    files = [p for p in pictures_below(folder)[0] if p.suffix.lower() in SUFFIXES]
+    found = _in_turns((p, known.get(p.name) or (p.parent.name if p.parent != folder else '')) for p in files)[:200]     # to be compared
     if found:
         from silkworm_app.data.copies import group_pictures          # OpenCV: not needed without examples
-        groups, first = group_pictures(files), {}
+        groups, first = group_pictures([p for p, _ in found]), {}
         for k, (g, e) in enumerate(zip(groups.kept_together(), found)):
             if k not in groups.bad: first.setdefault(g, e)              # what can't be opened is no example
-        found = list(first.values())
-    turn = {}                                                       # one of each class, then the next of each
-    order = {p: (turn.setdefault(c, []).append(p), len(turn[c]))[1] for p, c in found}
-    found = sorted(found, key=lambda e: order[e[0]])[:8]
+        found = _in_turns(first.values())[:8]
     if predictor is None: return found
     def load(path):
         try: return load_picture(path)
@@ -196,11 +201,13 @@ def wait(
     server:Server, # of `serve`
 ):
     "Stay until interrupted or told to end, then close."
-    stop = threading.Event()
-    if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    stop, first = threading.Event(), threading.current_thread() is threading.main_thread()
+    if first: before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try: stop.wait()
     except KeyboardInterrupt: pass
-    finally: server.close()
+    finally:
+        server.close()
+        if first: signal.signal(signal.SIGTERM, before or signal.SIG_DFL)     # None: it was not set by Python
 
 # %% ../../../nbs/serve/20_page_server.ipynb #e6052190
 def fastest(
@@ -241,7 +248,7 @@ def parser()->argparse.ArgumentParser:
     p.add_argument('--lang', default='auto', choices=['auto', *LANGUAGES], help='language (default: as the browser wants it)')
     p.add_argument('--collect', metavar='DIR',
         help='let keepers confirm or correct an answer, and keep the photograph in DIR if they agree (default: nothing is kept)')
-    p.add_argument('--collect-mb', type=int, help=f'largest size of DIR in megabytes (default: {MAX_MB})')
+    p.add_argument('--collect-mb', type=int, help=f'largest size of DIR in megabytes (default: {COLLECT_MB})')
     p.add_argument('--workers', type=int, default=2, help='pictures decided at the same time')
     p.add_argument('--queue-size', type=int, default=64, help='requests that may wait')
     return p
@@ -267,7 +274,7 @@ def main(
     folder, threads = bundle_folder(args.bundle), max(1, threads // args.workers)
     if not folder.is_file(): read_config(folder)
     check_port(args.host, args.port)
-    store = Store(args.collect, args.collect_mb or MAX_MB) if args.collect else None
+    store = Store(args.collect, args.collect_mb or COLLECT_MB) if args.collect else None
     predictor = open_bundle(folder, args.backend, threads, args.risk)
     if args.risk and predictor.trust.rule == 'threshold': print(f'app.py: {NO_RISK}', file=sys.stderr)
     known = {} if args.examples else {Path(n).name: c for n, c in (predictor.config or {}).get('example_classes', {}).items()}

@@ -177,4 +177,8 @@ async function begin() {
   await keep().catch(err => console.warn(err));      // over plain http there is none: the page works with its server alone
 }
 
-begin();
+begin().catch(err => {                               // the words are in model.json: without it there is this sentence alone
+  console.error(err);
+  $('ask').remove();
+  $('verdict').textContent = 'This page could not be loaded. Open it again with a network.';
+});
