@@ -123,9 +123,6 @@ def test_picture_inside_the_request(http):
     status, (out,) = call(http, 'predict', [{'url': 'data:image/jpeg;base64,' + base64.b64encode(red).decode()}])
     assert status == 'complete' and out['label'] == 'red'
     assert call(http, 'predict', [{'url': 'data:image/jpeg;base64,%%%'}])[0] == 'error'
-    both = as_file(uploaded(http)) | dict(url='data:image/jpeg;base64,' + base64.b64encode(red).decode())
-    status, (rows,) = call(http, 'predict_many', [[both]])                # which are known by their files
-    assert status == 'complete' and rows[0]['label'] == 'red'
 
 
 def test_upload_over_the_limit_is_refused_and_leaves_nothing():

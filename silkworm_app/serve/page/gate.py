@@ -119,7 +119,7 @@ def take_uploads(
     refuse = lambda text: gr.Error(text, print_exception=False)
     def one(f):
         url = getattr(f, 'url', None) or ''
-        if url.startswith('data:') and not many: return inside(url, refuse)       # many are read, and named, by their paths
+        if url.startswith('data:'): return inside(url, refuse)
         path = Path(f.path or '').resolve()
         if folder not in path.parents: raise refuse('Only uploaded files can be read.')
         return str(path)
