@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLIT_NAMES', 'MANIFEST', 'BEFORE', 'COLLECTED', 'DAMAGED', 'DataError', 'is_litter', 'decoded', 'plain_name',
-           'split_of', 'Scan', 'has_folds', 'top_folder', 'opened', 'new_folder', 'unpack', 'check_pictures',
+           'split_of', 'Scan', 'has_folds', 'peeled', 'top_folder', 'opened', 'new_folder', 'unpack', 'check_pictures',
            'why_unusable', 'pictures_below']
 
 # %% ../../nbs/data/02_folder.ipynb #89b6284d
@@ -168,12 +168,11 @@ def has_folds(
     return (root/MANIFEST).is_file() and (root/'fold_1').is_dir() and (root/'pictures').is_dir()
 
 # %% ../../nbs/data/02_folder.ipynb #80a9a899
-def top_folder(
+def peeled(
     root # folder
 )->Path: # `root`, or the folder in it that holds the class folders or the splits
     "Take off folders that wrap a set: the only folder, no picture beside it, which holds folders and no pictures itself."
     root = Path(root)
-    if has_folds(root): return root/'pictures'
     def inside(d):
         es = _entries(d)
         return [Path(e.path) for e in es if _is_dir(e)], [e for e in es if not _is_dir(e) and Path(e.name).suffix.lower() in IMAGE_SUFFIXES]
@@ -186,6 +185,13 @@ def top_folder(
             root = dirs[0]
     except OSError: pass                                             # who reads the folder next says what is wrong
     return root
+
+def top_folder(
+    root # folder
+)->Path: # the folder that holds the class folders or the splits
+    "What to read of a set: `peeled`, and of one that was prepared with folds the pictures, which every fold shows again"
+    root = peeled(root)
+    return root/'pictures' if has_folds(root) else root
 
 # %% ../../nbs/data/02_folder.ipynb #df1b5b1a
 @contextmanager
@@ -299,7 +305,7 @@ def pictures_below(
     folder # folder at any depth
 )->tuple: # files that are pictures by name, number of other files and of folders that can't be read
     "The pictures of a folder in whatever order people keep them, for a prediction."
-    folder = Path(folder)
-    scan = Scan(folder/'pictures' if has_folds(folder) else folder, empty=True)
+    folder, top = Path(folder), peeled(folder)
+    scan = Scan(top/'pictures' if has_folds(top) else folder, empty=True)
     found = [p for p, _, _ in scan.items if p.suffix.lower() in IMAGE_SUFFIXES]
     return found, len(scan.items) + len(scan.strangers) + len(scan.unreadable) - len(found)

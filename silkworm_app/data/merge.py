@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .copies import Union, group_pictures, level_of
 from .diseases import silkworm_names
-from .folder import BEFORE, COLLECTED, MANIFEST, DataError, new_folder, opened, why_unusable
+from .folder import BEFORE, COLLECTED, MANIFEST, DataError, new_folder, opened, peeled, why_unusable
 from .prepare import by_class, check_places, check_seed, choose, finish_set, read_mapping, read_options, strange_files, write_set
 from .splits import carve, cut, read_manifest
 from ..files import read_table, sha256_of, shown, write_text
@@ -125,7 +125,7 @@ def merge(
 )->dict: # `counts`, `distinct`, `notes` and `path`, see `prepare`; `added`: files of each class that came in
     """A prepared set and photographs that came later, as one: test and folds stay as they were, no photograph is there twice. Raises
     `DataError`; `dest` appears when it is complete."""
-    old, dest = Path(old), Path(dest)
+    old, dest = peeled(old), Path(dest)
     sources = [Path(m) for m in (more if isinstance(more, (list, tuple)) else [more])]
     check_seed(seed)
     for src in (old, *sources): check_places(src, dest, overwrite)

@@ -17,7 +17,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from .copies import group_pictures, level_of
-from .folder import MANIFEST, DataError, Scan, check_pictures, has_folds, top_folder, why_unusable
+from .folder import MANIFEST, DataError, Scan, check_pictures, has_folds, peeled, why_unusable
 from ..files import read_table, sha256_of, shown
 
 # %% ../../nbs/data/04_splits.ipynb #d4ba6e58
@@ -338,6 +338,7 @@ def find_splits(
     given = path = Path(path)
     if not path.exists(): raise DataError(f'{shown(path)} does not exist; give the folder that holds the pictures')
     if not path.is_dir(): raise DataError(f'{shown(path)} is not a folder; give the folder that holds one subfolder of pictures per class')
+    path = peeled(path)                                            # a manifest, too, is looked for where the set is
     rows, listed, distinct = _listed(path)
     if not rows and has_folds(path):
         raise DataError(f'{shown(path/MANIFEST)}, which says what each fold tests, is not as silkworm-data wrote it: put that one back, or '
@@ -345,7 +346,6 @@ def find_splits(
     if rows and rows[0]['split'].startswith('fold_') and read_manifest(path):
         return _folds(path, rows, distinct, fold, valid_pct, seed, on_bad)
     if fold is not None: raise DataError(f'{shown(path)} has no folds; `silkworm-data prepare --folds` makes them')
-    if not rows: path = top_folder(path)
     found, notes = _found(path, on_bad)
     if path != given: notes.append(f'the classes were found in {shown(path)}')
     if valid_as_test and 'valid' in found and 'test' not in found: found['test'] = found.pop('valid')

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binomtest
 
-from ..data.folder import BEFORE, MANIFEST
+from ..data.folder import BEFORE, MANIFEST, peeled
 from ..files import sha256_of, write_text
 from .config import TrainConfig, TrainError, read_yaml
 from .cross import content_key, cross_parts, photo_interval
@@ -67,7 +67,7 @@ def _learned_from(folder, sha):
     "Whether a finished run learned from the prepared set with this manifest"
     run = RunFolder(folder)
     if not run.metrics.is_file(): return False
-    try: return sha256_of(Path(read_yaml(run.settings)['data_path'])/MANIFEST) == sha
+    try: return sha256_of(peeled(read_yaml(run.settings)['data_path'])/MANIFEST) == sha
     except (OSError, TrainError, KeyError, TypeError): return False
 
 def _earlier(cfg):
@@ -75,7 +75,7 @@ def _earlier(cfg):
     if cfg.better_than:
         if run := find_run(cfg.better_than): return run, ''
         raise TrainError(f'better_than: {cfg.better_than} is no run of silkworm-train')
-    file = Path(cfg.data_path or '')/BEFORE
+    file = peeled(cfg.data_path or '')/BEFORE
     if not file.is_file(): return None, ''
     try: was = json.loads(file.read_text(encoding='utf-8'))
     except ValueError: return None, ''
