@@ -1023,6 +1023,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'silkworm_app.data.splits._counted': ('data/splits.html#_counted', 'silkworm_app/data/splits.py'),
                                           'silkworm_app.data.splits._folds': ('data/splits.html#_folds', 'silkworm_app/data/splits.py'),
                                           'silkworm_app.data.splits._found': ('data/splits.html#_found', 'silkworm_app/data/splits.py'),
+                                          'silkworm_app.data.splits._held': ('data/splits.html#_held', 'silkworm_app/data/splits.py'),
                                           'silkworm_app.data.splits._layout': ('data/splits.html#_layout', 'silkworm_app/data/splits.py'),
                                           'silkworm_app.data.splits._listed': ('data/splits.html#_listed', 'silkworm_app/data/splits.py'),
                                           'silkworm_app.data.splits._mend': ('data/splits.html#_mend', 'silkworm_app/data/splits.py'),

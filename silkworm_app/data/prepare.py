@@ -93,15 +93,16 @@ def choose(
     return kept, dropped
 
 # %% ../../nbs/data/11_prepare.ipynb #2f091b67
-def _few(distinct, folds):
-    "`(folds, notes)` where classes have few photographs."
+def _few(distinct, apart, folds):
+    "`(folds, notes)` where classes have few photographs (`distinct`), or few that may be kept `apart`: those of one scene may not."
     notes, few = [], [c for c, n in distinct.items() if n < 10]
     if folds is None and few:
-        folds = max(2, min(5, min(distinct.values())))
+        folds = max(2, min(5, *apart.values()))
         notes.append(f'too few photographs for one test split ({", ".join(f"{c}: {distinct[c]}" for c in few)}): {folds} grouped folds '
                      'were made instead; report the mean over the folds with its spread')
-    alone = [c for c, n in distinct.items() if n == 1]
-    if alone: notes.append(f'{", ".join(alone)} has one photograph only: it is in train or in test, never in both, and cannot be judged')
+    for c in [c for c, n in apart.items() if n == 1]:
+        what = 'one photograph only: it is' if distinct[c] == 1 else 'photographs of one scene only: they are'
+        notes.append(f'{c} has {what} in train or in test, never in both, and cannot be judged')
     return folds, notes
 
 # %% ../../nbs/data/11_prepare.ipynb #7d7b927f
@@ -315,7 +316,7 @@ def prepare(
         label = [to[c] for _, _, c in scan.items]
         kept, dropped = choose(label, g.bad, photo, {'all': g.exact, 'near': g.near, 'one': photo}[keep])
         distinct = _distinct(kept, label, photo, src)
-        folds, more = _few(distinct, folds)
+        folds, more = _few(distinct, {c: len({scene[k] for k in kept if label[k] == c}) for c in distinct}, folds)
         parts, last = _parts({scan.rel(scan.items[k][0]): (k, label[k], scene[k]) for k in kept}, folds, valid_pct, test_pct, seed)
         notes += more + last + [f'{n} file(s) left out: {why}' for why, n in sorted(dropped.items())] + strange_files(scan)
         if g.bad: notes.append(why_unusable([shown(g.bad[k]).replace(shown(scan.root), shown(src.name), 1) for k in sorted(g.bad)]))

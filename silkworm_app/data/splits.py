@@ -56,17 +56,26 @@ def _take(items, groups, share, seed):
 
 # %% ../../nbs/data/04_splits.ipynb #44e4b524
 def _mend(items, groups, taken):
-    "`(taken, classes without)`: every class of two groups or more on both sides, of one group in training."
-    members, main = defaultdict(list), defaultdict(Counter)
-    for i, (g, (_, c)) in enumerate(zip(groups, items)): members[g].append(i); main[g][c] += 1
-    by_class = defaultdict(list)
-    for g, n in main.items(): by_class[min(n, key=lambda c: (-n[c], c))].append(g)
-    for gs in by_class.values():
-        gs.sort(key=lambda g: (len(members[g]), str(items[members[g][0]][0])))
-        is_in = [bool(taken[members[g][0]]) for g in gs]
-        if len(gs) > 1 and not any(is_in): taken[members[gs[0]]] = True
-        elif all(is_in): taken[members[gs[-1]]] = False
-    return taken, sorted(c for c, gs in by_class.items() if len(gs) < 2)
+    "`taken`, with every class of two groups or more on both sides and no class missing from training."
+    members, labels = defaultdict(list), defaultdict(Counter)
+    for i, (g, (_, c)) in enumerate(zip(groups, items)): members[g].append(i); labels[g][c] += 1
+    main, every = defaultdict(list), defaultdict(list)               # class -> groups that are mostly of it, that hold any of it
+    for g in sorted(members, key=lambda g: (len(members[g]), str(items[members[g][0]][0]))):
+        main[min(labels[g], key=lambda c: (-labels[g][c], c))].append(g)
+        for c in labels[g]: every[c].append(g)
+    def left(gs): return [g for g in gs if not taken[members[g][0]]]
+    for gs in (*main.values(), *every.values()):
+        if not left(gs): taken[members[gs[-1]]] = False
+    for gs in main.values():
+        spare = [g for g in gs if all(len(left(every[c])) > 1 for c in labels[g])]
+        if len(left(gs)) == len(gs) > 1 and spare: taken[members[spare[0]]] = True
+    return taken
+
+def _held(items, groups):
+    "Groups that are all there is of a class, and show another as well: they are for training, so no cut should count on them."
+    of, labels = defaultdict(set), defaultdict(set)
+    for g, (_, c) in zip(groups, items): of[c].add(g); labels[g].add(c)
+    return {g for gs in of.values() if len(gs) == 1 for g in gs if len(labels[g]) > 1}
 
 # %% ../../nbs/data/04_splits.ipynb #a1da99df
 def carve(
@@ -82,9 +91,12 @@ def carve(
     for share, name in zip(shares, names):
         if share <= 0 or not left: out.append([]); continue
         own = [groups[p] for p, _ in left] if groups else list(range(len(left)))
-        if len(set(own)) > 1: taken, few = _mend(left, own, _take(left, own, share / rest, seed))
-        else: taken, few = np.zeros(len(left), bool), sorted({c for _, c in left})
-        notes += [f'class {c} has too few distinct pictures to give any to the {name} split' for c in few]
+        taken, held = np.zeros(len(left), bool), _held(left, own)
+        free = [k for k, g in enumerate(own) if g not in held]
+        some, of = [left[k] for k in free], [own[k] for k in free]
+        if len(set(of)) > 1: taken[free] = _mend(some, of, _take(some, of, share / rest, seed))
+        without = {c for _, c in left} - {c for (_, c), t in zip(left, taken) if t}
+        notes += [f'class {c} has too few distinct pictures to give any to the {name} split' for c in sorted(without)]
         out.append([it for it, t in zip(left, taken) if t])
         left = [it for it, t in zip(left, taken) if not t]
         rest -= share
