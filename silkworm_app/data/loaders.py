@@ -191,7 +191,7 @@ def image_dls(
     fast=False, # True: fitted pictures in memory, augmented by the batch; 'auto': for `size` up to 64 where `aug` allows it
     cache=None, # folder for decoded pictures that later runs reuse
     max_gb:float=4., # limit of the memory that `fast` takes, and of the cache folder
-    valid_pct:float=.2, test_pct:float=.2, group='hash', on_bad:str='raise', scenes:str='together', # see `find_splits`
+    valid_pct:float=.2, test_pct:float=.2, group='auto', on_bad:str='raise', scenes:str='together', # see `find_splits`
     val_bs:int=None, # batch size for validation
     crop_pct:float=1., interpolation:str='bicubic', resize:str='crop', mean=IMAGENET_MEAN, std=IMAGENET_STD, # see `Preprocess`
     preprocess:Preprocess=None, # instead of the line above and `size`

@@ -336,7 +336,7 @@ def find_splits(
     valid_pct:float=.2, # part of all pictures for validation, where the folder does not say
     test_pct:float=.2, # part of all pictures for the test, where the folder holds class folders only
     seed:int=42, # of the split
-    group='hash', # 'hash', 'copies', 'auto' or None: what counts as the same picture; a manifest knows better
+    group='auto', # 'auto' (see `level_of`), 'hash', 'copies' or None: what counts as the same picture; a manifest knows better
     on_bad:str='raise', # 'raise' or 'skip' files that cannot be opened (they are listed in `warnings`)
     valid_as_test:bool=False, # use a given valid folder as the test split and take validation pictures from train
     fold=None, # name or number of the fold to test on, where the set was prepared with folds; None: the first
