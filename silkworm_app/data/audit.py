@@ -7,7 +7,6 @@ __all__ = ['audit_scan', 'audit', 'headlines', 'audit_text', 'audit_html']
 
 # %% ../../nbs/data/10_audit.ipynb #dffcce08
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import numpy as np
 
@@ -192,14 +191,14 @@ def _spread(x, n): return x if len(x) <= n else [x[round(i * (len(x) - 1) / (n -
 
 # %% ../../nbs/data/10_audit.ipynb #dec89d88
 def audit_html(
-    r:dict, # from `audit`
-    root # folder of the pictures
+    r:dict, # from `audit_scan`
+    scan:Scan # of the folder
 )->str:
     "The report as one self-contained page with thumbnails"
-    conflict = {tuple(x) for x in r['conflicts']}
+    conflict, at = {tuple(x) for x in r['conflicts']}, {scan.rel(p): p for p, _, _ in scan.items}    # the report's names are for reading
     lists = (('Files that cannot be used', r['unusable']), ('Folders that cannot be read', r['unreadable_folders']),
              ('Name says another format', r['wrong_suffix']))
     return page(
         'audit.html', r=r, headlines=headlines(r), classes=sorted({c for n in r['counts'].values() for c in n}), lists=lists,
-        percent=_pct, kinds=_kinds, spread=_spread, thumb=lambda f: thumb_uri(Path(root)/f),
+        percent=_pct, kinds=_kinds, spread=_spread, thumb=lambda f: thumb_uri(at[f]),
         groups=[x for x in r['groups'] if tuple(x) not in conflict], most_groups=80, most_each=24)
