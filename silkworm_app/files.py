@@ -7,11 +7,14 @@ __all__ = ['replacing', 'write_text', 'write_table', 'read_table', 'markdown_tab
            'open_streams', 'command', 'one_line', 'sha256_of']
 
 # %% ../nbs/00_files.ipynb #f1a00003
-import csv, hashlib, io, os, shutil, sys
+import csv, errno, hashlib, io, os, shutil, sys
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import wraps
 from pathlib import Path
+
+try: import fcntl
+except ImportError: fcntl = None                                    # Windows: who comes second isn't refused there
 
 # %% ../nbs/00_files.ipynb #f1a00005
 @contextmanager
@@ -73,16 +76,33 @@ def markdown_table(
 
 # %% ../nbs/00_files.ipynb #a7c1e5f0
 @contextmanager
+def _alone(work, dest):
+    "`work` as an empty folder that nobody else fills; raises `OSError` where another run does"
+    work.mkdir(parents=True, exist_ok=True)
+    at = os.open(work, os.O_RDONLY) if fcntl else None
+    try:
+        if at is not None:
+            try: fcntl.flock(at, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError: raise OSError(errno.EBUSY, 'another run is writing it; wait for that one', str(dest)) from None
+            except OSError: pass                                    # a file system without locks
+        for p in work.iterdir(): shutil.rmtree(p) if p.is_dir() and not p.is_symlink() else p.unlink()      # of a run that was killed
+        try: yield
+        except BaseException:                                       # not later: the next run may have begun where this one was
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+    finally:
+        if at is not None: os.close(at)
+
+@contextmanager
 def whole_folder(
     dest, # folder to make; what is there is replaced as a whole
 ):
     """Gives an empty folder beside `dest` to fill; when the block ends well it takes the place of `dest`, otherwise it is removed and
-    `dest` is as it was"""
-    dest = Path(os.path.abspath(dest))
+    `dest` is as it was. A link stays one, to the new folder. Raises `OSError` for a mount point, and where another run fills it"""
+    if os.path.ismount(dest := Path(os.path.realpath(dest))):
+        raise OSError(errno.EBUSY, 'it is a mount point, which cannot be replaced; name a folder inside it', str(dest))
     work, old = dest.with_name(f'.{dest.name}.partial'), dest.with_name(f'.{dest.name}.old')
-    try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+    with _alone(work, dest):
         yield work
         shutil.rmtree(old, ignore_errors=True)
         if dest.exists(): os.replace(dest, old)
@@ -91,7 +111,6 @@ def whole_folder(
             if old.exists(): os.replace(old, dest)
             raise
         shutil.rmtree(old, ignore_errors=True)
-    finally: shutil.rmtree(work, ignore_errors=True)
 
 def check_kind(
     dest, # folder that is to be replaced, if it is there

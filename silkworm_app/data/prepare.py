@@ -258,6 +258,7 @@ def check_places(
     a, b = src.resolve(), dest.resolve()
     if a == b or a in b.parents or b in a.parents:
         raise DataError(f'{shown(dest)} and {shown(src)} lie inside each other; choose another folder for the result')
+    if os.path.ismount(b): raise DataError(f'{shown(dest)} is a mount point, which cannot be replaced; name a folder inside it')
     if not dest.exists() or dest.is_dir() and not any(dest.iterdir()): return
     other = _not_ours(dest) if dest.is_dir() else dest
     if other is None and overwrite: return
