@@ -110,6 +110,7 @@ def _copy_links(sketches, sha, union, memory, each_=8, rounds=3, workers=None, s
                     union.join(*p[:2])
                     links.append((*p[:2], o))
         bar.done()
+        memory.save()
         links += _weaker_links(laid, union, _bound([o.score for o in laid.done.values() if o.octaves]))
         if len(links) == before: break
     return links, _scene_links(laid, union)
@@ -285,6 +286,8 @@ def _group(files, level, workers, show, memory):
             if sha is not None: read.first[sha] = k
             if isinstance(got, str): g.bad[k] = got
             else: seen[k] = got
+        memory.save()                                               # here and below: what follows puts nothing for minutes, and an open
+                                                                    # transaction would let other processes wait
         if _recall(g, level, memory): return g                      # another folder with the same content
         g.exact = union.groups()
         _join_near(seen, union, g, show)
@@ -326,6 +329,7 @@ def _join_copies(seen, union, g, memory, workers, show):
     "Join the copies among the first of each near group in `union`, and note copies and scenes in `g`."
     heads = list({union.find(k): k for k in reversed(list(seen))}.values())[::-1]
     sketches = list(each(lambda k: _sketched(g.sha256[k], seen[k][2], memory), heads, 'finding features', workers, show))
+    memory.save()
     links, scenes = _copy_links(sketches, [g.sha256[k] for k in heads], Union(len(heads)), memory, workers=workers, show=show)
     for kind, pairs in (('copy', links), ('scene', scenes)):
         for i, j, o in pairs:

@@ -7,7 +7,7 @@ __all__ = ['cache_folder', 'pack', 'unpack', 'Memory', 'stat_key']
 
 # %% ../../nbs/data/02e_memory.ipynb #426525d7
 import hashlib, os, sqlite3, struct, threading, time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 try: import fcntl
@@ -18,7 +18,8 @@ def cache_folder()->Path: # None: nothing is to be kept
     "Where found things are kept: `SILKWORM_CACHE`, or `silkworm_app` in the user's cache folder"
     own = os.environ.get('SILKWORM_CACHE')
     if own is not None: return None if own.lower() in ('', 'off', '0', 'none') else Path(own)
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'silkworm_app'
+    try: return Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'silkworm_app'
+    except RuntimeError: return None                                # a user without a home folder
 
 
 def pack(
@@ -101,14 +102,12 @@ class Memory:
     @contextmanager
     def alone(self, key):
         "Of several processes that ask for the same, one works and the others wait"
-        if self.db is None or fcntl is None:
-            yield
-            return
-        self.save()                                                 # an open transaction would let the others wait, whatever they ask for
-        with open(self.file.with_suffix('.lock'), 'a') as f:
-            at = int(hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:7], 16)
-            try: fcntl.lockf(f, fcntl.LOCK_EX, 1, at)              # released when the file is closed
-            except OSError: pass                                   # a file system without locks
+        with ExitStack() as held:                                  # released when the file is closed
+            if self.db is not None and fcntl is not None:
+                self.save()                                        # an open transaction would let the others wait, whatever they ask for
+                at = int(hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:7], 16)
+                try: fcntl.lockf(held.enter_context(open(self.file.with_suffix('.lock'), 'a')), fcntl.LOCK_EX, 1, at)
+                except OSError: pass                               # a file system without locks, a folder that may only be read
             yield
 
 # %% ../../nbs/data/02e_memory.ipynb #facffead
