@@ -7,6 +7,8 @@ makes it, and `silkworm-train --data_path DEST` cross-validates over them.
 import argparse
 import csv
 import hashlib
+import http.client
+import os
 import sys
 import time
 import urllib.error
@@ -43,13 +45,15 @@ def fetch(url, tries=4, wait=2., most=50 * 2**20):
     "The bytes at an address; waits longer after each failure that may pass (429, 5xx, no answer). Raises `Gone`."
     for k in range(tries):
         try:
-            with urllib.request.urlopen(urllib.request.Request(url, headers={'User-Agent': AGENT}), timeout=60) as r: data = r.read(most + 1)
+            with urllib.request.urlopen(urllib.request.Request(url, headers={'User-Agent': AGENT}), timeout=60) as r:
+                data, whole = r.read(most + 1), r.headers.get('Content-Length', '')
             if len(data) > most: raise Gone(f'is larger than {most // 2**20} MB')
-            return data
+            if not whole.isdigit() or len(data) == int(whole): return data
+            why, after = f'only {len(data):,} of {int(whole):,} bytes came', ''                # `read` says nothing of a connection that was cut
         except urllib.error.HTTPError as e:
             if e.code not in (429, 500, 502, 503, 504): raise Gone(f'is gone from there ({e.code} {e.reason})') from None
             why, after = f'{e.code} {e.reason}', e.headers.get('Retry-After', '')
-        except OSError as e: why, after = str(getattr(e, 'reason', e)), ''
+        except (OSError, http.client.HTTPException) as e: why, after = str(getattr(e, 'reason', e)), ''
         if k + 1 < tries: time.sleep(min(120., float(after)) if after.isdigit() else wait * 2**k)
     raise Gone(f'cannot be fetched ({why})')
 
@@ -88,7 +92,7 @@ def main(argv=None):
     p.add_argument('--overwrite', action='store_true', help='replace a set made before')
     args = p.parse_args(argv)
     dest = Path(args.dest)
-    fetched = dest.with_name(dest.name + '.fetched')
+    fetched = Path(f'{os.path.abspath(dest)}.fetched')
     try:
         rows = read_list(args.list)
         check_places(fetched, dest, args.overwrite)
