@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['replacing', 'write_text', 'write_table', 'read_table', 'markdown_table', 'whole_folder', 'check_kind', 'shown',
-           'open_streams', 'command', 'one_line', 'sha256_of']
+           'own_name', 'open_streams', 'command', 'one_line', 'sha256_of']
 
 # %% ../nbs/00_files.ipynb #f1a00003
 import csv, errno, hashlib, io, os, shutil, sys
@@ -137,6 +137,12 @@ def shown(
     s = str(path)
     try: return s.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
     except UnicodeEncodeError: return s.encode('utf-8', 'backslashreplace').decode()
+
+def own_name(
+    path, # of a file or folder, also `.`
+)->str:
+    "What it is called, for notes and tables"
+    return shown(os.path.basename(os.path.abspath(path)))
 
 def open_streams():
     "Make standard output and errors take any text, with what they can't hold escaped; for the `main` of a command"

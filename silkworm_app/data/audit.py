@@ -53,9 +53,9 @@ def _file_report(scan, heads, g, name):
         return heads[k] and k not in g.bad and own not in FORMAT_SUFFIXES.get(heads[k][0], (own,))
     return dict(formats=dict(Counter(h[0] for h in known).most_common()), modes=dict(Counter(h[3] for h in known).most_common()),
                 shorter_side=dict(least=side[0], median=side[len(side) // 2], most=side[-1]) if side else None,
-                bytes=sum(h[4] for h in known), unusable=[shown(g.bad[k]).replace(shown(scan.root), name, 1) for k in sorted(g.bad)],
+                bytes=sum(h[4] for h in known), unusable=[scan.told(g.bad[k], name) for k in sorted(g.bad)],
                 wrong_suffix=[f'{rel[k]} is {heads[k][0]}' for k in range(len(rel)) if odd(k)], other_files=len(scan.other),
-                unreadable_folders=[u.replace(shown(scan.root), name, 1) for u in scan.unreadable], link_loops=len(scan.loops))
+                unreadable_folders=[scan.told(u, name) for u in scan.unreadable], link_loops=len(scan.loops))
 
 # %% ../../nbs/data/10_audit.ipynb #c9431d2f
 def _scene_groups(g):

@@ -160,6 +160,12 @@ class Scan:
         "The path of a picture below the folder, with slashes, as text."
         return shown(Path(p).relative_to(self.root).as_posix())
 
+    def told(self, text, name):
+        "What is said of something below, which begins with its path, with `name` for the folder's own"
+        root, text = shown(self.root), shown(text)
+        if root == '.': return f'{name}/{text}'
+        return name + text[len(root):] if text.startswith(root) else text
+
 # %% ../../nbs/data/02_folder.ipynb #6622ad4f
 def has_folds(
     root:Path # folder

@@ -16,7 +16,7 @@ from .diseases import silkworm_names
 from .folder import BEFORE, COLLECTED, MANIFEST, DataError, new_folder, opened, peeled, why_unusable
 from .prepare import by_class, check_places, check_seed, choose, finish_set, read_mapping, read_options, strange_files, write_set
 from .splits import carve, cut, read_manifest
-from ..files import read_table, sha256_of, shown, write_text
+from ..files import own_name, read_table, sha256_of, shown, write_text
 
 # %% ../../nbs/data/11a_merge.ipynb #43612b3f
 def _known(old):
@@ -131,8 +131,8 @@ def merge(
     for src in (old, *sources): check_places(src, dest, overwrite)
     mapping = mapping if isinstance(mapping, dict) else read_mapping(mapping) if mapping else {}
     known = _known(old)
-    before = dict(name=shown(old.name), manifest=sha256_of(old/MANIFEST))
-    about, was = f'{shown(old.name)} and pictures that came later', read_options(old)
+    before = dict(name=own_name(old), manifest=sha256_of(old/MANIFEST))
+    about, was = f'{own_name(old)} and pictures that came later', read_options(old)
     level, scenes = level or was.get('level', 'auto'), scenes or was.get('scenes', 'together')
     return combine(known, sources, dest, about, before, mapping, level, scenes, seed, workers, show, size=was.get('size'))
 
@@ -153,7 +153,7 @@ def combine(
         for src in map(Path, sources):
             root = stack.enter_context(opened(src))
             scan, said = by_class(root, src), _said(root)
-            found = [(p, _class_of(scan.rel(p), c, said), f'{shown(src.name)}/{scan.rel(p)}') for p, _, c in scan.items]
+            found = [(p, _class_of(scan.rel(p), c, said), f'{own_name(src)}/{scan.rel(p)}') for p, _, c in scan.items]
             names |= {c for _, c, _ in found}
             to = _called(sorted({c for _, c, _ in found}), classes, mapping or {}, src)
             coming += [(p, to[c], name) for p, c, name in found]

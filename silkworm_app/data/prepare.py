@@ -21,7 +21,7 @@ from .folder import BEFORE, MANIFEST, DataError, Scan, is_litter, new_folder, op
 from .imaging import FORMAT_SUFFIXES, open_image, picture_header
 from .progress import each
 from .splits import MANIFEST_COLUMNS, carve, cut, read_manifest
-from ..files import markdown_table, one_line, sha256_of, shown, write_table, write_text
+from ..files import markdown_table, one_line, own_name, sha256_of, shown, write_table, write_text
 from .audit import audit_scan, headlines
 
 # %% ../../nbs/data/11_prepare.ipynb #d9a5ccd0
@@ -305,14 +305,14 @@ def prepare(
 )->dict: # `counts`, `notes` and `path`
     """A clean image folder with an honest split, a manifest and a data card. Raises `DataError`; `src` is only read, and `dest` appears
     when it is complete."""
-    src, dest = Path(src), Path(dest)
+    src, dest, name = Path(src), Path(dest), own_name(src)
     _check(valid_pct, test_pct, folds, size, keep, seed)
     check_places(src, dest, overwrite)
     if mapping is not None and not isinstance(mapping, dict): mapping = read_mapping(mapping)
     with opened(src) as root:
         scan = by_class(root, src)
         to, notes = renaming(scan.classes, mapping, src)
-        report, g = audit_scan(scan, shown(src.name), level, workers, show, scenes)
+        report, g = audit_scan(scan, name, level, workers, show, scenes)
         photo, scene = g.photos, g.kept_together(scenes)
         label = [to[c] for _, _, c in scan.items]
         kept, dropped = choose(label, g.bad, photo, {'all': g.exact, 'near': g.near, 'one': photo}[keep])
@@ -320,9 +320,9 @@ def prepare(
         folds, more = _few(distinct, {c: len({scene[k] for k in kept if label[k] == c}) for c in distinct}, folds)
         parts, last = _parts({scan.rel(scan.items[k][0]): (k, label[k], scene[k]) for k in kept}, folds, valid_pct, test_pct, seed)
         notes += more + last + [f'{n} file(s) left out: {why}' for why, n in sorted(dropped.items())] + strange_files(scan)
-        if g.bad: notes.append(why_unusable([shown(g.bad[k]).replace(shown(scan.root), shown(src.name), 1) for k in sorted(g.bad)]))
+        if g.bad: notes.append(why_unusable(report['unusable']))
         split = dict(folds=folds) if folds else dict(valid_pct=valid_pct, test_pct=test_pct)
-        options = dict(source=shown(src.name), seed=seed, size=size, level=report['level'], keep=keep, scenes=scenes, **split)
+        options = dict(source=name, seed=seed, size=size, level=report['level'], keep=keep, scenes=scenes, **split)
         files, sources = [p for p, _, _ in scan.items], [scan.rel(p) for p, _, _ in scan.items]
         with new_folder(dest) as work:
             rows = write_set(work, files, g.sha256, sources, parts, scene, [size]*len(files), folds, workers, show)
