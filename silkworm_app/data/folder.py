@@ -219,7 +219,9 @@ def new_folder(
     "A folder of data to fill, whole or not there; raises `DataError` where it can't be written"
     try:
         with whole_folder(dest) as work: yield work
-    except OSError as e: raise DataError(f'{shown(dest)} cannot be written: {e.strerror or e}') from None
+    except OSError as e:                                             # which may be one of a picture that is read
+        of = '' if e.filename is None or str(e.filename) in (str(dest), os.path.realpath(dest)) else f'{shown(e.filename)}: '
+        raise DataError(f'{shown(dest)} cannot be written: {of}{e.strerror or e}') from None
 
 # %% ../../nbs/data/02_folder.ipynb #35583506
 # what an archive raises that was cut off or overwritten
