@@ -59,7 +59,7 @@ def _crop_options(k):
     k.add_argument('--margin', type=float, default=.15, help='ground on each side, as a part of the object (default: %(default)s)')
     k.add_argument('--same-scale', action='store_true', help='one size of square for all, so that small objects stay small')
     k.add_argument('--others', default='leave', choices=('leave', 'copy'), help='pictures without a single object: left out, or '
-        'copied whole (default: %(default)s)')
+        'copied whole, upright and saved anew (default: %(default)s)')
 
 
 def _run_crop(args):

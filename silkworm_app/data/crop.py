@@ -98,14 +98,14 @@ def crop(
     dest, # folder to make: the same folders and names, `cropped.csv` and `sheet.html`
     margin:float=.15, # see `cut_out`
     same_scale:bool=False, # one size of square for all
-    others:str='leave', # pictures without a single object: 'leave' them out, or 'copy' them as they are
+    others:str='leave', # pictures without a single object: 'leave' them out, or 'copy' them: whole, upright, saved anew
     workers:int=None, show:bool=True # threads; progress
 )->dict: # `cut`: number; `others`: {path: why}; `path`
     "Cut the single object out of each picture. Raises `DataError`; `dest` appears when it is complete"
     src, dest = Path(src), Path(dest)
     if not 0 <= margin <= 2: raise DataError(f'margin must lie in 0 to 2, not {margin}')
     if others not in ('leave', 'copy'): raise DataError(f"others must be 'leave' or 'copy', not {others!r}")
-    check_places(src, dest)
+    check_places(src, dest, None)
     with opened(src) as root:
         scan = Scan(root)
         if scan.unreadable: raise DataError(f'a folder cannot be read: {scan.unreadable[0]}')

@@ -252,7 +252,7 @@ def _not_ours(dest):
 def check_places(
     src, # what is read
     dest, # folder to make
-    overwrite:bool=False # whether a folder that an earlier run made may be replaced
+    overwrite:bool=False # whether a folder that an earlier run made may be replaced; None: the command never does
 ):
     "Refuse folders inside each other, and one that is someone else's. Raises `DataError`."
     a, b = src.resolve(), dest.resolve()
@@ -260,6 +260,7 @@ def check_places(
         raise DataError(f'{shown(dest)} and {shown(src)} lie inside each other; choose another folder for the result')
     if os.path.ismount(b): raise DataError(f'{shown(dest)} is a mount point, which cannot be replaced; name a folder inside it')
     if not dest.exists() or dest.is_dir() and not any(dest.iterdir()): return
+    if overwrite is None: raise DataError(f'{shown(dest)} exists; choose another folder, or move it away')
     other = _not_ours(dest) if dest.is_dir() else dest
     if other is None and overwrite: return
     how = ', or say overwrite to replace it' if other is None else (f' ({shown(other)} was not made by silkworm-data, so it is never '
