@@ -16,13 +16,15 @@ CLASS_INFO = yaml.safe_load(files('silkworm_app.data').joinpath('diseases.yaml')
 # %% ../../nbs/data/01_diseases.ipynb #bcb2cd97
 def _plain(name): return ''.join(c for c in str(name).lower() if c.isalnum())
 
-_sure = {_plain(a): c for c, i in CLASS_INFO.items() for a in (c, *i['aliases'])}
+_kinds = {_plain(a): c for c, i in CLASS_INFO.items() for a in i.get('kinds', ())}
+_sure = {_plain(a): c for c, i in CLASS_INFO.items() for a in (c, *i['aliases'])} | _kinds
 _also = {_plain(a): c for c, i in CLASS_INFO.items() for a in i['also']}
 
 def canonical_name(
     name:str # class name as found in a set of silkworms
 )->str: # one of `CLASS_INFO`, or `name` unchanged
-    "The correct spelling of the state of a silkworm; an unknown name comes back as it is. For the classes of any set use `silkworm_names`."
+    """The state of a silkworm in its correct spelling, of a kind what it is a kind of; an unknown name comes back as it is. For the classes
+    of any set use `silkworm_names`."""
     return _sure.get(_plain(name)) or _also.get(_plain(name)) or name
 
 # %% ../../nbs/data/01_diseases.ipynb #1b411d42
@@ -37,11 +39,13 @@ def silkworm_names(
 )->dict: # name as found -> canonical name where the set is one of silkworms, else the same name
     "What the classes of a set are called."
     known = of_silkworms(classes)
-    return {c: canonical_name(c) if known else c for c in classes}
+    return {c: canonical_name(c) if known and _plain(c) not in _kinds else c for c in classes}
 
 # %% ../../nbs/data/01_diseases.ipynb #dcfb0a63
 def silkworm_info(
     classes:list # all class names of a set
 )->dict: # name as found -> entry of `CLASS_INFO`, for the classes that have one; empty where the set is not one of silkworms
     "What may be said next to the classes of a set."
-    return {c: CLASS_INFO[n] for c, n in silkworm_names(classes).items() if n in CLASS_INFO} if of_silkworms(classes) else {}
+    if not of_silkworms(classes): return {}
+    title = lambda c: dict(title=str(c).replace('_', ' ').strip().capitalize()) if _plain(c) in _kinds else {}
+    return {c: CLASS_INFO[n] | title(c) for c in classes if (n := canonical_name(c)) in CLASS_INFO}

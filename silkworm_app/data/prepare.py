@@ -207,7 +207,7 @@ def finish_set(
     "Write manifest, classes and data card."
     write_table(work/MANIFEST, [MANIFEST_COLUMNS, *rows])
     info = silkworm_info(list(distinct))
-    about = {c: {k: v for k, v in info.get(c, {}).items() if k not in ('aliases', 'also')} for c in sorted(distinct)}
+    about = {c: {k: v for k, v in info.get(c, {}).items() if k not in ('aliases', 'also', 'kinds')} for c in sorted(distinct)}
     write_text(work/'classes.json', json.dumps(about, indent=1, ensure_ascii=False) + '\n')
     number = Counter((r[3], r[2]) for r in rows)
     counts = [[s, *(number[s, c] for c in distinct)] for s in sorted({r[3] for r in rows})]
