@@ -679,6 +679,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'silkworm_app.data.folder._outside': ('data/folder.html#_outside', 'silkworm_app/data/folder.py'),
                                           'silkworm_app.data.folder._plausible': ( 'data/folder.html#_plausible',
                                                                                    'silkworm_app/data/folder.py'),
+                                          'silkworm_app.data.folder._tar_files': ( 'data/folder.html#_tar_files',
+                                                                                   'silkworm_app/data/folder.py'),
                                           'silkworm_app.data.folder._tar_names': ( 'data/folder.html#_tar_names',
                                                                                    'silkworm_app/data/folder.py'),
                                           'silkworm_app.data.folder._zip_names': ( 'data/folder.html#_zip_names',

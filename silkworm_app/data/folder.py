@@ -8,7 +8,7 @@ __all__ = ['SPLIT_NAMES', 'MANIFEST', 'BEFORE', 'COLLECTED', 'DAMAGED', 'DataErr
            'why_unusable', 'pictures_below']
 
 # %% ../../nbs/data/02_folder.ipynb #89b6284d
-import os, re, shutil, tarfile, tempfile, unicodedata, zipfile, zlib
+import os, re, shutil, sys, tarfile, tempfile, unicodedata, zipfile, zlib
 from collections import Counter
 from contextlib import contextmanager
 from gzip import BadGzipFile
@@ -209,7 +209,8 @@ def opened(
     if src.is_dir(): yield top_folder(src); return
     if not src.exists(): raise DataError(f'{shown(src)} does not exist; give a folder or an archive of pictures')
     with tempfile.TemporaryDirectory(prefix='silkworm-data-') as tmp:
-        unpack(src, tmp)
+        links = unpack(src, tmp)
+        if links: print(f'{shown(src)}: {links} link(s) in it were left out; links to other files of it are read', file=sys.stderr)
         yield top_folder(tmp)
 
 @contextmanager
@@ -247,14 +248,23 @@ def _check_end(t):
     if len(first := next(rest, b'')) < tarfile.BLOCKSIZE or any(first) or any(map(any, rest)):
         raise tarfile.ReadError(f'it is damaged, or cut off, at byte {t.offset}')
 
+def _tar_files(members):
+    "The regular files, and hard links to one before them, which are files as well; each with its size"
+    size = {}
+    for m in members:
+        if m.isfile(): size[m.name] = m.size
+        elif m.islnk() and m.linkname in size: size[m.name] = size[m.linkname]
+        else: continue
+        yield m, size[m.name]
+
 def _tar_names(members): return decoded([os.fsencode(m.name) for m in members], lambda b: os.fsdecode(b))
 
 # %% ../../nbs/data/02_folder.ipynb #fd3e9e62
 def unpack(
     archive, # zip or tar file
     dest # existing folder
-):
-    """Unpack the regular files of an archive below `dest`. Raises `DataError`, before anything is written, if a member points outside
+)->int: # links that were left out: those that don't stand for a file of the archive
+    """Unpack the files of an archive below `dest`. Raises `DataError`, before anything is written, if a member points outside
     or would take the place of another, or the whole is too large."""
     name = shown(archive)
     def check(names, total):
@@ -278,16 +288,20 @@ def unpack(
                 infos = z.infolist()
                 names = _zip_names(infos)
                 check([i.filename for i in infos] + names, sum(i.file_size for i in infos))
-                regular = lambda i, n: not (i.is_dir() or n.endswith('/')) and (i.external_attr >> 16) & 0o170000 in (0, 0o100000)
+                kind = lambda i: (i.external_attr >> 16) & 0o170000
+                regular = lambda i, n: not (i.is_dir() or n.endswith('/')) and kind(i) in (0, 0o100000)
                 write([(i, n) for i, n in zip(infos, names) if regular(i, n)], z.open, lambda i: i.orig_filename)
+                return sum(kind(i) == 0o120000 for i in infos)
         elif not tarfile.is_tarfile(archive): raise DataError(f'{name} is no folder, and no zip or tar archive that can be unpacked')
         else:
             with tarfile.open(archive) as t:
                 members = t.getmembers()
                 names = _tar_names(members)
-                check([m.name for m in members] + names, sum(m.size for m in members if m.isfile()))
-                write([(m, n) for m, n in zip(members, names) if m.isfile()], t.extractfile, lambda m: m.name)
+                there = {id(m): size for m, size in _tar_files(members)}
+                check([m.name for m in members] + names, sum(there.values()))
+                write([(m, n) for m, n in zip(members, names) if id(m) in there], t.extractfile, lambda m: m.name)
                 _check_end(t)
+                return sum(id(m) not in there and (m.islnk() or m.issym()) for m in members)
     except (*DAMAGED, RuntimeError, NotImplementedError, UnicodeDecodeError) as e:
         raise DataError(f'{name} is no zip or tar archive that can be unpacked: {e}') from None
 
