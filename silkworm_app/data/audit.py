@@ -84,9 +84,10 @@ def audit_scan(
     splits = {s: [(files[k], canon[k]) for k in ok if scan.items[k][1] == s] for s in ('train', 'valid', 'test')}
     given = any(splits.values())
     where = splits if given else {'train': [(files[k], canon[k]) for k in ok], 'valid': [], 'test': []}
-    groups, sizes, counts = _members(g.photos), Counter(g.photos[k] for k in ok), defaultdict(Counter)
+    sizes, counts = Counter(g.photos[k] for k in ok), defaultdict(Counter)
+    groups = {n: [k for k in ms if k not in g.bad] for n, ms in _members(g.photos).items()}      # what can't be opened is listed by itself
     for _, s, c in scan.items: counts[s][c] += 1
-    several = lambda of: [ms for ms in groups.values() if len({of(k) for k in ms if k not in g.bad}) > 1]
+    several = lambda of: [ms for ms in groups.values() if len({of(k) for k in ms}) > 1]
     named = lambda gs: [[rel[k] for k in ms] for ms in gs]
     largest = lambda gs: sorted(gs, key=len, reverse=True)
     return dict(source=name, level=level, files=len(files), usable=len(ok), given_splits=given, inside_out=scan.inside_out,

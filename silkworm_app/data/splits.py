@@ -175,7 +175,7 @@ class Splits:
 
     def fold(self,
         name:str, # of `folds`, for example 'fold_2'
-        valid_pct:float=.2, # part of all pictures that chooses the best epoch, taken from the other folds
+        valid_pct:float=.2, # part of the other folds that chooses the best epoch
         seed:int=42 # of that part
     )->'Splits':
         "The splits that test on one fold and train on the others. Raises `DataError`."
@@ -319,8 +319,10 @@ def _found(path, on_bad):
     for p, s, c in sorted(scan.items + scan.strangers):
         if c: found[s][c].append(p)
     _check_classes(found, path)
+    loose = [scan.rel(p) for p, _, c in scan.items if not c]
+    beside = [f'{len(loose)} picture(s) lie beside the class folders and are not used ({loose[0]})'] if loose else []
     bad = check_pictures([f for cs in found.values() for fs in cs.values() for f in fs])
-    notes = _skipped(bad, on_bad)
+    notes = _skipped(bad, on_bad) + beside
     if bad:
         found = {s: {c: [f for f in fs if f not in bad] for c, fs in cs.items()} for s, cs in found.items()}
         _check_classes(found, path)
@@ -333,7 +335,7 @@ NO_TEST = 'there is no test split: where validation pictures choose the best epo
 
 def find_splits(
     path, # image folder, or one that `silkworm-data prepare` made
-    valid_pct:float=.2, # part of all pictures for validation, where the folder does not say
+    valid_pct:float=.2, # part of all pictures for validation (where a test is given, of the others), where the folder does not say
     test_pct:float=.2, # part of all pictures for the test, where the folder holds class folders only
     seed:int=42, # of the split
     group='auto', # 'auto' (see `level_of`), 'hash', 'copies' or None: what counts as the same picture; a manifest knows better
