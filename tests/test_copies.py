@@ -18,6 +18,7 @@ from silkworm_app.data import copies
 from silkworm_app.data.audit import audit
 from silkworm_app.data.copies import copy_groups, group_pictures, hash_groups
 from silkworm_app.data.loaders import image_dls
+from silkworm_app.data.memory import cache_folder
 from silkworm_app.data.prepare import prepare
 from silkworm_app.data.same import same_photo, sketch
 from silkworm_app.data.splits import find_splits
@@ -189,6 +190,16 @@ def test_frames_of_one_scene_are_kept_together_unless_told_otherwise(tmp_path):
     with pytest.raises(ValueError, match="scenes must be 'together' or 'apart'"): g.kept_together('both')
 
 
+def test_classes_of_one_film_are_folded_as_far_as_they_go(tmp_path):
+    "Folds are cut by scene, so scenes and not photographs say how many there can be"
+    for k, c in enumerate('ab'):
+        (tmp_path / 'set' / c).mkdir(parents=True)
+        for i, im in enumerate(film(k, [(20 + 25 * (i % 2), 20 + 40 * i) for i in range(6)])): put(tmp_path / 'set' / c, f'{i}.png', im)
+    out = prepare(tmp_path / 'set', tmp_path / 'out', show=False)
+    assert out['folds'] == 2 and min(out['distinct'].values()) > 2
+    for c in 'ab': assert f'{c} has photographs of one scene only: they are in train or in test, never in both, and cannot be judged' in out['notes']
+
+
 def test_the_choice_of_scenes_reaches_training(tmp_path, monkeypatch):
     "Two films of two frames, the second film under two classes: as found, in the loaders, in a training, cross-validated, and prepared."
     monkeypatch.setenv('SILKWORM_CACHE', str(tmp_path / 'cache'))
@@ -220,7 +231,8 @@ def test_auto_means_the_same_to_an_audit_and_to_a_training(tmp_path, monkeypatch
         for k in range(3): put(tmp_path / c, f'{k}.png', Image.new('RGB', (64, 64), (80 * k, 99, ord(c))))
     for most, level in ((6, 'copies'), (5, 'hash')):
         monkeypatch.setattr('silkworm_app.data.copies.COPIES_UP_TO', most)
-        assert audit(tmp_path)['level'] == find_splits(tmp_path, group='auto').leak['level'] == level
+        assert audit(tmp_path)['level'] == find_splits(tmp_path, group='auto').leak['level'] == find_splits(tmp_path).leak['level'] == level
+        assert image_dls(tmp_path, 32, 2, aug='none', valid_pct=.4, test_pct=0.).splits.leak['level'] == level
     with pytest.raises(ValueError, match="group must be 'auto', 'hash' or 'copies', not 'all'"): find_splits(tmp_path, group='all')
 
 
@@ -242,6 +254,16 @@ def test_what_was_found_is_remembered(larvae, tmp_path, monkeypatch):
     put(tmp_path / 'b', '0.png', larvae[5])
     with pytest.raises(AssertionError, match='searched again'): group_pictures(moved)
     monkeypatch.undo()
+
+
+def test_a_cache_that_cannot_be_used_stops_nothing(larvae, tmp_path, monkeypatch):
+    monkeypatch.setenv('SILKWORM_CACHE', str(tmp_path / 'cache'))
+    (tmp_path / 'cache/pictures.lock').mkdir(parents=True)            # no file can be opened there for writing, as in a folder that may only be read
+    assert group_pictures([put(tmp_path, f'{i}.png', im) for i, im in enumerate(larvae[:2])], 'hash').near == [0, 1]
+    def homeless(): raise RuntimeError('Could not determine home directory.')
+    for k in ('SILKWORM_CACHE', 'XDG_CACHE_HOME'): monkeypatch.delenv(k, raising=False)
+    monkeypatch.setattr(Path, 'home', homeless)
+    assert cache_folder() is None
 
 
 @pytest.mark.slow

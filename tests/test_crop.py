@@ -67,7 +67,7 @@ def test_a_folder(tmp_path, capsys):
     assert len(rows) == 8 and sum(bool(r['file']) for r in rows) == 6
     assert main(['crop', str(src), str(tmp_path/'same'), '--same-scale', '--others', 'copy']) == 0
     assert len({Image.open(p).size for p in (tmp_path/'same').rglob('[0-9].png')}) == 1 and (tmp_path/'same/b/leaf.png').is_file()
-    assert main(['crop', str(src), str(tmp_path/'out')]) == 2 and 'exists' in capsys.readouterr().err
+    assert main(['crop', str(src), str(tmp_path/'out')]) == 2 and 'exists; choose another folder, or move it away' in capsys.readouterr().err
     (tmp_path/'leaves/a').mkdir(parents=True)
     draw_larva('healthy', 200, 0).save(tmp_path/'leaves/a/0.png')
     with pytest.raises(DataError, match='nothing was written'): crop(tmp_path/'leaves', tmp_path/'none', show=False)

@@ -23,6 +23,7 @@ from silkworm_app.data.diseases import silkworm_info, silkworm_names
 from silkworm_app.data.folder import DataError, Scan, opened, pictures_below, unpack
 from silkworm_app.data.loaders import image_dls, test_loader as labelled_test
 from silkworm_app.data.cli import main
+from silkworm_app.data.merge import merge
 from silkworm_app.data.prepare import prepare, read_mapping
 from silkworm_app.data.sample import draw_larva
 from silkworm_app.data.splits import carve, cut, find_splits
@@ -143,7 +144,7 @@ def test_one_name_written_in_two_ways_is_one_class(tmp_path):
     nfc, nfd = unicodedata.normalize('NFC', 'émile'), unicodedata.normalize('NFD', 'émile')
     assert nfc != nfd
     tree(tmp_path / 'set/train', classes=(nfc, 'pabrin')), tree(tmp_path / 'set/test', classes=(nfd, 'pabrin'), seed=5)
-    s = find_splits(tmp_path / 'set')
+    s = find_splits(tmp_path / 'set', group='hash')
     assert s.classes == ['pabrin', nfc] and {c for _, c in s.test} == {nfc, 'pabrin'}
     assert audit(tmp_path / 'set', 'hash')['counts']['test'] == {nfc: 6, 'pabrin': 6}
     tree(tmp_path / 'flat', classes=(nfc, 'pabrin')), tree(tmp_path / 'flat', classes=(nfd,), n=3, seed=7)
@@ -196,7 +197,8 @@ def test_a_name_that_is_no_utf8_loses_nothing(tmp_path, monkeypatch, encoding):
     assert out.returncode == 0 and b'\\xf1.jpg' in out.stdout and b'Traceback' not in out.stderr, out.stderr[-400:]
     r = json.loads((tmp_path / 'a.json').read_text(encoding='utf-8'))
     assert r['files'] == 23 and r['groups'] == [['pabrin/0.png', 'pabrin/copy\\xf1.png']] and 'cut\\xf1.jpg' in r['unusable'][0] and 'España' in r['distinct']
-    assert 'copy\\xf1.png' in (tmp_path / 'a.html').read_text(encoding='utf-8')
+    page = (tmp_path / 'a.html').read_text(encoding='utf-8')
+    assert 'copy\\xf1.png' in page and 'cannot be opened' not in page          # of a group all can
     out = here('prepare', d, tmp_path / 'out', '--level', 'hash', '--folds', '0')
     assert out.returncode == 0 and b'cut\\xf1.jpg' in out.stdout, out.stderr[-400:]
     with open(tmp_path / 'out/manifest.csv', encoding='utf-8-sig') as f: sources = {x['source'] for x in csv.DictReader(f)}
@@ -217,6 +219,19 @@ def test_a_folder_says_what_it_left_out(tmp_path, capsys):
     assert said.split('\n')[0].startswith('classes renamed')
     s = find_splits(d, on_bad='skip')
     assert '3 file(s) were skipped' in s.warnings[0] and 'is a video' in s.warnings[0] and 'list.csv is not a picture' in s.warnings[0]
+
+
+def test_pictures_beside_the_classes_are_said(tmp_path):
+    d = tree(tmp_path / 'set')
+    for k in range(2): draw_larva('healthy', 64, 300 + k).save(d / f'loose{k}.png')
+    assert '2 picture(s) lie beside the class folders and are not used (loose0.png)' in find_splits(d, group=None).warnings
+
+
+def test_two_kinds_of_muscardine_stay_two_classes(tmp_path):
+    out = prepare(tree(tmp_path / 'set', ('white_muscardine', 'green muscardine', 'undiseased')), tmp_path / 'out', folds=0, level='hash', show=False)
+    assert set(out['distinct']) == {'white_muscardine', 'green muscardine', 'healthy'}
+    about = json.loads((tmp_path / 'out/classes.json').read_text(encoding='utf-8'))
+    assert about['white_muscardine']['title'] == 'White muscardine' and about['green muscardine']['do'] and 'kinds' not in about['green muscardine']
 
 
 def test_heic_is_a_picture_like_any(tmp_path):
@@ -350,6 +365,21 @@ def test_prepared_again_audited_and_predicted(prepared, tmp_path):
     assert audit(prepared / 'split', 'copies')['test_seen_in_train'] == 0
 
 
+@pytest.mark.parametrize('kind', ['folds', 'split'])
+def test_a_prepared_set_inside_an_archive_or_one_folder_deeper(prepared, tmp_path, kind):
+    "Its folds are no classes, and its manifest is known"
+    archive, folder, want = zipped(prepared / kind, tmp_path / 'clean.zip'), tmp_path / 'unzipped', find_splits(prepared / kind)
+    with zipfile.ZipFile(archive) as z: z.extractall(folder)
+    s = find_splits(folder)
+    assert s.classes == ['healthy', 'pebrine'] and s.leak['level'] == 'manifest' and list(s.folds) == list(want.folds)
+    assert [p.name for p, _ in s.test] == [p.name for p, _ in want.test] and len(pictures_below(folder)[0]) == 21
+    for src in (archive, folder):
+        r = audit(src, 'hash')
+        assert r['files'] == 21 and set(r['distinct']) == {'healthy', 'pebrine'} and r['label_conflicts'] == 0
+    if kind == 'folds': assert said_of('--data_path', folder, '--fold', 'fold_2').test == s.folds['fold_2']
+    merge(folder, tree(tmp_path / 'more', ('healthy', 'pebrine'), n=1, seed=6), tmp_path / 'grown', show=False)
+
+
 def test_a_prepared_set_that_was_changed(prepared, tmp_path):
     d = shutil.copytree(prepared / 'split', tmp_path / 'split')
     draw_larva('healthy', 64, 4711).save(d / 'train/healthy/mine.png')
@@ -392,6 +422,17 @@ def test_a_part_has_its_share_of_each_class(seed, share):
 
 
 # ---------------------------------------------------------------- augmentation
+
+def test_no_class_is_missing_from_training():
+    "All of one class lies in a film that is mostly of another: it is trained on, whatever the seed"
+    film = [(f'a{k}', 'a') for k in range(12)] + [(f'b{k}', 'b') for k in range(10)]
+    items = film + [(f'more{k}', 'a') for k in range(30)]
+    groups = {p: 'film' if (p, c) in film else p for p, c in items}
+    for seed in range(20):
+        (test, valid, train), notes = carve(items, groups, (.2, .2), seed, ('test', 'validation'))
+        assert {c for _, c in train} == {'a', 'b'} and {c for _, c in test} == {c for _, c in valid} == {'a'}, seed
+        assert all(f'class b has too few distinct pictures to give any to the {n} split' in notes for n in ('test', 'validation'))
+
 
 def test_albumentations_own_transforms(prepared):
     steps = [A.RandomResizedCrop(size=(32, 32)), A.HorizontalFlip(p=.5), 'Blur']

@@ -20,7 +20,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from silkworm_app.data.folder import DataError
+from silkworm_app.data.folder import DataError, new_folder
+from silkworm_app.data.merge import merge
+from silkworm_app.files import whole_folder
 from silkworm_app.data.sample import draw_larva
 from silkworm_app.data.splits import find_splits
 from silkworm_app.data.imaging import ImageError, open_image
@@ -136,6 +138,17 @@ def test_links_in_archives_are_not_followed(tmp_path):
         for n, kind in (('set/pabrin/link', tarfile.SYMTYPE), ('set/pabrin/hard.png', tarfile.LNKTYPE)):
             i = tarfile.TarInfo(n); i.type, i.linkname = kind, str(tmp_path / 'secret'); t.addfile(i)
     assert audit(tmp_path / 'a.tar')['files'] == 12
+
+
+def test_hard_links_in_a_tar_are_files(tmp_path, capsys):
+    tree(tmp_path / 'set/train')
+    for p in (tmp_path / 'set/train').rglob('*.png'):
+        (to := tmp_path / 'set/test' / p.parent.name).mkdir(parents=True, exist_ok=True)
+        os.link(p, to / p.name)
+    (tmp_path / 'set/latest').symlink_to('train')
+    with tarfile.open(tmp_path / 'set.tar', 'w') as t: t.add(tmp_path / 'set', 'set')
+    r = audit(tmp_path / 'set.tar', 'hash')
+    assert r['files'] == 24 and r['test_seen_in_train'] == 1 and 'set.tar: 1 link(s) in it were left out' in capsys.readouterr().err
 
 
 def test_archive_equals_folder_and_damage_is_said(tmp_path, capsys):
@@ -297,6 +310,48 @@ def test_what_was_put_into_a_prepared_set_is_not_lost(tmp_path, folds, place, ca
     (out / place).write_text('years of work')
     assert main(['prepare', str(d), str(out), '--overwrite']) == 2 and Path(place).name in capsys.readouterr().err
     assert (out / place).read_text() == 'years of work'
+
+
+def test_a_result_behind_a_link_at_a_mount_point_or_in_the_making(tmp_path, monkeypatch, capsys):
+    d, big = tree(tmp_path / 'set'), tmp_path / 'big'
+    big.mkdir()
+    (tmp_path / 'clean').symlink_to(big / 'clean')
+    for _ in range(3): assert main(['prepare', str(d), str(tmp_path / 'clean'), '--overwrite', '--level', 'hash']) == 0
+    assert (tmp_path / 'clean').is_symlink() and (big / 'clean/manifest.csv').is_file() and [p.name for p in big.iterdir()] == ['clean']
+    with whole_folder(tmp_path / 'out') as work:
+        (work / 'mine').touch()
+        with pytest.raises(DataError, match='another run is writing it'): prepare(d, tmp_path / 'out', level='hash', show=False)
+        assert (work / 'mine').is_file()
+    (tmp_path / '.out.partial/of a killed run').mkdir(parents=True)
+    prepare(d, tmp_path / 'other', level='hash', show=False)
+    with whole_folder(tmp_path / 'out') as work: assert not list(work.iterdir())
+    (tmp_path / 'volume').mkdir()
+    monkeypatch.setattr(os.path, 'ismount', lambda p: str(p) == str(tmp_path / 'volume'))
+    with pytest.raises(DataError, match='volume is a mount point, which cannot be replaced; name a folder inside it'): prepare(d, tmp_path / 'volume')
+    with pytest.raises(OSError, match='mount point'), whole_folder(tmp_path / 'volume'): pass
+
+
+def test_a_source_given_as_a_dot_keeps_its_name(tmp_path, monkeypatch):
+    d = tree(tmp_path / 'Set 1')
+    (d / 'pabrin/bad.jpg').write_bytes(b'x')
+    want = prepare(d, tmp_path / 'a', level='hash', show=False)
+    monkeypatch.chdir(d)
+    got = prepare('.', tmp_path / 'b', level='hash', show=False)
+    assert got['notes'] == want['notes'] and any('Set 1/pabrin/bad.jpg is not a picture' in n for n in got['notes']), got['notes']
+    assert everything(tmp_path / 'a') == everything(tmp_path / 'b') and merge(tmp_path / 'a', '.', tmp_path / 'c', show=False)['added'] == {}
+    assert '(Set 1/pabrin/' in (tmp_path / 'c/README.md').read_text()
+
+
+def test_a_fault_of_the_source_is_not_one_of_the_result(tmp_path):
+    with pytest.raises(DataError, match='cannot be written: .*gone.png: No such file'), new_folder(tmp_path / 'out') as work:
+        shutil.copyfile(tmp_path / 'gone.png', work / 'x.png')
+
+
+def test_equal_files_that_cannot_be_opened_are_no_group(tmp_path):
+    d = tree(tmp_path / 'set', n=2)
+    for n in 'xy': (d / f'pabrin/{n}.jpg').write_bytes(b'no picture')
+    r = audit(d, 'hash')
+    assert r['groups'] == [] and len(r['unusable']) == 2
 
 
 def test_killed_and_run_again(tmp_path):

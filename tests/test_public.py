@@ -51,6 +51,29 @@ def site(tmp_path_factory):
     server.shutdown()
 
 
+def test_an_answer_that_was_cut_off_is_asked_for_again_and_a_dot_is_a_folder(tmp_path, monkeypatch, capsys):
+    asked = Counter()
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_): pass
+        def do_GET(self):
+            asked[self.path] += 1
+            if self.path == '/odd': self.wfile.write(b'what?\r\n\r\n'); return
+            self.send_response(200)
+            self.send_header('Content-Length', '10')
+            self.end_headers()
+            self.wfile.write(b'0123456789'[:10 if asked[self.path] > 1 else 4])
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    at = f'http://127.0.0.1:{server.server_address[1]}'
+    assert public.fetch(f'{at}/x', wait=0) == b'0123456789' and asked['/x'] == 2
+    with pytest.raises(public.Gone, match=r'cannot be fetched \(only 4 of 10 bytes came\)'): public.fetch(f'{at}/y', tries=1)
+    with pytest.raises(public.Gone, match='cannot be fetched'): public.fetch(f'{at}/odd', tries=1)
+    server.shutdown()
+    (tmp_path/'here').mkdir()
+    monkeypatch.chdir(tmp_path/'here')
+    assert public.main(['.', '--mirror', 'http://127.0.0.1:9', '--wait', '0', '--pause', '0']) == 2 and 'too few pictures' in capsys.readouterr().err
+
+
 def test_built_from_a_server(site, tmp_path, monkeypatch, capsys):
     at, rows, files, asked, once = site
     listed = tmp_path/'list.csv'
