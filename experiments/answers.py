@@ -118,7 +118,7 @@ def draws(name, data, cache, seed):
 
 
 def threshold(held, labels, target=.9):
-    "The rule of before: the smallest probability above which so many held-out answers were right, by a bound of 95 %."
+    "One threshold for all classes: the smallest probability above which so many held-out answers were right, by a bound of 95 %."
     from scipy.stats import beta
     p = softmax(held)
     order = np.argsort(-p.max(1))

@@ -117,7 +117,7 @@ def test_copies_prove_nothing_more():
     assert not t.calibrated and t.seen == dict.fromkeys(NAMES, 2)
 
 
-def test_one_threshold_of_before_misled():
+def test_one_threshold_would_mislead():
     "300 healthy and 12 pebrine, a net that never says pebrine: at most about one in ten of the sick is called healthy, over 40 draws."
     rng, lost = np.random.default_rng(0), []
     draw = lambda n: np.stack([np.full(n, 3.2), np.zeros(n)], 1) + .3 * rng.normal(size=(n, 2))
@@ -129,14 +129,13 @@ def test_one_threshold_of_before_misled():
     assert np.mean(lost) < .13
 
 
-def test_loads_what_was_saved_before():
-    "The settings of a bundle of before: its threshold stays its rule."
-    before = dict(classes=['a', 'b'], temperature=1.2, threshold=.8, distance_limit=None, min_contrast=.1, min_sharpness=.05, max_grain=3., look_limit=None, calibrated=True,
-                  note='chosen on 200 validation pictures of 200 photographs', target=.9, n=200, n_sources=200.0, coverage=.7, accuracy=.95)
-    t = Trust.from_dict(before)
-    d, e = t.decide(np.log([[.95, .05], [.7, .3]]))
-    assert (t.rule, d.rule, d.kind, d.label, e.kind, e.label) == ('threshold', 'threshold', 'one', 'a', 'nothing', None)
-    assert str(d).startswith('a (9') and d.excluded == [] and d.measured is None
+def test_without_scores_nothing_is_answered():
+    "However sure the net is; what was stored with each model and said nothing is passed over, a rule that is no more is refused."
+    stored = Trust(['a', 'b'], note='never tried').to_dict() | dict(threshold=None, target=.9)
+    d = Trust.from_dict(stored).decide(np.log([[.999, .001]]))[0]
+    assert (d.kind, d.label, d.labels, str(d)) == ('nothing', None, [], "can't tell: never tried")
+    with pytest.raises(ValueError, match='threshold'): Trust.from_dict(stored | dict(threshold=.8))
+    with pytest.raises(ValueError, match='no scores'): Trust.from_dict(stored | dict(calibrated=True))
 
 
 def test_sets_never_shrink_below_the_evidence():

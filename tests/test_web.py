@@ -16,7 +16,7 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 from silkworm_app.serve.load import load_bundle
-from web_tools import Colours, as_file, call, encode, files_in, picture, random_bundle, serving, upload
+from web_tools import Colours, Keeper, as_file, call, encode, files_in, picture, random_bundle, serving, upload
 
 root = Path(__file__).resolve().parent.parent
 red = encode(Image.new('RGB', (40, 30), 'red'), 'JPEG')
@@ -340,10 +340,11 @@ def test_an_onnx_file_alone_is_served(tmp_path, monkeypatch, capsys):
 
 
 def test_what_an_option_cannot_do_is_said(tmp_path, monkeypatch, capsys):
-    "Which example is too large to be shown; that an answer by one threshold is the same at any risk"
+    "Which example is too large to be shown; that a model which was not calibrated answers at none"
     from silkworm_app.serve.page import server
+    from silkworm_app.serve.trust import Trust
     monkeypatch.setattr(server, 'serve', lambda *args, **kwargs: None)
-    bundle = random_bundle(tmp_path / 'bundle')
+    bundle = random_bundle(tmp_path / 'bundle', trust=Trust(Keeper.classes))
     assert server.main(['--bundle', str(bundle), '--port', '0', '--risk', '.2']) == 0 and '--risk changes nothing' in capsys.readouterr().err
     (tmp_path / 'mine/a').mkdir(parents=True)
     picture(np.random.default_rng(1), (320, 240)).save(large := tmp_path / 'mine/a/large.png')

@@ -42,7 +42,7 @@ class Keeper:
     def one(self, mean):
         unproven = {c: (n, 9) for c, n in self.few.items()}
         probs = dict(grasserie=.7, healthy=.1, flacherie=.1, muscardine=.06, pebrine=.04)
-        base = dict(prob=.7, probs=probs, unproven=unproven, pvalues=dict(grasserie=.6, healthy=.04, flacherie=.5, muscardine=.4, pebrine=.5), rule='sets', advice='collect',
+        base = dict(prob=.7, probs=probs, unproven=unproven, pvalues=dict(grasserie=.6, healthy=.04, flacherie=.5, muscardine=.4, pebrine=.5), advice='collect',
             reasons=[Reason('unproven', seen=self.few, needed=9)], excluded=[], measured=None, labels=[])
         if mean.max() < 50: return Decision(None, kind='unlike', **base | dict(unproven={}, reasons=[Reason('blurred')], advice='camera', pvalues={}))
         kind = ('one', 'several', 'nothing')[int(mean.argmax())]
@@ -79,8 +79,8 @@ def random_bundle(dest, seed=0, **kwargs):
                 m.weight.uniform_(.6, 1.4)
                 m.bias.normal_(0, .2)
     if hasattr(model, 'set_act_slope'): model.set_act_slope(1.)
-    trust = Trust(classes, temperature=1., threshold=.01, min_contrast=.02, calibrated=True, note='', n=10)
-    return save_bundle(dest, model.eval(), preprocess=Preprocess(size=96), classes=classes, trust=trust, **kwargs)
+    trust = Trust(classes, temperature=.05, scores={c: [0.] * 9 for c in classes}, min_contrast=.02, calibrated=True, note='', n=45)     # so cold that one class is left
+    return save_bundle(dest, model.eval(), preprocess=Preprocess(size=96), classes=classes, **dict(trust=trust) | kwargs)
 
 
 @contextmanager

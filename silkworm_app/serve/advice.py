@@ -12,13 +12,12 @@ from .reasons import Reason
 from .trust import Trust
 
 # %% ../../nbs/serve/04_advice.ipynb #ae49d424
-NO_RISK = "--risk changes nothing: this model was made without answers that hold for each class" # of a trust without scores
+NO_RISK = '--risk changes nothing: this model was not calibrated' # of a trust without scores
 
 def trust_warnings(
     trust:Trust # of a model
 )->list: # of `Reason`
     "What whoever relies on this model must know first; nothing where there is nothing."
-    if trust.scores is None and trust.calibrated: return [Reason('old_rule')]
     few = trust.scores is not None and Reason('refuses_few', seen=trust.seen, needed=trust.needed)
     out = [] if trust.calibrated else [few or Reason('refuses', why=trust.note)]
     measured = next((m for m in (trust.measured, *trust.measured_at.values()) if m), {}) # what is likeliest is the same at every risk
@@ -33,7 +32,7 @@ def collect_next(
     photographs:dict=None # class -> all photographs of it, trained on or not; None: not known
 )->list: # of `Reason`
     "What would help this model most: classes that need photographs, and classes that it confuses."
-    if trust.scores is None: return [Reason('collect_any')] if not trust.calibrated else []
+    if trust.scores is None: return [Reason('collect_any')]
     photographs = {c: max((photographs or {}).get(c, 0), n) for c, n in trust.seen.items()}
     share = trust.n_sources / max(sum(photographs.values()), 1)
     if not 0 < share < 1: share = .2

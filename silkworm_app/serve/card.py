@@ -64,11 +64,7 @@ def answers_text(
     titles:dict=None # name of a class to what it is called
 )->list: # lines of markdown
     "What may be expected of its answers."
-    if trust.rule == 'threshold':
-        if not trust.calibrated: return [_sentence(Reason('refuses', why=trust.note)), '']
-        rule = f'one threshold for all classes, probability {trust.threshold:.3g}' if trust.threshold is not None else 'no threshold'
-        return [f'It answers by {rule} ({trust.note}): {_pct(trust.coverage)} of the pictures by which that was decided were answered. '
-                f'That says nothing about a rare class.', '']
+    if trust.scores is None: return [_sentence(Reason('refuses', why=trust.note)), '']
     m, t = trust.measured, lambda c: (titles or {}).get(c, c)
     out = [f'A photograph of any class loses its class in at most {trust.risk:.0%} of the cases, for each class by itself, as far as '
            f'new photographs are like these ({trust.note}).', '']

@@ -72,7 +72,7 @@ def predict_main(
     files, skipped = sum((f for f, _ in found), []), sum(n for _, n in found)
     if not files: raise ValueError(f'no pictures in {", ".join(args.files)}')
     predictor = open_predictor(args.bundle, args.backend, args.risk)
-    if args.risk and predictor.trust.rule == 'threshold': print(f'silkworm-predict: {NO_RISK}', file=sys.stderr)
+    if args.risk and predictor.trust.scores is None: print(f'silkworm-predict: {NO_RISK}', file=sys.stderr)
     for w in trust_warnings(predictor.trust): print(f'silkworm-predict: {w}', file=sys.stderr)
     rows = []
     try: _report(predictor, files, args.topk, rows)

@@ -38,8 +38,6 @@ REASONS = dict(
     look=lambda: 'its colours and textures are unlike those of the training pictures',
     far=lambda: 'the picture does not resemble the training pictures',
     note=lambda text: text,
-    close=lambda first, p, second, q: f'two classes are nearly equally likely: {first} {pct(p)}, {second} {pct(q)}',
-    low=lambda label, p, threshold: f'the most likely class, {label}, reaches {pct(p)}, and an answer needs {pct(threshold)}',
     ambiguous=lambda probs: f'no class stands out: {", ".join(f"{c} {pct(p)}" for c, p in probs.items())}',
     excluded=lambda labels: f'{_few(labels)} {_are(labels)} excluded',
     unproven=_unproven)
@@ -72,8 +70,6 @@ REASONS |= dict(
                                          f'not train on, so do not rely on it for {label}',
     unchecked=lambda labels: f'the model was not tried on any photograph of {listed(labels)}, so it never excludes '
                              f'{"it" if len(labels) == 1 else "them"}',
-    old_rule=lambda: 'this model was made before answers held for each class: it answers by one threshold for all classes, which '
-                     'says nothing about a rare one',
 )
 
 # %% ../../nbs/serve/01_reasons.ipynb #b9627a7c

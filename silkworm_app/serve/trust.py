@@ -57,7 +57,6 @@ class Decision:
     pvalues:dict = field(default_factory=dict) # class -> p-value
     advice:str = None # what can help: 'camera', 'collect' or None
     measured:dict = None # n, right, low, high of such answers on photographs not trained on; None: not measured
-    rule:str = 'sets' # 'threshold' for bundles of before
 
     def __post_init__(self):
         if self.kind is None: self.kind = 'nothing' if self.label is None else 'one'
@@ -115,21 +114,19 @@ class Trust:
     "When a model may answer what; made by `fit_trust`, stored with the model."
     classes:list # names, in the order of the logits
     temperature:float=1. # the logits are divided by it
-    threshold:float = None # rule of before: smallest probability to answer at; None: never
     distance_limit:float = None # largest distance to answer at; None: not checked
     min_contrast:float = None # smallest contrast to answer at; None: not checked
     min_sharpness:float = None # smallest sharpness to answer at; None: not checked
     max_grain:float = None # largest ratio of sharpness to contrast to answer at; None: not checked
     look_limit:float = None # largest distance of colours and textures to answer at; None: not checked
-    calibrated:bool = False # whether any class can be excluded (before: whether there is a threshold)
+    calibrated:bool = False # whether any class can be excluded
     note:str = 'this model was never calibrated' # how it was calibrated, or why not
-    target:float = .9 # rule of before: wanted accuracy of the answers
     n:int = 0 # pictures that it was tried on
     n_sources:float = 0 # distinct photographs among them
     coverage:float = 0. # part of the photographs that got one class
     accuracy:float = None # of these answers
     fitted:dict = field(default_factory=dict) # of `fit_distance` and `fit_look`
-    scores:dict = None # class -> sorted 1 - p of photographs of it that the net did not train on; None: rule of before, or not calibrated
+    scores:dict = None # class -> sorted 1 - p of photographs of it that the net did not train on; None: not calibrated
     risk:float = .1 # part of the photographs of each class that may lose it
     source:str = 'validation' # where these photographs come from: 'validation' or 'cross-validation'
     measured:dict = field(default_factory=dict) # what such answers were worth at `risk`, see `measure`
@@ -145,8 +142,6 @@ class Trust:
             self.measured_at = {}
             self.measured_now()
 
-    @property
-    def rule(self)->str: return 'threshold' if self.scores is None else 'sets'
     @property
     def seen(self)->dict:
         "Class -> photographs that it was tried on."
@@ -197,12 +192,14 @@ class Trust:
     )->'Trust':
         "The inverse of `to_dict` and `arrays`; `ValueError` on unknown or senseless entries."
         if not isinstance(d, dict): raise ValueError(f'Trust: settings must be a mapping, not {type(d).__name__}')
+        d = {k: v for k, v in d.items() if (k, v) not in _unused}
         unknown = set(d) - set(cls.__dataclass_fields__) | ({'fitted'} & set(d))
         if unknown: raise ValueError(f'Trust: unknown setting {", ".join(sorted(map(str, unknown)))}')
         try: return cls(**d, fitted=dict(arrays or {}))
         except TypeError as e: raise ValueError(f'Trust: {e}') from None
 
 # %% ../../nbs/serve/02_trust.ipynb #cb862d43
+_unused = ('threshold', None), ('target', .9)     # of another rule: stored with each model so far, and never set
 def _is_number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and np.isfinite(v)
 
 def _check_risk(risk):
@@ -211,7 +208,7 @@ def _check_risk(risk):
 def _check_numbers(t):
     if not _is_number(t.temperature) or t.temperature <= 0: raise ValueError(f'Trust: temperature must be above 0, not {t.temperature!r}')
     _check_risk(t.risk)
-    for k in ('threshold', 'distance_limit', 'min_contrast', 'min_sharpness', 'max_grain', 'look_limit', 'accuracy'):
+    for k in ('distance_limit', 'min_contrast', 'min_sharpness', 'max_grain', 'look_limit', 'accuracy'):
         v = getattr(t, k)
         if v is not None and not _is_number(v): raise ValueError(f'Trust: {k} must be a number or null, not {v!r}')
     for k in ('n', 'n_sources', 'coverage'):
@@ -235,6 +232,7 @@ def _check_arrays(t):
 
 # %% ../../nbs/serve/02_trust.ipynb #88f87188
 def _check_scores(t):
+    if t.calibrated and t.scores is None: raise ValueError('Trust: it says that it was calibrated, and has no scores')
     if t.scores is not None:
         if not isinstance(t.scores, dict) or set(t.scores) != set(t.classes):
             raise ValueError('Trust: scores must hold a list for each class')
@@ -266,7 +264,7 @@ class _Decide:
     "The rules of a `Trust`, made ready once for many pictures."
     def __init__(self, trust):
         self.t, self.classes = trust, trust.classes
-        if trust.rule == 'sets':
+        if trust.scores is not None:
             self.scores = [np.asarray(trust.scores[c], np.float64) for c in self.classes]
             self.proven = np.array([len(v) >= trust.needed for v in self.scores])
 
@@ -281,17 +279,6 @@ class _Decide:
         if look is not None and not look <= t.look_limit and not out: out.append(Reason('look'))
         if d is not None and not d <= t.distance_limit: out.append(Reason('far'))
         return out
-
-    def threshold(self, p, base):
-        "The rule of before: one threshold for all classes."
-        t, order = self.t, np.argsort(-p, kind='stable')
-        top, prob = self.classes[order[0]], float(p[order[0]])
-        if t.threshold is None: return Decision(None, **base, reasons=[Reason('note', text=t.note)], kind='nothing', advice='collect')
-        if prob >= t.threshold: return Decision(top, **base, kind='one')
-        second = float(p[order[1]]) if len(p) > 1 else 0.
-        if prob < 1.5 * second: r = Reason('close', first=top, p=prob, second=self.classes[order[1]], q=second)
-        else: r = Reason('low', label=top, p=prob, threshold=t.threshold)
-        return Decision(None, **base, reasons=[r], kind='nothing', advice='camera')
 
     def sets(self, p, pvalues, keep, named, base):
         "One class, several, or nothing, by the classes that stay."
@@ -319,14 +306,14 @@ class _Decide:
         d = distance(features, t.fitted) if t.distance_limit is not None and features is not None else None
         looks = t.look_limit is not None and stats is not None and np.shape(stats)[1] == 2 + t.fitted['look_mean'].size
         look = look_distance(stats[:, 2:], t.fitted) if looks else None
-        if t.rule == 'sets':
+        if t.scores is not None:
             pvalues = p_values(p, self.scores)
             keep, named = class_sets(p, pvalues, self.proven, t.risk)
         for i, q in enumerate(p):
             k = int(np.argmax(q))
             far = None if d is None else float(d[i])
-            base = dict(prob=float(q[k]), probs=dict(zip(self.classes, map(float, q))), top=self.classes[k], distance=far, rule=t.rule)
+            base = dict(prob=float(q[k]), probs=dict(zip(self.classes, map(float, q))), top=self.classes[k], distance=far)
             why = self.unlike(None if stats is None else stats[i], None if look is None else float(look[i]), far, q[k])
             if why: yield Decision(None, **base, reasons=why, kind='unlike', advice='camera')
-            elif t.rule == 'sets': yield self.sets(q, pvalues[i], keep[i], named[i], base)
-            else: yield self.threshold(q, base)
+            elif t.scores is None: yield Decision(None, **base, reasons=[Reason('note', text=t.note)], kind='nothing', advice='collect')
+            else: yield self.sets(q, pvalues[i], keep[i], named[i], base)

@@ -44,7 +44,7 @@ def as_dict(
     return dict(kind=d.kind, label=d.label, can_tell=d.label is not None, labels=list(d.labels), excluded=list(d.excluded),
         unproven={str(c): [int(n), int(m)] for c, (n, m) in d.unproven.items()}, probability=round(float(d.prob), 6),
         probabilities=plain(d.probs), pvalues=plain(d.pvalues), reasons=list(map(str, d.reasons)), codes=list(map(reason_code, d.reasons)),
-        advice=d.advice, measured=d.measured, rule=d.rule)
+        advice=d.advice, measured=d.measured)
 
 # %% ../../../nbs/serve/15_page_answers.ipynb #e1b67631
 def reason_code(
@@ -91,7 +91,7 @@ def photo_day(
 # %% ../../../nbs/serve/15_page_answers.ipynb #3baf0f20
 SLASH = '\u29f8'    # stands in the name of an upload between its folder and its file: gradio keeps the name only, see folder.js
 UNUSABLE = dict(kind='error', label=None, can_tell=False, labels=[], excluded=[], unproven={}, probability=None, probabilities={},
-    pvalues={}, reasons=[], codes=[], advice=None, measured=None, rule=None)
+    pvalues={}, reasons=[], codes=[], advice=None, measured=None)
 
 
 def table_rows(
@@ -157,13 +157,13 @@ def facts(
     m, leak, parts = dict(c.get('metrics') or {}), c.get('leak') or {}, ('cross_validation', 'test', 'valid')
     split = next((k for k in parts if isinstance(m.get(k), dict)), None)
     if split: m = {k: v for k, v in m.items() if k not in parts} | m[split]
-    sets = t is not None and t.rule == 'sets'
+    sets = t is not None and t.scores is not None
     trust = {k: v for k, v in t.to_dict().items() if k not in ('scores', 'measured_at')} if t else {}
     notes, warn = trust_warnings(t) if t else [], [str(w) for w in c.get('warnings') or []]
     own, seen = [], leak.get('test_seen_in_train') or 0
     if (c.get('extra') or {}).get('drawn'): own.append(Reason('drawn'))
     if seen > 0 and not any('also occur in train' in w for w in warn): own.append(Reason('leaked', part=seen))
-    notes = own + [n for n in notes if n.code != 'old_rule']
+    notes = own + notes
     todo = collect_next(t, leak.get('distinct')) if t else []
     matrix_of = split if not trust.get('confusion') else 'cross_validation' if t.source == 'cross-validation' else 'valid'
     return dict(arch=c.get('arch'), classes=list(predictor.classes), split=split, metrics=m,

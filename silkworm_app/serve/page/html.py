@@ -99,8 +99,7 @@ class Say:
         if name == 'refuses_few': v['seen'] = self.list(f'{self.title(c)} {n}' for c, n in v['seen'].items())
         if name == 'collect_class': name += '' if v['crossed'] is None else '_crossed' if v['crossed'] else '_enough'
         if name == 'ambiguous': v = dict(list=self.list(f'{self.title(c)} {p:.0%}' for c, p in v['probs'].items()))
-        for k in ('label', 'first', 'second', 'true', 'said'): v |= {k: self.title(v[k])} if k in v else {}
-        for k in ('p', 'q', 'threshold'): v |= {k: f'{v[k]:.0%}'} if k in v else {}
+        for k in ('label', 'true', 'said'): v |= {k: self.title(v[k])} if k in v else {}
         return self(f'reason_{name}', **v)
 
     def excluded(self, labels): return self('reason_excluded' if len(labels) == 1 else 'excluded_more', classes=self.classes(labels))

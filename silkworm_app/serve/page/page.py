@@ -128,7 +128,7 @@ class Page:
 
     def predict(self, picture, request: gr.Request):
         """One picture: {kind, label, can_tell, labels, excluded, unproven, probability, probabilities,
-        pvalues, reasons, advice, measured, rule}; kind is one, several, nothing or unlike; label is null unless it is one class."""
+        pvalues, reasons, advice, measured}; kind is one, several, nothing or unlike; label is null unless it is one class."""
         if not picture: raise gr.Error('No picture was given.', print_exception=False)
         try: return answer(self.predictor, [load_picture(picture)])[0]
         except ImageError as e: raise gr.Error(f'{e}.', print_exception=False) from None

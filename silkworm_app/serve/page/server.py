@@ -276,7 +276,7 @@ def main(
     check_port(args.host, args.port)
     store = Store(args.collect, args.collect_mb or COLLECT_MB) if args.collect else None
     predictor = open_bundle(folder, args.backend, threads, args.risk)
-    if args.risk and predictor.trust.rule == 'threshold': print(f'app.py: {NO_RISK}', file=sys.stderr)
+    if args.risk and predictor.trust.scores is None: print(f'app.py: {NO_RISK}', file=sys.stderr)
     known = {} if args.examples else {Path(n).name: c for n, c in (predictor.config or {}).get('example_classes', {}).items()}
     source = args.examples or folder / 'examples'
     examples = find_examples(source, known, predictor) if Path(source).is_dir() else []

@@ -40,8 +40,6 @@ function reason({code, values}) {
   const v = {...values};
   if (code === 'unproven') return unproven(v);
   if (code === 'ambiguous') v.list = list(surest_first(v.probs).map(([c, p]) => `${title(c)} ${pct(p)}`));
-  for (const k of ['label', 'first', 'second']) if (k in v) v[k] = title(v[k]);
-  for (const k of ['p', 'q', 'threshold']) if (k in v) v[k] = pct(v[k]);
   return say(`reason_${code}`, v);
 }
 
@@ -69,7 +67,6 @@ function verdict(a) {
   const m = told.length ? a.measured : null;
   if (m && m.n) box.append(el('p', 'small', say('measured_one', {n: m.n, right: m.right, low: pct(m.low), high: pct(m.high)})));
   else if (told.length) box.append(el('p', 'small', say('measured_missing')));
-  if (a.rule === 'threshold') box.append(el('p', 'small', say('old_rule')));
   return box;
 }
 

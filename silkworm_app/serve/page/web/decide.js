@@ -114,15 +114,6 @@ function unlike(t, stats, look, far, prob) {
   return out;
 }
 
-function by_threshold(t, p, a) {
-  const [first, second] = by_size(p), nothing = (r, advice) => ({...a, kind: 'nothing', codes: [r], advice});
-  if (t.threshold === null) return nothing(reason('note', {text: t.note}), 'collect');
-  if (p[first] >= t.threshold) return {...a, kind: 'one', label: a.top, labels: [a.top]};
-  const q = second === undefined ? 0 : p[second];
-  if (p[first] < 1.5 * q) return nothing(reason('close', {first: a.top, p: p[first], second: t.classes[second], q}), 'camera');
-  return nothing(reason('low', {label: a.top, p: p[first], threshold: t.threshold}), 'camera');
-}
-
 function by_sets(t, p, a) {
   const names = t.classes, scores = names.map(c => t.scores[c]), needed = Math.ceil(1 / t.risk - 1e-9) - 1, m = t.measured || {};
   const proven = scores.map(s => s.length >= needed), pvalues = p.map((v, i) => p_value(v, scores[i]));
@@ -146,10 +137,11 @@ function by_sets(t, p, a) {
 export function decide(t, arrays, logits, features, stats) {
   const p = softmax(logits, t.temperature), top = by_size(p)[0], looks = t.look_limit !== null && stats.length === 2 + arrays.look_mean.data.length;
   const far = t.distance_limit === null ? null : distance(Array.from(features), arrays);
-  const look = looks ? look_distance(stats.slice(2), arrays) : null, rule = t.scores === null ? 'threshold' : 'sets';
-  const a = {kind: 'nothing', label: null, labels: [], excluded: [], unproven: {}, pvalues: {}, codes: [], advice: null, measured: null, rule,
+  const look = looks ? look_distance(stats.slice(2), arrays) : null;
+  const a = {kind: 'nothing', label: null, labels: [], excluded: [], unproven: {}, pvalues: {}, codes: [], advice: null, measured: null,
              top: t.classes[top], probability: p[top], probabilities: Object.fromEntries(t.classes.map((c, i) => [c, p[i]]))};
   const why = unlike(t, stats, look, far, p[top]);
   if (why.length) return {...a, kind: 'unlike', codes: why, advice: 'camera'};
-  return rule === 'sets' ? by_sets(t, p, a) : by_threshold(t, p, a);
+  if (t.scores === null) return {...a, codes: [reason('note', {text: t.note})], advice: 'collect'};
+  return by_sets(t, p, a);
 }
