@@ -40,7 +40,7 @@ def named_in(path):
 
 
 pages = [*root.glob('*.md'), *root.glob('docs/**/*.md'), *root.glob('tests/*.py'), *root.glob('experiments/*.py'), *root.glob('nbs/**/*.ipynb')]
-FORMATS = {'silkworm_app.bits', 'silkworm_app.bundle', 'silkworm_app.format', 'silkworm_app.onnx', 'silkworm_app.sums'}   # names in files, not modules
+FORMATS = {'silkworm_app.bits', 'silkworm_app.bundle', 'silkworm_app.format', 'silkworm_app.onnx'}   # names in files, not modules
 
 
 def is_there(name):

@@ -84,7 +84,7 @@ def quantise(
         model,said = onnx.load(eight),onnx.load(file).metadata_props
         del model.metadata_props[:]
         model.metadata_props.extend(said)
-        for k,v in {'bits': '8', 'sums': '16'}.items(): model.metadata_props.add(key=f'silkworm_app.{k}', value=v)
+        model.metadata_props.add(key='silkworm_app.bits', value='8')
         onnx.save(model, eight)
         was,now = _means(file, x),_means(eight, x)
         _shift(model, {k: was[k] - now[k] for k in was})

@@ -136,13 +136,12 @@ def onnx_metadata(
     return {k: json.dumps(v) for k, v in meta.items()}
 
 # %% ../../nbs/serve/07_onnx.ipynb #7b9a3033
-def _session(path, data, threads, wide_sums=False):
-    "An onnxruntime session of the bytes of a model; with `wide_sums` bytes are multiplied by slower instructions that don't overflow."
+def _session(path, data, threads):
+    "An onnxruntime session of the bytes of a model."
     import onnxruntime as ort # slow to import, and a bundle on torch does without
     opts = ort.SessionOptions()
     opts.log_severity_level = 4
     if threads: opts.intra_op_num_threads = threads
-    if wide_sums: opts.add_session_config_entry('session.x64quantprecision', '1')
     with tempfile.TemporaryDirectory() as empty:
         opts.add_session_config_entry('session.model_external_initializers_file_folder_path', empty)
         try: return ort.InferenceSession(data, opts, providers=['CPUExecutionProvider'])
@@ -187,8 +186,6 @@ class OnnxPredictor(BasePredictor):
         if not fits or outs[0][2][1:] != [len(get['classes'])]:
             raise BundleError(f'{path} has inputs and outputs that do not fit its metadata')
         self.bits = 8 if meta.get('silkworm_app.bits') == '8' else 32 # of maps and weights
-        if self.bits == 8 and 'silkworm_app.sums' not in meta: # of before: its sums overflow on processors without VNNI
-            self.session = _session(path, data, threads, wide_sums=True)
         super().__init__(get['classes'], pre, trust, config or dict(get))
         self.path, self.model, self._input = path, None, ins[0][0]
 
