@@ -138,9 +138,6 @@ class Trust:
         _check_numbers(self)
         _check_arrays(self)
         _check_scores(self)
-        if any('companions' in m for m in (self.measured, *self.measured_at.values())):      # measured while another rule named the classes
-            self.measured_at = {}
-            self.measured_now()
 
     @property
     def seen(self)->dict:
@@ -252,7 +249,7 @@ def _check_measured(m, classes):
         return isinstance(d, dict) and all(isinstance(r, dict) and set(r) == set(keys) and all(map(_is_number, r.values()))
                                            for r in d.values())
     answer, names = ('n', 'right', 'low', 'high'), set(classes)
-    ok = isinstance(m, dict) and set(m) <= {'photographs', 'one', 'several', 'nothing', 'classes', 'companions'}
+    ok = isinstance(m, dict) and set(m) <= {'photographs', 'one', 'several', 'nothing', 'classes'}
     ok = (ok and all(_is_number(m.get(k, 0)) for k in ('photographs', 'nothing'))
           and rows({'': m['several']} if 'several' in m else {}, answer))
     ok = ok and rows(m.get('one', {}), answer) and set(m.get('one', {})) <= names
