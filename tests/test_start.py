@@ -371,7 +371,7 @@ def test_a_run_folder_and_its_bundle_of_before(tmp_path):
     run = tmp_path/'run'
     (run/'bundle').mkdir(parents=True)
     (run/'settings.yaml').write_text('model: x')
-    (run/'bundle/config.json').write_text(json.dumps(dict(build_cfg=net.build_cfg)))
+    (run/'bundle/config.json').write_text(json.dumps(dict(net_spec=net.build_cfg)))
     safetensors.torch.save_file(net.state_dict(), run/'best.safetensors', metadata={'format': 'pt'})
     for src in (run, run/'best.safetensors'):
         assert far(net_of(src), net, pictures().float()) == 0

@@ -188,14 +188,13 @@ def open_weights(
     if path.is_dir():
         stored,cfg = read_weights(path/'model.safetensors', key),json.loads(config.read_text(encoding='utf-8'))
         stored.net_spec,stored.fuse_plan,stored.pictures = (cfg.get(k) for k in ('net_spec', 'fuse_plan', 'preprocess'))
-        stored.net_spec = stored.net_spec or cfg.get('build_cfg')
         return stored
     stored = read_weights(path, key)
     if stored.net_spec is None:
         runs = [o/'bundle/config.json' for o in (path.parent, path.parent.parent)]
         config = next((c for c in runs if c.is_file() and (c.parent.parent/'settings.yaml').is_file()), None)
         cfg = json.loads(config.read_text(encoding='utf-8')) if config else {}
-        stored.net_spec,stored.pictures = cfg.get('net_spec') or cfg.get('build_cfg'),stored.pictures or cfg.get('preprocess')
+        stored.net_spec,stored.pictures = cfg.get('net_spec'),stored.pictures or cfg.get('preprocess')
     return stored
 
 # %% ../../nbs/act/11_start.ipynb #33dd5596

@@ -64,13 +64,13 @@ def _open(path):
 # %% ../../nbs/act/04_weights.ipynb #faff0c43
 def _described(d):
     "Description of the net in a checkpoint's entries or a safetensors file's metadata"
-    def get(*keys):
-        v = next((d[k] for k in keys if k in d), None)
+    def get(key):
+        v = d.get(key)
         try: v = json.loads(v) if isinstance(v, str) else v
         except ValueError: v = None
         return v if isinstance(v, dict) else None
     d = {**d, **(get('about') or {})}  # one key: safetensors writes several in any order, and the same weights would be other bytes
-    return dict(net_spec=get('net_spec', 'build_cfg'), fuse_plan=get('fuse_plan'), pictures=get('pictures'))
+    return dict(net_spec=get('net_spec'), fuse_plan=get('fuse_plan'), pictures=get('pictures'))
 
 def _averages(d):
     "Averaged weights in a checkpoint of a training here, by name"

@@ -123,25 +123,24 @@ def _config_file(folder):
 
 # %% ../../nbs/serve/06_format.ipynb #fc069ad0
 def _check_net(file, c):
-    "The net's description and the list of files; both names of the description are there afterwards."
-    key = 'net_spec' if 'net_spec' in c else 'build_cfg'
-    cfg, files = c.get(key), c.get('files')
+    "The net's description and the list of files."
+    if 'net_spec' not in c: raise BundleError(f'{file} does not say what net it is of: it has no net_spec')
+    cfg, files = c['net_spec'], c.get('files')
     if not isinstance(files, dict): raise BundleError(f'{file} does not list the files of the bundle')
     for n in files:
         if n not in BUNDLE_FILES and not EXAMPLE_NAME.fullmatch(n):
             raise BundleError(f'{file} lists {n[:80]!r}, which is no file of a bundle')
-    c['net_spec'] = c['build_cfg'] = cfg
-    if cfg is None and key == 'net_spec':
+    if cfg is None:
         if 'model.onnx' not in files: raise BundleError(f'{file} lists no model.onnx, and says of no net how to build it')
         return
     if 'model.safetensors' not in files: raise BundleError(f'{file} does not list model.safetensors')
     if not isinstance(cfg, dict) or set(cfg) != {'arch', 'num_classes', 'kwargs', 'plan'} or not isinstance(cfg['kwargs'], dict):
-        raise BundleError(f'{file}: {key} must hold arch, num_classes, kwargs and plan')
+        raise BundleError(f'{file}: net_spec must hold arch, num_classes, kwargs and plan')
     if not isinstance(cfg['arch'], str) or not _arch.fullmatch(cfg['arch']):
         raise BundleError(f'{file}: {str(cfg["arch"])[:60]!r} is not the name of an architecture')
     if cfg['num_classes'] != len(c['classes']):
         raise BundleError(f'{file}: {len(c["classes"])} classes, but a net for {cfg["num_classes"]}')
-    check_kwargs(cfg['kwargs'], f'{file}: {key}')
+    check_kwargs(cfg['kwargs'], f'{file}: net_spec')
 
 # %% ../../nbs/serve/06_format.ipynb #4d317ee4
 def _check_kinds(file, c):
