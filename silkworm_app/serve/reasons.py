@@ -51,12 +51,7 @@ def _collect(label, seen, needed, more, crossed):
 
 # %% ../../nbs/serve/01_reasons.ipynb #540ec780
 REASONS |= dict(
-    camera=lambda: 'try a sharper, brighter photograph that shows it larger',
-    collect=lambda seen, needed: f'another picture of it won\'t help, but the model can learn more: it needs {needed} photographs '
-                                 f'of each class that it does not train on, and had {listed([f"{n} of {c}" for c, n in seen.items()][:8])}',
     collect_any=lambda: 'another picture of it won\'t help: the model must learn from more photographs of every class',
-    measured=lambda n, right, low, high: 'no such answer was given on the photographs that it was tried on' if not n else (
-        f'of {n} such answers on photographs that it did not train on {right} were right ({low:.0%} to {high:.0%} in the long run)'),
     collect_class=_collect,
     confused=lambda true, said, n, of: f'{true} is taken for {said}: {n} of {_photos(of)}',
     enough=lambda: 'every class has the photographs that it needs at this risk',

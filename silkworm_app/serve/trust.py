@@ -62,18 +62,6 @@ class Decision:
         if self.kind is None: self.kind = 'nothing' if self.label is None else 'one'
         if self.labels is None: self.labels = [] if self.label is None else [self.label]
 
-    @property
-    def help(self)->Reason:
-        "What can help, as a sentence; None where nothing need be done."
-        if self.advice != 'collect': return Reason('camera') if self.advice else None
-        seen = {c: n for c, (n, _) in self.unproven.items()}
-        return Reason('collect', seen=seen, needed=max(n for _, n in self.unproven.values())) if seen else Reason('collect_any')
-
-    @property
-    def evidence(self)->Reason:
-        "How often such answers were right, as a sentence; None where that was not measured."
-        return Reason('measured', **self.measured) if self.measured else None
-
     def __str__(self):
         if self.kind in ('nothing', 'unlike'): return f"can't tell: {'; '.join(self.reasons) or 'every class is still possible'}"
         head = f'{self.label} ({self.prob:.0%})' if self.kind == 'one' else listed(self.labels, 'or')
