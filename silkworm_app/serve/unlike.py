@@ -47,7 +47,7 @@ def distance(
     f = _unit(features) - fitted['mean'].astype(np.float64)
     z = f @ fitted['axes'].T.astype(np.float64)
     d = z[:, None] - fitted['means'].astype(np.float64)
-    inside = np.einsum('nck,kl,ncl->nc', d, fitted['precision'].astype(np.float64), d).min(1)
+    inside = ((d @ fitted['precision'].astype(np.float64)) * d).sum(-1).min(1)
     outside = np.maximum((f ** 2).sum(1) - (z ** 2).sum(1), 0) / float(fitted['rest_var'][0])
     return np.sqrt((np.maximum(inside, 0) + outside) / max(1, f.shape[1]))
 
@@ -112,7 +112,7 @@ def look_distance(
 )->np.ndarray: # [N], about 1 for a typical picture
     "Mahalanobis' distance of colours and textures."
     z = (np.asarray(looks, np.float64) - fitted['look_mean']) / fitted['look_scale'].astype(np.float64)
-    return np.sqrt(np.maximum(np.einsum('ni,ij,nj->n', z, fitted['look_precision'].astype(np.float64), z), 0) / z.shape[1])
+    return np.sqrt(np.maximum(((z @ fitted['look_precision'].astype(np.float64)) * z).sum(1), 0) / z.shape[1])
 
 # %% ../../nbs/serve/00_unlike.ipynb #0713f396
 def _number(v): return None if v is None or not np.isfinite(v) else float(v)
