@@ -32,12 +32,11 @@ def _response(m):
 def class_means(
     model:nn.Module, # net
     dl, # batches of (images, labels)
-    layers:dict=None, # name -> module; default: every LSLU, else every common activation
-)->dict: # name -> array [classes, units]
+)->dict: # name of each LSLU, or of each common activation where there is none -> array [classes, units]
     "Mean response (over pictures and positions) of each unit to each class."
-    if layers is None: layers = {n: m for n, m in model.named_modules() if isinstance(m, (LSLU, FusedLSLU))}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, (LSLU, FusedLSLU))}
     if not layers: layers = {n: m for n, m in model.named_modules() if isinstance(m, _ACTS)}
-    if not layers: raise ValueError('the model has no LSLU and no common activation layer; name the layers to look at')
+    if not layers: raise ValueError('the model has no LSLU and no common activation layer')
     sums, count, now = {}, {}, {}
     def hook(name, f):
         def take(m, inp):

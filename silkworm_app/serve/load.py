@@ -44,7 +44,7 @@ def load_bundle(
 )->BasePredictor: # `.backend` says which one it is
     "A predictor from a bundle. Raises `BundleError` on a tampered, truncated, foreign or pickled file; runs nothing from the bundle."
     folder = Path(path)
-    if backend not in ('auto', 'torch', 'onnx', 'onnxruntime'):
+    if backend not in ('auto', 'torch', 'onnx'):
         raise BundleError(f"backend must be 'auto', 'torch' or 'onnx', not {backend!r}")
     c = read_config(folder)
     try: pre = Preprocess.from_dict(c['preprocess'])
