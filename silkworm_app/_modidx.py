@@ -1570,6 +1570,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'silkworm_app/serve/page/html.py'),
                                               'silkworm_app.serve.page.html.Say.list': ( 'serve/page_html.html#say.list',
                                                                                          'silkworm_app/serve/page/html.py'),
+                                              'silkworm_app.serve.page.html.Say.page_title': ( 'serve/page_html.html#say.page_title',
+                                                                                               'silkworm_app/serve/page/html.py'),
                                               'silkworm_app.serve.page.html.Say.reason': ( 'serve/page_html.html#say.reason',
                                                                                            'silkworm_app/serve/page/html.py'),
                                               'silkworm_app.serve.page.html.Say.title': ( 'serve/page_html.html#say.title',

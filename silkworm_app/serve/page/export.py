@@ -89,7 +89,7 @@ def page_words(
     fields = 'title', 'do', 'what', 'source'
     banner = [say.reason(r) for r in f['notes']] + [w[:1].upper() + w[1:].rstrip('.') + '.' for w in f['warnings']]
     return dict(texts=say.texts, titles={c: say.title(c) for c in predictor.classes}, banner=banner,
-        title=title or say('title_silkworm' if say.silk else 'title_other'),
+        title=say.page_title(title),
         subtitle=say('subtitle', classes=say.list(map(say.title, predictor.classes))),
         care={c: {k: d.get(k) for k in fields} for c, d in care.items() if d})
 

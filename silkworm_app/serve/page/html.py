@@ -80,6 +80,7 @@ class Say:
         return info['title'] if info else words[:1].upper() + words[1:]      # NPV stays NPV
 
     def title(self, name): return self.titles.get(name) or self._title(name)
+    def page_title(self, title=None): return title or self('title_silkworm' if self.silk else 'title_other')
 
     def list(self, items, last='and', most=8):
         "a, b and c; of many the first and how many others"

@@ -66,8 +66,8 @@ class Page:
         return self.say[choose_lang(request.headers.get('accept-language') if request else None)]
 
     def head(self, say):
-        title = self.title or say('title_silkworm' if say.silk else 'title_other')
-        return html.render('head', say, title=title, classes=list(say.titles.values()), f=self.facts, collecting=self.store is not None)
+        return html.render('head', say, title=say.page_title(self.title), classes=list(say.titles.values()), f=self.facts,
+            collecting=self.store is not None)
 
     def statics(self, say):
         about = html.model_html(say, self.facts), html.engineers_html(say, self.facts, self.seconds)
@@ -214,9 +214,8 @@ def build(
     i18n, say = labels(page.lang), page.say['en' if page.lang == 'auto' else page.lang]
     top, idle, start, about, figures = page.statics(say)
     net = dict(concurrency_id='net', concurrency_limit=workers)
-    title = page.title or say('title_silkworm' if say.silk else 'title_other')
     folder_js = html.asset('folder.js').replace('SUFFIXES', '|'.join(s[1:] for s in sorted(IMAGE_SUFFIXES)))
-    with gr.Blocks(title=title, analytics_enabled=False) as demo:
+    with gr.Blocks(title=say.page_title(page.title), analytics_enabled=False) as demo:
         head = gr.HTML(top, padding=False, js_on_load=folder_js)
         with gr.Tab(i18n('ui_identify')): picture, verdict, more = _one_tab(page, i18n, say, idle, net)
         with gr.Tab(i18n('ui_many')): many, summary = _many_tab(page, i18n, start, net)
