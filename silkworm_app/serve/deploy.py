@@ -159,8 +159,8 @@ def _bundle(out, src, x, onnx, examples):
 
 def _examples(folder, config):
     "The examples of a bundle, or of the one in a run, each with its class where the bundle names it"
-    known, files = config.get('example_classes') or {}, [*folder.glob('examples/*.jpg'), *folder.glob('bundle/examples/*.jpg')]
-    return [(f, known.get(f'examples/{f.name}')) for f in sorted(files)] or None
+    known, files = config.get('example_classes') or {}, sorted((bundle_folder(folder)/'examples').glob('*.jpg'))
+    return [(f, known.get(f'examples/{f.name}')) for f in files] or None
 
 def _list(path):
     "What was written, with sizes"
