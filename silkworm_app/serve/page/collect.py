@@ -103,7 +103,7 @@ class Store:
         im = im.copy()
         im.thumbnail((2048, 2048), Image.Resampling.LANCZOS)
         buf = io.BytesIO()
-        Image.frombytes('RGB', im.size, im.tobytes()).save(buf, 'JPEG', quality=95, subsampling=0)     # pixels only: no place, no camera
+        im.save(buf, 'JPEG', quality=95, subsampling=0)     # no place, no camera: `load_picture` gives pixels only
         try:
             with self.locked():
                 rows, phash = self.rows(), imagehash.phash(thumbnail(im))
