@@ -21,7 +21,7 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from silkworm_app.data.folder import DataError, Scan
-from silkworm_app.data.copies import group_pictures, hash_groups
+from silkworm_app.data.copies import group_pictures
 from silkworm_app.data.same import same_photo, sketch
 from silkworm_app.data.imaging import open_image
 
@@ -88,7 +88,7 @@ def main(folder, n, unrelated, seed):
         def put(name, data): (tmp / name).write_bytes(data); return tmp / name
         for k, (kind, f) in enumerate(NEAR.items()):
             copies = [put(f'near{k}_{i}.jpg', f(im, rng)) for i, im in enumerate(ims)]
-            g = hash_groups(pick + copies)
+            g = group_pictures(pick + copies, 'hash').near
             show(kind, sum(a == b for a, b in zip(g, g[len(pick):])), len(pick))
         print('\nrecall of pairs (copy, source), copies level')
         sources, hard = [sketch(im) for im in ims], []

@@ -16,7 +16,7 @@ from silkworm_app.data.sample import draw_larva
 from conftest import untar
 from silkworm_app.data import copies
 from silkworm_app.data.audit import audit
-from silkworm_app.data.copies import copy_groups, group_pictures, hash_groups
+from silkworm_app.data.copies import copy_groups, group_pictures
 from silkworm_app.data.loaders import image_dls
 from silkworm_app.data.memory import cache_folder
 from silkworm_app.data.prepare import prepare
@@ -50,11 +50,11 @@ def test_near_level_joins_trimmed_and_encoded_only(larvae, tmp_path):
     files = [put(tmp_path, f'{i}.png', im) for i, im in enumerate(larvae)]
     for kind in ('resized to 40 %', 'JPEG quality 20', 'trimmed by 5 %', 'trimmed by 10 %'):
         more = [put(tmp_path, f'{kind}_{i}.jpg', bench.NEAR[kind](im, rng)) for i, im in enumerate(larvae)]
-        g = hash_groups(files + more)
+        g = group_pictures(files + more, 'hash').near
         assert g[:len(files)] == list(range(len(files)))
         assert sum(a == b for a, b in zip(g, g[len(files):])) >= len(files) - 1, kind
     turned = [put(tmp_path, f'turned_{i}.png', im.rotate(30)) for i, im in enumerate(larvae)]
-    assert len(set(hash_groups(files + turned))) == 2 * len(files)
+    assert len(set(group_pictures(files + turned, 'hash').near)) == 2 * len(files)
 
 
 def test_copies_of_drawings(larvae, tmp_path):
@@ -97,7 +97,7 @@ def test_same_label_strip_is_no_copy(larvae, tmp_path):
 
 
 def test_empty_one_and_unreadable(tmp_path):
-    assert copy_groups([]) == [] and hash_groups([]) == []
+    assert copy_groups([]) == [] and group_pictures([], 'hash').near == []
     a = put(tmp_path, 'a.png', draw_larva('healthy', 64, 0))
     assert copy_groups([a]) == [0]
     g = group_pictures([a, tmp_path / 'gone.png', put(tmp_path, 'zero.jpg', b''), put(tmp_path, 'page.jpg', b'<html>'), put(tmp_path, 'zero2.jpg', b'')])
@@ -109,7 +109,7 @@ def test_many_alike_stay_linear(tmp_path):
     "Hundreds of versions of one picture are one group, and don't take time by the square."
     im = draw_larva('pebrine', 64, 3)
     files = [put(tmp_path, f'{i}.png', Image.fromarray(np.clip(np.asarray(im).astype(int) + i % 7, 0, 255).astype(np.uint8)).resize((48 + i // 7, 48))) for i in range(300)]
-    assert set(hash_groups(files)) == {0}
+    assert set(group_pictures(files, 'hash').near) == {0}
 
 
 def test_real_silkworm_copies(silkworm_dir):

@@ -54,7 +54,7 @@ def _file_report(scan, heads, g, name):
     return dict(formats=dict(Counter(h[0] for h in known).most_common()), modes=dict(Counter(h[3] for h in known).most_common()),
                 shorter_side=dict(least=side[0], median=side[len(side) // 2], most=side[-1]) if side else None,
                 bytes=sum(h[4] for h in known), unusable=[scan.told(g.bad[k], name) for k in sorted(g.bad)],
-                wrong_suffix=[f'{rel[k]} is {heads[k][0]}' for k in range(len(rel)) if odd(k)], other_files=len(scan.other),
+                wrong_suffix=[f'{rel[k]} is {heads[k][0]}' for k in range(len(rel)) if odd(k)], other_files=len(scan.strangers),
                 unreadable_folders=[scan.told(u, name) for u in scan.unreadable], link_loops=len(scan.loops))
 
 # %% ../../nbs/data/10_audit.ipynb #c9431d2f

@@ -123,7 +123,7 @@ def _counted(whys): return ', '.join(f'{w}: {n}' for w, n in Counter(whys).most_
 
 
 def _look_for(p):
-    try: return find_object(open_image(p).convert('RGB'))
+    try: return find_object(open_image(p))
     except ImageError as e: return Found(why=f'cannot be opened ({e})')
 
 # %% ../../nbs/data/11b_crop.ipynb #e1d5fb5c
@@ -145,7 +145,7 @@ def _write(work, scan, found, margin, side, others, workers, show):
         (p, *_), f, to = it
         if not f.box and (others == 'leave' or f.why.startswith('cannot')): return
         (work/to).parent.mkdir(parents=True, exist_ok=True)
-        im = open_image(p).convert('RGB')
+        im = open_image(p)
         im = cut_out(im, f, margin, side) if f.box else im
         im.save(work/to, **(dict(format='JPEG', quality=95, subsampling=0) if to.suffix.lower() != '.png' else dict(format='PNG')))
     items = list(zip(scan.items, found, _names(scan)))

@@ -145,9 +145,6 @@ class Scan:
         (self.items if picture else self.strangers).append((p, split, label))
 
     @property
-    def other(self): return [p for p, _, _ in self.strangers]
-
-    @property
     def inside_out(self):
         "What to do where every class folder holds split folders; else None"
         classes = self.folders.get('all', [])

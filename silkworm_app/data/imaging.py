@@ -188,7 +188,6 @@ def _image(data:bytes):
 # %% ../../nbs/data/00_imaging.ipynb #ad146f91
 def _start(
     src, # path, bytes, open binary file or PIL image
-    max_pixels:int # limit
 )->tuple: # `(image with its size known and nothing decoded, name for messages, bytes of the file or None)`
     "Read the header of a picture; raises `ImageError`."
     data = None
@@ -201,12 +200,12 @@ def _start(
         for d in (data, *_bare(data)):
             try: im = _image(d)
             except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-                raise ImageError(f'{name} has more pixels than the {max_pixels:,} allowed; reduce it first') from None
+                raise ImageError(f'{name} has more pixels than the {MAX_PIXELS:,} allowed; reduce it first') from None
             except Exception: continue
             break
         if im is None: raise ImageError(f'{name} {_why_not_image(data[:1024])}')
     w, h = im.size
-    if w * h > max_pixels: raise ImageError(f'{name} has {w} x {h} = {w*h:,} pixels, more than the {max_pixels:,} allowed; reduce it first')
+    if w * h > MAX_PIXELS: raise ImageError(f'{name} has {w} x {h} = {w*h:,} pixels, more than the {MAX_PIXELS:,} allowed; reduce it first')
     if w * h == 0: raise ImageError(f'{name} has no pixels')
     return im, name, data
 
@@ -243,11 +242,10 @@ def _decoded(im, name, data, small=False):
 # %% ../../nbs/data/00_imaging.ipynb #d382ca6a
 def open_image(
     src, # path, bytes, open binary file, PIL image or array
-    max_pixels:int=MAX_PIXELS # larger pictures are refused before decoding
 )->Image.Image: # upright, 8-bit sRGB, fully decoded, independent of `src`
     "Any picture source as an upright RGB image; raises `ImageError` with one sentence that names the source."
     if isinstance(src, np.ndarray): return _from_array(src)
-    im, name, data = _start(src, max_pixels)
+    im, name, data = _start(src)
     out = _decoded(im, name, data)
     if out is src: out = out.copy()
     out.info = {}                                                    # neither turned nor recoloured a second time
@@ -258,7 +256,7 @@ def check_image(
     src # path, bytes or open binary file
 )->tuple: # width and height as stored
     "Whether `open_image` would succeed, several times cheaper for JPEG (decoded at an eighth of its size); raises `ImageError`."
-    im, name, data = _start(src, MAX_PIXELS)
+    im, name, data = _start(src)
     size = tuple(im.size)
     _decoded(im, name, data, small=True)
     return size

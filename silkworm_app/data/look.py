@@ -90,7 +90,7 @@ def look(
     src # anything `open_image` takes
 )->Look:
     "A close look at what a picture shows; raises `ImageError`"
-    a = np.asarray(open_image(src).convert('RGB'))
+    a = np.asarray(open_image(src))
     k = _side / max(a.shape[:2])
     flat = ground(_scaled(a, k))
     plain = flat.mean() > .3

@@ -124,7 +124,7 @@ def _saved(src, size, to):
     "Write the picture `src` to `to` (without suffix), reduced to a shorter side of `size` or as it is; the path."
     if size is None:
         h = picture_header(src)
-        to = to.with_name(to.name + (FORMAT_SUFFIXES.get(h[0]) if h else None or (Path(src).suffix.lower(),))[0])
+        to = to.with_name(to.name + (FORMAT_SUFFIXES[h[0]] if h else (Path(src).suffix.lower(),))[0])
         shutil.copyfile(src, to)
         return to
     im = open_image(src)
