@@ -859,7 +859,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'silkworm_app.data.memory.stat_key': ('data/memory.html#stat_key', 'silkworm_app/data/memory.py'),
                                           'silkworm_app.data.memory.unpack': ('data/memory.html#unpack', 'silkworm_app/data/memory.py')},
             'silkworm_app.data.merge': { 'silkworm_app.data.merge._called': ('data/merge.html#_called', 'silkworm_app/data/merge.py'),
-                                         'silkworm_app.data.merge._class_of': ('data/merge.html#_class_of', 'silkworm_app/data/merge.py'),
                                          'silkworm_app.data.merge._combined': ('data/merge.html#_combined', 'silkworm_app/data/merge.py'),
                                          'silkworm_app.data.merge._homes': ('data/merge.html#_homes', 'silkworm_app/data/merge.py'),
                                          'silkworm_app.data.merge._kept_together': ( 'data/merge.html#_kept_together',

@@ -32,24 +32,18 @@ def _known(old):
 
 # %% ../../nbs/data/11a_merge.ipynb #139973be
 def _said(root):
-    "{folder or picture: its classes} from the table of a page that collects, where there is one."
+    "{folder: its class} from the table of a page that collects, where there is one."
     try: rows = read_table(Path(root)/COLLECTED, 'replace')
     except FileNotFoundError: return {}
     except csv.Error as e: raise DataError(f'{shown(Path(root)/COLLECTED)} is damaged: {e}; mend it, or move it away') from None
-    of = defaultdict(set)
+    of = {}
     for r in rows:
-        if r.get('file') and r.get('said') and not r['said'].startswith('.'):
-            for k in (Path(r['file']).parts[0], r['file']): of[k].add(r['said'])
+        if not r.get('file') or not r.get('said') or r['said'].startswith('.'): continue
+        c = Path(r['file']).parts[0]
+        if of.setdefault(c, r['said']) != r['said']:                # a page never does that, a person may
+            raise DataError(f'{shown(Path(root)/COLLECTED)} says that the folder {c} is of two classes ({of[c]}, {r["said"]}): '
+                            'move the pictures of one into a folder of its own')
     return of
-
-
-def _class_of(rel, c, said):
-    "The class of a picture in the folder `c`: pages of before put two classes whose names were alike into one folder."
-    found = said.get(c, {c})
-    if len(found) > 1: found = said.get(rel, found)
-    if len(found) == 1: return next(iter(found))
-    raise DataError(f'{rel} lies in a folder of several classes ({", ".join(sorted(found))}), and {COLLECTED} does not say of which it is: '
-                    'move it into a folder named after its class')
 
 
 def _called(found, classes, mapping, src):
@@ -153,7 +147,7 @@ def combine(
         for src in map(Path, sources):
             root = stack.enter_context(opened(src))
             scan, said = by_class(root, src), _said(root)
-            found = [(p, _class_of(scan.rel(p), c, said), f'{own_name(src)}/{scan.rel(p)}') for p, _, c in scan.items]
+            found = [(p, said.get(c, c), f'{own_name(src)}/{scan.rel(p)}') for p, _, c in scan.items]
             names |= {c for _, c, _ in found}
             to = _called(sorted({c for _, c, _ in found}), classes, mapping or {}, src)
             coming += [(p, to[c], name) for p, c, name in found]
