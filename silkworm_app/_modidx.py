@@ -1031,6 +1031,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'silkworm_app.data.splits._skipped': ('data/splits.html#_skipped', 'silkworm_app/data/splits.py'),
                                           'silkworm_app.data.splits._take': ('data/splits.html#_take', 'silkworm_app/data/splits.py'),
                                           'silkworm_app.data.splits.carve': ('data/splits.html#carve', 'silkworm_app/data/splits.py'),
+                                          'silkworm_app.data.splits.check_shares': ( 'data/splits.html#check_shares',
+                                                                                     'silkworm_app/data/splits.py'),
                                           'silkworm_app.data.splits.cut': ('data/splits.html#cut', 'silkworm_app/data/splits.py'),
                                           'silkworm_app.data.splits.find_groups': ( 'data/splits.html#find_groups',
                                                                                     'silkworm_app/data/splits.py'),

@@ -62,7 +62,7 @@ def _cached(cache, kind, srcs, settings, one, max_gb):
     "`(flat bytes, [(height, width)])` of `one(src)` for all `srcs`, memory-mapped from a file in `cache`."
     cache = Path(cache)
     stat = [(shown(Path(p).absolute()), st.st_size, st.st_mtime_ns) for p in srcs for st in [os.stat(p)]]
-    name = hashlib.sha256(json.dumps([2, kind, settings, stat]).encode()).hexdigest()[:20]
+    name = hashlib.sha256(json.dumps([kind, settings, stat]).encode()).hexdigest()[:20]
     file, limit = cache/f'pixels-{kind}-{name}.bin', max_gb * 2**30
     try:
         cache.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from .diseases import silkworm_info, silkworm_names
 from .folder import BEFORE, MANIFEST, DataError, Scan, is_litter, new_folder, opened, split_of, why_unusable
 from .imaging import FORMAT_SUFFIXES, open_image, picture_header
 from .progress import each
-from .splits import MANIFEST_COLUMNS, carve, cut, read_manifest
+from .splits import MANIFEST_COLUMNS, carve, check_shares, cut, read_manifest
 from ..files import markdown_table, one_line, own_name, sha256_of, shown, write_table, write_text
 from .audit import audit_scan, headlines
 
@@ -229,9 +229,7 @@ def check_seed(
 
 def _check(valid_pct, test_pct, folds, size, keep, seed):
     "Refuse options that make no sense."
-    for k, v in (('valid_pct', valid_pct), ('test_pct', test_pct)):
-        if not 0 <= v < 1: raise DataError(f'{k} must lie in [0, 1), not {v}')
-    if valid_pct + test_pct >= .95: raise DataError(f'valid_pct + test_pct = {valid_pct + test_pct:g} leaves too little to train on')
+    check_shares(valid_pct, test_pct)
     if size is not None and not 8 <= size <= 8192: raise DataError(f'size must lie in 8 to 8192, not {size}')
     check_seed(seed)
     if folds is not None and folds != 0 and not 2 <= folds <= 20: raise DataError(f'folds must be 2 to 20 (or 0 for none), not {folds}')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MANIFEST_COLUMNS', 'NO_TEST', 'stratified', 'cut', 'carve', 'leaks', 'many_copies', 'leak_warnings', 'Splits',
-           'find_groups', 'read_manifest', 'find_splits', 'read_notes']
+           'find_groups', 'read_manifest', 'check_shares', 'find_splits', 'read_notes']
 
 # %% ../../nbs/data/04_splits.ipynb #f9725d9f
 import csv, math, re, warnings
@@ -333,6 +333,15 @@ def _found(path, on_bad):
 # %% ../../nbs/data/04_splits.ipynb #8e0d9126
 NO_TEST = 'there is no test split: where validation pictures choose the best epoch, the accuracy on them is a little too good'
 
+def check_shares(
+    valid_pct:float, # part of all pictures for validation
+    test_pct:float # part of all pictures for the test
+):
+    "Refuse parts that leave too little to train on. Raises `DataError`."
+    for k, v in (('valid_pct', valid_pct), ('test_pct', test_pct)):
+        if not 0 <= v < 1: raise DataError(f'{k} must lie in [0, 1), not {v}')
+    if valid_pct + test_pct >= .95: raise DataError(f'valid_pct + test_pct = {valid_pct + test_pct:g} leaves too little to train on')
+
 def find_splits(
     path, # image folder, or one that `silkworm-data prepare` made
     valid_pct:float=.2, # part of all pictures for validation (where a test is given, of the others), where the folder does not say
@@ -346,9 +355,7 @@ def find_splits(
 )->Splits:
     "The train, validation and test pictures of an image folder, with what makes them untrustworthy said in `warnings`. Raises `DataError`."
     if on_bad not in ('raise', 'skip'): raise DataError(f"on_bad must be 'raise' or 'skip', not {on_bad!r}")
-    for k, v in (('valid_pct', valid_pct), ('test_pct', test_pct)):
-        if not 0 <= v < 1: raise DataError(f'{k} must lie in [0, 1), not {v}')
-    if valid_pct + test_pct >= .95: raise DataError(f'valid_pct + test_pct = {valid_pct + test_pct:g} leaves too little to train on')
+    check_shares(valid_pct, test_pct)
     given = path = Path(path)
     if not path.exists(): raise DataError(f'{shown(path)} does not exist; give the folder that holds the pictures')
     if not path.is_dir(): raise DataError(f'{shown(path)} is not a folder; give the folder that holds one subfolder of pictures per class')
