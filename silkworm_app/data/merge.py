@@ -11,7 +11,9 @@ from collections import Counter, defaultdict
 from contextlib import ExitStack
 from pathlib import Path
 
-from .copies import Union, group_pictures, level_of
+from scipy.cluster.hierarchy import DisjointSet
+
+from .copies import group_pictures, level_of, numbered
 from .diseases import silkworm_names
 from .folder import BEFORE, COLLECTED, MANIFEST, DataError, new_folder, opened, peeled, why_unusable
 from .prepare import by_class, check_places, check_seed, choose, finish_set, read_mapping, read_options, strange_files, write_set
@@ -184,7 +186,7 @@ def _combined(known, coming, dest, about, before, notes, level, scenes, seed, si
 
 def _kept_together(known, scene):
     "The groups that were found, and those of before."
-    union, first = Union(len(scene)), {}
-    for k, s in enumerate(scene): union.join(first.setdefault(s, k), k)
-    for k, r in enumerate(known): union.join(first.setdefault(f'group {r["group"]}', k), k)
-    return union.groups()
+    union, first = DisjointSet(range(len(scene))), {}
+    for k, s in enumerate(scene): union.merge(first.setdefault(s, k), k)
+    for k, r in enumerate(known): union.merge(first.setdefault(f'group {r["group"]}', k), k)
+    return numbered(union)

@@ -111,7 +111,7 @@ def near_links(
     whole:np.ndarray, # float32 [n, d], vectors of length 1 of the whole pictures
     views:list, # of such arrays: of the pictures as they are compared, whole and trimmed
     same, # function of two numbers: whether these pictures are the same, if their vectors are alike
-    union, # `Union` of n, in which they are joined
+    union, # `DisjointSet` of `range(n)`, in which they are joined
     least:float=1 - 20/64, # product of two vectors; 1 - 20/64: hashes may differ in ten bits
     most:int=64, # likest ones of each that are looked at
     show:bool=True # see `Progress`
@@ -122,8 +122,8 @@ def near_links(
     for lo in range(0, n, rows):
         found = _candidates(whole[lo:lo + rows], views, lo, least, most)
         for (i, j), v in sorted(found.items(), key=lambda o: (-o[1], o[0])):
-            if union.find(i) == union.find(j) or not same(i, j): continue
-            union.join(i, j)
+            if union.connected(i, j) or not same(i, j): continue
+            union.merge(i, j)
             links.append((i, j, v))
         bar.step(min(rows, n - lo))
     bar.done()
