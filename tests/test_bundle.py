@@ -497,19 +497,19 @@ def test_executes_nothing(bundle, tmp_path):
 
 
 @pytest.mark.parametrize('backend', ['torch', 'onnx'])
-def test_a_bundle_of_before_the_rooms_gives_the_same_answers(backend):
-    "Saved with one threshold for all classes and under the names of then; its answers were written down by the code that saved it."
-    folder = Path(__file__).parent / 'bundle_of_before'
+def test_a_stored_bundle_gives_the_same_answers(backend):
+    "Its answers were written down by the code that saved it."
+    folder = Path(__file__).parent / 'stored_bundle'
     want, pictures = json.loads((folder / 'answers.json').read_text(encoding='utf-8')), sorted((folder / 'pictures').iterdir())
     p = load_bundle(folder / 'bundle', backend)
     assert np.abs(p.logits(pictures) - want['logits']).max() < 1e-4
     got = p.decide(pictures)
-    assert [d.label for d in got] == want['labels'] and [[str(r) for r in d.reasons] for d in got] == want['reasons']
+    assert [d.kind for d in got] == want['kinds'] and [d.labels for d in got] == want['labels'] and [[str(r) for r in d.reasons] for d in got] == want['reasons']
     assert np.allclose([d.prob for d in got], want['prob'], atol=1e-5) and np.allclose([d.distance for d in got], want['distance'], atol=1e-3)
 
 
-def test_a_bundle_of_before_the_rooms_can_be_saved_anew(tmp_path):
-    folder = Path(__file__).parent / 'bundle_of_before'
+def test_a_stored_bundle_can_be_saved_anew(tmp_path):
+    folder = Path(__file__).parent / 'stored_bundle'
     assert fuse_main([str(folder / 'bundle'), '--out', str(tmp_path / 'new'), '--data', str(folder / 'pictures')]) == 0
     old, new = (load_bundle(f, 'torch') for f in (folder / 'bundle', tmp_path / 'new'))
     pictures = sorted((folder / 'pictures').iterdir())
