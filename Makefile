@@ -15,7 +15,8 @@ DATA   ?=
 SERVE  ?= 1
 PORT   ?= 7860
 RUN    ?= runs/demo
-FOLDS  ?= $(or $(filter-out 0,$(words $(wildcard $(DATA)/fold_*))),5)
+# counted by the shell: the name of the folder may hold spaces
+FOLDS  ?= $(shell n=$$(ls -d "$(DATA)"/fold_* 2>/dev/null | wc -l); echo $$((n ? n : 5)))
 SAMPLE := data/synthetic_silkworms
 TRAIN_ARGS ?=
 
@@ -43,12 +44,12 @@ $(VENV)/.ready: settings.ini setup.py pyproject.toml
 demo: env
 ifeq ($(strip $(DATA)),)
 	$(BIN)/python data_prep/make_sample.py $(SAMPLE) --n_per_class 100
-	$(BIN)/silkworm-train --data_path $(SAMPLE) --output_dir $(RUN) --overwrite --input_size 128 $(TRAIN_ARGS)
+	$(BIN)/silkworm-train --data_path $(SAMPLE) --output_dir "$(RUN)" --overwrite --input_size 128 $(TRAIN_ARGS)
 else
-	$(BIN)/silkworm-train --data_path "$(DATA)" --output_dir $(RUN) --overwrite $(TRAIN_ARGS)
+	$(BIN)/silkworm-train --data_path "$(DATA)" --output_dir "$(RUN)" --overwrite $(TRAIN_ARGS)
 endif
 ifneq ($(SERVE),0)
-	$(BIN)/python app.py --bundle $(RUN)/bundle --port $(PORT)
+	$(BIN)/python app.py --bundle "$(RUN)/bundle" --port $(PORT)
 endif
 
 has-data:

@@ -11,10 +11,10 @@ lines = lambda key: [o.strip() for o in cfg.get(key, '').splitlines() if o.strip
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], author=cfg['author'],
-    keywords=cfg['keywords'], license='Apache-2.0', python_requires='>=' + cfg['min_python'],
+    keywords=cfg['keywords'], license=cfg['license'], python_requires='>=' + cfg['min_python'],
     long_description=(Path(__file__).parent / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     packages=find_packages(include=['silkworm_app', 'silkworm_app.*']), include_package_data=True,
     install_requires=lines('requirements'), extras_require={k: lines(f'{k}_requirements') for k in ('lite', 'dev', 'docs', 'lab')},
-    entry_points={'console_scripts': lines('console_scripts')}, zip_safe=False,
+    entry_points={'console_scripts': lines('console_scripts')},
 )

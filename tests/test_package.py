@@ -56,6 +56,8 @@ def test_the_wheel_holds_every_file_of_the_package(tmp_path):
     done = subprocess.run([sys.executable, '-c', build], cwd=source, capture_output=True, text=True, timeout=120)
     wheel, = tmp_path.glob('*.whl')
     have = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith('silkworm_app/')}
+    about, = [n for n in zipfile.ZipFile(wheel).namelist() if n.endswith('METADATA')]
+    assert cfg['license'] in re.findall(r'^License.*: (.*)$', zipfile.ZipFile(wheel).read(about).decode(), re.M)
     want = {p.relative_to(source).as_posix() for p in (source / 'silkworm_app').rglob('*') if p.is_file()}
     assert have == want and {Path(n).suffix for n in want} >= {'.py', '.yaml', '.html', '.css', '.js'}, done.stderr[-500:]
 
@@ -69,3 +71,13 @@ def test_every_module_that_is_run_by_name_does_something():
         file = root / m.replace('.', '/')
         source = (file / '__main__.py' if file.is_dir() else file.with_suffix('.py')).read_text(encoding='utf-8')
         assert "__name__ == '__main__'" in source, f'python -m {m} does nothing'
+
+
+@pytest.mark.skipif(not shutil.which('make'), reason='make is not here')
+@pytest.mark.parametrize('folds, parts', [(3, 3), (0, 5)])
+def test_make_counts_the_folds_of_a_folder_with_spaces(tmp_path, folds, parts):
+    pictures = tmp_path/'my pictures'
+    pictures.mkdir()
+    for i in range(folds): (pictures/f'fold_{i + 1}').mkdir()
+    out = subprocess.run(['make', '-n', 'silkworm', f'DATA={pictures}'], cwd=root, capture_output=True, text=True).stdout
+    assert f'--data_path "{pictures}" --output_dir "runs/silkworm" --cross_validate {parts}' in out, out
