@@ -87,7 +87,7 @@ def plot_run(
     return done
 
 # %% ../nbs/02_plot.ipynb #480cab5f
-@command('silkworm-plot', KeyError)
+@command('silkworm-plot')
 def main(argv=None):
     "silkworm-plot: figures of a training run as PNG and SVG."
     what = ('Save the figures of a training run as PNG and SVG: learning curves, alphas and biases over epochs, confusion matrix, '

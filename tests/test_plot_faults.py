@@ -52,3 +52,9 @@ def test_metrics_without_a_field_name_file_and_field(run, capsys, metrics, field
     (run / 'metrics.json').write_text(json.dumps(metrics))
     line = said(capsys, run)
     assert str(run / 'metrics.json') in line and field in line and 'holds no' in line
+
+
+def test_a_fault_of_the_program_is_no_sentence(run, monkeypatch):
+    "A missing key is nothing that a person can mend"
+    monkeypatch.setattr('silkworm_app.plot.plot_run', lambda *args: {}['x'])
+    with pytest.raises(KeyError): main([str(run)])
