@@ -40,7 +40,7 @@ def held_out(
     records = [r for (by, _), r in sorted(cross_parts(run).items()) if by == 'photo']
     if not records and run.answers.is_file(): records = [json.loads(run.answers.read_text(encoding='utf-8'))]
     if classes is None: classes = run.read_metrics()['classes']
-    return {f: [classes[y], classes[k], g] for r in records for f, y, k, g in zip(r.get('file', ()), r['target'], r['pick'], r['photo'])}
+    return {f: [classes[y], classes[k], g] for r in records for f, y, k, g in zip(r['file'], r['target'], r['pick'], r['photo'])}
 
 # %% ../../nbs/train/15b_compare.ipynb #ec5a1193
 def compare_answers(
@@ -89,11 +89,15 @@ def _earlier(cfg):
 # %% ../../nbs/train/15b_compare.ipynb #bb8945ec
 def earlier_answers(
     cfg:TrainConfig, # better_than, data_path, output_dir
+    new:bool=False, # no run goes on in output_dir
 )->tuple: # ({name, answers} or None, sentence)
     """The answers of the run that is to be surpassed: the one that is named, or beside this one the newest that learned from the set that
     this set was made from. Raises `TrainError`."""
-    kept = RunFolder(cfg.output_dir).before
-    if kept.is_file() and not cfg.overwrite: return json.loads(kept.read_text(encoding='utf-8')), ''
+    own = RunFolder(cfg.output_dir)
+    if own.settings.is_file() and own.before.is_file() and not cfg.overwrite: # it may be of an earlier start that had another aim
+        was = json.loads(own.before.read_text(encoding='utf-8'))
+        named = str(find_run(cfg.better_than)) if cfg.better_than else was['name']
+        if was['name'] == named and (not new or named == str(own)): return was, '' # what this folder held before can't be asked again
     run, note = _earlier(cfg)
     if run is None: return None, note
     answers = held_out(run) if run.metrics.is_file() else {}

@@ -277,8 +277,8 @@ def make_parser(
         formatter_class=_Help,
         description='Train a net with LSLUs on a folder of pictures, fuse it, prove that the fused net is the same, and write a bundle '
                     'for the web page.',
-        epilog='Exit code 0: done; 1: the training failed; 2: it could not start; 130: stopped. Start it again with the same options '
-               'to go on.')
+        epilog='Exit code 0: done; 1: the training failed; 2: it could not start; 130: stopped. Start it again with the same options, '
+               'but without --overwrite and --resume, to go on.')
     groups = {t: p.add_argument_group(t) for t in GROUPS}
     for o in OPTIONS.values():
         text = o.help + ('' if o.default in (None, '') else f' (default: {_text(o.default)})')

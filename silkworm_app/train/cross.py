@@ -138,7 +138,7 @@ def test_part(
     items:list, # of `photographs_of`
     by:str, # 'photo': the copies of a photograph stay in one part; 'file': they don't, and mislead
     part:int, # the one to test
-    printer=None, features=None, # see `train_net`
+    printer=None, features=None, begun=lambda learn: None, # see `train_net`
 )->dict: # answers to each file of the part
     "What a net says about one part, trained on the others as `silkworm-train` trains; cut by file, its head only where it has one"
     cut, photo = part_splits(cfg, splits, items, by, part)
@@ -146,7 +146,7 @@ def test_part(
     own.save_ckpt, own.log_dir, own.enable_wandb = False, 'none', False
     if by == 'file' and own.recipe != 'full': own.recipe = 'head' # what misleads is seen with the head alone, in seconds
     with tempfile.TemporaryDirectory() as d, contextlib.redirect_stdout(io.StringIO()):
-        done = train_net(own, cut, RunFolder(d), printer=printer, features=features)
+        done = train_net(own, cut, RunFolder(d), printer=printer, begun=begun, features=features)
         learn, model = done.learn, done.model
         z, y = predict_logits(model, test_loader(learn.dls))
         turned = predict_logits(model, test_loader(learn.dls), 'symmetry')[0] if by == 'photo' else z
@@ -167,7 +167,7 @@ def held_out_answers(
 )->tuple: # log-probabilities [H, K], labels [H], photographs [H]; None: this run has none
     "What nets said to the photographs that they had not been trained on, for what may be said later"
     records = [r for (by, _), r in sorted(cross_parts(run).items()) if by == 'photo']
-    if not records or not all('probs' in r for r in records): return None
+    if not records: return None
     probs, y, photo = (np.concatenate([r[k] for r in records]) for k in ('probs', 'target', 'photo'))
     return np.log(probs.clip(1e-7)), y, photo
 
@@ -202,24 +202,28 @@ def cross_validate(
     run:RunFolder, # each part that is done is kept in its `cross` file
     log=print, # called with a line for each part
     kept=lambda: None, # called when a part was kept
+    begun=None, # of a new run: called before a part's first epoch; until then the folder may hold an earlier run
 )->dict: # plain values
     "Every photograph tested once by a net that never saw it; beside it the same, cut by file"
-    items, k, done = photographs_of(splits), cfg.cross_validate, cross_parts(run)
+    items, k, done = photographs_of(splits), cfg.cross_validate, {} if begun else cross_parts(run)
     n = len({g for *_, g in items})
     photos = sum(splits.distinct.values()) if splits.distinct else len({splits.photos[Path(p)] for p, *_ in items}) if splits.photos else n
     what = 'scenes' if photos > n else 'photographs'
     if not 2 <= k <= n: raise TrainError(f'cross_validate must be 2 to {n}, the number of {what}, not {k}')
-    cfg.started, out, each, features = True, sys.stdout, None, Features()
+    out, each, features = sys.stdout, None, Features()
     for by, i in done:
         if by == 'photo' and done[by, i]['photo'] != list(map(int, part_splits(cfg, splits, items, by, i)[1])):
             raise TrainError(f'{run} was begun with other parts: start it anew with --overwrite')
     todo = [(by, i) for by in (('photo', 'file') if n < len(items) else ('photo',)) for i in range(k) if (by, i) not in done]
     log(f'Cross-validation: {k} parts of {n} {what} ({len(items)} files)' + (f'; {len(done)} trainings done before' if done else ''))
+    def starts(learn):
+        if begun and not done: begun()
+        cfg.started = True
     for j, (by, i) in enumerate(todo):
         title = f'part {i+1} of {k}, cut by {by}'
         live = PartProgress(f'{title}: ', len(todo) - j, each, lambda s: print(s, file=out, flush=True))
         start = time.time()
-        done[by, i] = r = test_part(cfg, splits, items, by, i, live, features)
+        done[by, i] = r = test_part(cfg, splits, items, by, i, live, features, starts)
         write_text(run.cross, ''.join(json.dumps(o) + '\n' for o in done.values()))
         kept()
         if j or cfg.recipe == 'full': each = time.time() - start # a first head looks at all pictures, the next ones at none

@@ -29,7 +29,7 @@ from ..serve.load import load_bundle
 from ..serve.metrics import agreement, evaluate_probs, hardly_found, metrics_report
 from .compare import compare_answers, earlier_answers, held_out, write_answers
 from .config import TrainConfig, TrainError, read_settings
-from .cross import cross_validate, held_out_answers, whole_split
+from .cross import cross_parts, cross_validate, held_out_answers, whole_split
 from .distributed import leave
 from .evaluate import evaluate, save_deploy
 from .head import predict_logits
@@ -37,8 +37,8 @@ from .learner import keep_memory
 from .log import say, warn_box
 from .one import Trained, train_net
 from .pictures import check_same, learned_pictures, learned_sums, write_pictures
-from .resume import find_checkpoint, read_checkpoint
-from .run import RunFolder, find_run, finished, start_run, write_start
+from .resume import checkpoints, find_checkpoint, read_checkpoint
+from .run import RunFolder, find_run, finished, make_room, start_run, write_start
 from .setup import load_splits, pick_device, resolve
 from .trouble import under_two_classes, write_trouble
 
@@ -210,6 +210,16 @@ def _check_processes(cfg):
         raise TrainError('cross_validate runs in one process: start silkworm-train without torchrun')
 
 # %% ../../nbs/train/16_fit.ipynb #e1bbd388
+def _begin(cfg, run, what, splits, earlier, out):
+    "Nothing stands in the way of the training: make room, and write what it starts with"
+    moved = make_room(run, cfg) if what == 'new' else []
+    for f in moved: print(f'Moved aside, since no run lists it as its own: {f}', file=out, flush=True)
+    own = write_start(run, cfg)
+    write_pictures(run, splits)
+    if earlier: write_text(run.before, json.dumps(earlier))
+    own.note()
+    return own
+
 def train(
     cfg:TrainConfig, # of `read_settings`
     plots=None, # function of the run folder that draws its figures
@@ -219,29 +229,31 @@ def train(
     splits = load_splits(cfg)
     if cfg.cross_validate: splits, twice = whole_split(splits, cfg.valid_pct, cfg.seed), under_two_classes(splits)
     resolve(cfg, splits)
-    earlier, note = earlier_answers(cfg)
-    run, what, moved = start_run(cfg)
-    for f in moved: say(f'Moved aside, since no run lists it as its own: {f}')
+    _check_processes(cfg)
+    run, what = start_run(cfg)
     if old := run if what != 'new' else find_run(cfg.resume) if cfg.resume else None: check_same(old, splits)
     if what == 'done':
-        say(finished(run))
+        say(finished(run, cfg))
         return run.read_metrics()
-    state = read_state(cfg, run, what)
+    earlier, note = earlier_answers(cfg, what == 'new')
+    state, own, out = read_state(cfg, run, what), None, sys.stdout
     _learned_before(cfg, splits)
-    own = None if rank_distrib() else write_start(run, cfg)
-    if own:
-        write_pictures(run, splits)
-        if earlier: write_text(run.before, json.dumps(earlier))
-        own.note()
-    _forget_lost(state, run)
     say(f'{splits.path}\n{splits}')
     if note: say(note)
-    _check_processes(cfg)
-    cross = cross_validate(cfg, splits, run, say, own.note) if cfg.cross_validate else None
-    if cross: say('\n' + '\n'.join(write_trouble(run, splits, twice)))
-    if own: own.note()
+    def begin(): # only now: what can't be trained must not cost an earlier run
+        nonlocal own
+        if own is None and not rank_distrib(): own = _begin(cfg, run, what, splits, earlier, out)
+        _forget_lost(state, run)
+    def begun(learn):
+        begin()
+        _introduce(cfg, learn, state)
+    if cfg.cross_validate and what == 'begun': begin()
+    cross = cross_validate(cfg, splits, run, say, lambda: own.note(), begin if what == 'new' else None) if cfg.cross_validate else None
+    if cross:
+        say('\n' + '\n'.join(write_trouble(run, splits, twice)))
+        own.note()
     start = time.time()
-    done = train_net(cfg, splits, run, state, begun=lambda learn: _introduce(cfg, learn, state))
+    done = train_net(cfg, splits, run, state, begun=begun)
     leave()
     if rank_distrib(): return {}
     own.note()
@@ -255,7 +267,7 @@ def train(
 # %% ../../nbs/train/16_fit.ipynb #dd45b34e
 def _draw(plots, run):
     try: plots(run.path)
-    except (ValueError, KeyError) as e: print(f'No plots: {e}', file=sys.stderr)
+    except ValueError as e: print(f'No plots: {e}', file=sys.stderr)
 
 def _tell_wandb(wandb, res):
     for last in [k for k in ('test', 'valid') if k in res][:1]:
@@ -277,10 +289,16 @@ def _full(e):
 
 # %% ../../nbs/train/16_fit.ipynb #44c152d7
 def _kept(cfg):
-    "What is left of a training that ended early"
-    folder = RunFolder(cfg.output_dir).checkpoints if cfg and cfg.output_dir else None
-    done = [int(re.search(r'\d+', f.stem)[0]) for f in folder.glob('epoch_*.pth')] if folder and folder.is_dir() else []
-    return f'; the state after epoch {max(done)} is kept, the same command goes on from it' if done else ''
+    "What is left of a training that ended early, and how it goes on"
+    other = cfg.overwrite or cfg.resume
+    if cfg.eval or not cfg.output_dir or other and not cfg.started: return '' # what lies there is of another run
+    run = RunFolder(cfg.output_dir)
+    if done := checkpoints(run.checkpoints): what = f'the state after epoch {max(done)} is kept'
+    elif cfg.cross_validate and (n := len(cross_parts(run))): what = f'what {n} trainings of the cross-validation answered is kept'
+    else: return ''
+    leave_out = [f'without --{k}' for k in ('overwrite', 'resume') if getattr(cfg, k)]
+    if not cfg.auto_resume: leave_out.append('with --auto_resume true')
+    return f'; {what}: start it again {" and ".join(leave_out)} to go on' if leave_out else f'; {what}, the same command goes on from it'
 
 # %% ../../nbs/train/16_fit.ipynb #7ba1e259
 def _run_command(cfg, plots):

@@ -16,7 +16,7 @@ from fastai.torch_core import get_model, rank_distrib, set_seed
 
 from .callback import act_slope, quiet_run
 from .config import TrainConfig, TrainError
-from ..files import one_line
+from ..files import one_line, write_text
 
 # %% ../../nbs/train/09_log.ipynb #b59cc8d9
 def say(*text):
@@ -119,28 +119,31 @@ class Wandb(Callback):
     "Weights & Biases: the same. fastai's `WandbCallback` logs each batch and cannot describe these loaders"
     order, run_valid = 70, False
     def __init__(self,
-        run # of `wandb.init`
-    ): self.wandb = run
-    def before_fit(self): self.run = not quiet_run(self)
+        run, # of `wandb.init`
+        id:str, # its name there
+        file:Path, # keeps the name for a run that goes on
+    ): self.wandb, self.id, self.file = run, id, file
+    def before_fit(self):
+        self.run = not quiet_run(self)
+        if self.run: write_text(self.file, self.id)
     def after_epoch(self): self.wandb.log(epoch_scalars(self.learn), step=self.epoch + 1)
 
 # %% ../../nbs/train/09_log.ipynb #30238e47
 def open_wandb(
     cfg:TrainConfig, # project and all that is shown there
     folder, # of the run
-    name:Path, # file with its name there
+    file:Path, # with its name there
     goes_on:bool, # a run that goes on here goes on there, too
-): # a run of wandb
+)->Wandb:
     "A run at Weights & Biases. Raises `TrainError`."
     try: import wandb # optional
     except ImportError: raise TrainError('enable_wandb needs the package wandb: pip install wandb') from None
-    goes_on = goes_on and name.is_file()
-    if not goes_on: name.write_text(os.urandom(4).hex(), encoding='utf-8')
-    try:
-        return wandb.init(project=cfg.project, dir=str(folder), config=cfg.to_dict(), id=name.read_text(encoding='utf-8'),
-                          resume='allow' if goes_on else None)
+    goes_on = goes_on and file.is_file()
+    id = file.read_text(encoding='utf-8') if goes_on else os.urandom(4).hex()
+    try: run = wandb.init(project=cfg.project, dir=str(folder), config=cfg.to_dict(), id=id, resume='allow' if goes_on else None)
     except Exception as e:
         raise TrainError(f'enable_wandb: {one_line(e)} (WANDB_MODE=offline logs without the network)') from None
+    return Wandb(run, id, file)
 
 # %% ../../nbs/train/09_log.ipynb #a5917c29
 def loggers(
@@ -154,5 +157,5 @@ def loggers(
         try: from torch.utils.tensorboard import SummaryWriter # optional
         except ImportError: say('TensorBoard is not installed: no scalars are written (pip install tensorboard)')
         else: res.append(Scalars(run.logs if cfg.log_dir == 'auto' else Path(cfg.log_dir), SummaryWriter))
-    if cfg.enable_wandb: res.append(Wandb(open_wandb(cfg, run.path, run.wandb, goes_on)))
+    if cfg.enable_wandb: res.append(open_wandb(cfg, run.path, run.wandb, goes_on))
     return res

@@ -32,6 +32,7 @@ from ..data.loaders import image_dls
 from .callback import EarlyStopping, SaveBest, StopOnNaN, WeightEMA, act_slope, cross_entropy, pictures_of
 from .config import TrainConfig, TrainError
 from .distributed import Processes
+from .head import classifier_of
 from .learner import lslu_learner
 from .log import PrintEpoch, SeedEpoch, SkipValidation, loggers, say
 from .mixing import loss_callbacks
@@ -177,6 +178,9 @@ def build_learner(
         learn.add_cb(Processes(cfg.sync_bn, device.type == 'cpu'))
         learn.recorder.loss = AccumMetric(cross_entropy, flatten=False, name='loss')    # each picture of all processes counts once
     if cfg.compile: learn.model.compile()
+    # what the recipe or the optimiser refuses is said before anything starts
+    if cfg.recipe != 'full': classifier_of(get_model(learn.model))
+    elif learn.opt is None: learn.create_opt()
     return learn
 
 # %% ../../nbs/train/14_one.ipynb #e43aab26
@@ -186,7 +190,6 @@ def fit_learner(
     features=None, # `Features` that several trainings share
 ): # what the recipe did, or None
     "All epochs, by the schedules of the options; or the head first, and the rest gently"
-    if cfg.recipe == 'full' and learn.opt is None: learn.create_opt()  # what the optimiser refuses is said before anything starts
     cfg.started = True
     if cfg.recipe != 'full':
         return fit_recipe(learn, cfg.epochs, cfg.recipe, cfg.lr, refit=bool(cfg.cross_validate), seed=cfg.seed, features=features)

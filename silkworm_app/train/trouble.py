@@ -35,7 +35,7 @@ def troubled(
     file_of, seen = {content_key(p): p for p, *_ in photographs_of(splits)}, {}
     for (by, _), r in sorted(cross_parts(run).items()):
         if by != 'photo': continue
-        for f, g, y, p in zip(r.get('file', ()), r['photo'], r['target'], r['probs']): seen.setdefault((g, y), []).append((f, p))
+        for f, g, y, p in zip(r['file'], r['photo'], r['target'], r['probs']): seen.setdefault((g, y), []).append((f, p))
     if not seen: return []
     probs, labels = np.array([np.mean([p for _, p in v], 0) for v in seen.values()]), np.array([y for _, y in seen])
     out = []

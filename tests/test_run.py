@@ -1,0 +1,170 @@
+"The run folder: what a start may cost that is there already, what goes on from where, and what is said of it."
+import json
+import os
+import shutil
+import time
+
+import pytest
+
+from silkworm_app.cli import train_main as command
+from silkworm_app.data.sample import draw_sample
+from silkworm_app.train import fit, one
+from silkworm_app.train.compare import earlier_answers
+from silkworm_app.train.config import TrainConfig, write_yaml
+from silkworm_app.train.fit import main
+from silkworm_app.train.resume import checkpoints
+from silkworm_app.train.run import RunFolder, is_finished, write_start
+
+BASE = '--pretrained false --epochs 2 --batch_size 16 --bundle false --group none --log_dir none --progress false --device cpu --num_workers 0 --input_size 32 --aug none'
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory): return draw_sample(tmp_path_factory.mktemp('data')/'sample', n_per_class=10, size=32, seed=1)
+
+
+@pytest.fixture
+def train(data, capsys):
+    "`(exit code, what is said)` of a short training"
+    def run(dest, *options, main=main):
+        capsys.readouterr()
+        options = [str(o) for o in options]
+        base = BASE.split()
+        base = [b for i in range(0, len(base), 2) if base[i] not in options for b in base[i:i + 2]]
+        code = main(['--data_path', str(data), '--output_dir', str(dest), *base, *options])
+        return code, ''.join(capsys.readouterr())
+    return run
+
+
+@pytest.fixture(scope='module')
+def finished(data, tmp_path_factory):
+    "The folder of a finished run"
+    run = tmp_path_factory.mktemp('finished')/'run'
+    assert main(['--data_path', str(data), '--output_dir', str(run), *BASE.split()]) == 0
+    return run
+
+
+def bits(folder): return {f.relative_to(folder): (f.read_bytes(), f.stat().st_mtime_ns) for f in folder.rglob('*') if f.is_file()}
+
+
+def test_a_checkpoint_goes_on_in_a_folder_of_its_own(train, finished, tmp_path):
+    "In one of another run its best weights would be taken for those of the run that goes on; a person's file of that name is no best weight, either"
+    other = tmp_path/'other'
+    assert train(other, '--seed', 5, '--epochs', 1)[0] == 0
+    there, state = bits(other), finished/'checkpoints/epoch_1.pth'
+    for dest in (other, finished):
+        code, out = train(dest, '--resume', state)
+        assert code == 2 and f'{dest} holds an earlier run: leave out --resume' in out, out
+    assert bits(other) == there
+    new = tmp_path/'new'
+    new.mkdir()
+    shutil.copy(other/'best.safetensors', new)
+    code, out = train(new, '--resume', state)
+    assert code == 0 and 'Going on after epoch 1' in out and (new/'before_1/best.safetensors').is_file(), out
+    assert (new/'best.safetensors').read_bytes() == (finished/'best.safetensors').read_bytes()
+
+
+@pytest.mark.parametrize('options', ['--resume RUN/checkpoints/epoch_1.pth', '--finetune RUN', '--finetune RUN/checkpoints/epoch_2.pth', '--finetune typo.pth', '--opt adamy', '--opt_betas 0.9',
+                                     '--model vanilanet_5', '--aug nonsense', '--recipe head', '--cross_validate 2 --group hash --opt adamy', '--cross_validate 500 --group hash', 'torchrun --cross_validate 2 --group hash'])
+def test_what_cannot_start_costs_no_earlier_run(train, finished, monkeypatch, options):
+    there = bits(finished)
+    if options.startswith('torchrun'): monkeypatch.setattr(fit, 'num_distrib', lambda: 2)
+    code, out = train(finished, '--overwrite', *options.replace('RUN', str(finished)).split()[options.startswith('torchrun'):])
+    assert code == 2 and bits(finished) == there, out
+
+
+def test_overwritten_by_a_cross_validation(train, finished, tmp_path):
+    "The earlier run goes when the first part begins to train, and with it the parts of an earlier cross-validation"
+    run = tmp_path/'run'
+    shutil.copytree(finished, run)
+    (run/'cross_validation.jsonl').write_text('mine\n')
+    (run/'checkpoints/epoch_1_keep.pth').write_text('mine')
+    code, out = train(run, '--overwrite', '--cross_validate', 2, '--group', 'hash', '--epochs', 1)
+    assert code == 0 and 'Moved aside' in out and (run/'before_1/cross_validation.jsonl').read_text() == 'mine\n' and (run/'checkpoints/epoch_1_keep.pth').is_file(), out
+    assert json.loads((run/'metrics.json').read_text())['cross_validation']['folds'] == 2
+
+
+@pytest.mark.parametrize('options, says', [('', 'the state after epoch 3 is kept, the same command goes on'), ('--overwrite', 'start it again without --overwrite to go on'), ('--auto_resume false', 'with --auto_resume true to go on'),
+                                           ('--resume STATE', 'start it again without --resume to go on'), ('--overwrite early', None)])
+def test_what_a_stopped_training_goes_on_with(train, finished, tmp_path, monkeypatch, options, says):
+    "The same command would start anew, or be refused; before it began to train, what lies there is another run's"
+    run = tmp_path/'run'
+    if 'overwrite' in options: shutil.copytree(finished, run)
+    def stop(cfg, *args):
+        if 'early' in options: raise KeyboardInterrupt
+        cfg.started = True
+        (run/'checkpoints').mkdir()
+        for f in ('epoch_3.pth', 'epoch_3_mine.pth', 'epoch_best.pth'): (run/'checkpoints'/f).touch()
+        raise KeyboardInterrupt
+    monkeypatch.setattr(one, 'fit_learner', stop)
+    if 'early' in options: monkeypatch.setattr(fit, 'load_splits', stop)
+    code, out = train(run, *options.replace('early', '').replace('STATE', str(finished/'checkpoints/epoch_1.pth')).split())
+    assert code == 130 and (f'; {says}' in out or says and says in out or says is None and out.strip().endswith('stopped')), out
+    assert train(run, '--eval', 'true', '--finetune', finished)[0] == 0 and checkpoints(run/'checkpoints')
+    monkeypatch.setattr(fit, 'evaluate', stop)
+    assert 'is kept' not in train(run, '--eval', 'true', '--finetune', finished)[1]
+
+
+def test_copies_of_a_checkpoint_are_a_persons(train, tmp_path):
+    "Neither deleted with those that are too old, nor in the way"
+    mine = [tmp_path/'run/checkpoints'/f for f in ('epoch_1_keep.pth', 'epoch_best.pth')]
+    mine[0].parent.mkdir(parents=True)
+    for f in mine: f.write_text('mine')
+    code, out = train(tmp_path/'run', '--save_ckpt_num', 1)
+    assert code == 0 and all(f.read_text() == 'mine' for f in mine) and [*checkpoints(tmp_path/'run/checkpoints')] == [2], out
+
+
+@pytest.mark.parametrize('entry', [main, command])
+def test_a_finished_run_says_what_it_is_not_made_with(train, finished, entry):
+    code, out = train(finished, '--risk', .2, '--bundle', 'true', main=entry)
+    assert code == 0 and 'it is finished' in out and 'left out (bundle: False, now True, risk: 0.1, now 0.2)' in out, out
+    code, out = train(finished, main=entry)
+    assert code == 0 and 'it is finished' in out and 'left out' not in out, out
+    code, out = train(finished, '--test_freq', 2, main=entry)
+    assert code == 2 and 'test_freq: 1, now 2' in out, out
+
+
+def test_the_average_without_a_decay_is_the_first_of_the_settings(tmp_path):
+    run = RunFolder(tmp_path)
+    write_yaml(TrainConfig(model_ema=True, model_ema_decay=[.9998, .9]), run.settings)
+    for d in (.9, .9998): run.best_ema(d).touch()
+    assert run.best_weights('model_ema') == run.best_ema(.9998) and run.best_weights('model_ema_0.9') == run.best_ema(.9)
+
+
+def test_the_run_to_surpass_is_the_one_that_is_named(tmp_path):
+    def run(name):
+        r = RunFolder(tmp_path/name)
+        write_start(r, TrainConfig())
+        r.write_metrics(dict(classes=[name]))
+        r.answers.write_text(json.dumps(dict(file=['f'], photo=[0], target=[0], pick=[0])))
+        return r
+    a, b, out = map(run, 'abo')
+    def noted(r): out.before.write_text(json.dumps(dict(name=str(r), answers={'noted': []})))
+    said = lambda new, **kw: earlier_answers(TrainConfig(output_dir=str(out), **kw), new)[0]
+    noted(a)
+    assert said(False)['answers'] == said(False, better_than=str(a))['answers'] == {'noted': []}
+    assert said(False, better_than=str(b)) == dict(name=str(b), answers={'f': ['b', 'b', 0]})
+    assert said(True) is None and said(True, better_than=str(a))['answers'] == {'f': ['a', 'a', 0]}
+    noted(out)                                                         # it is gone: only the note knows it
+    assert said(True)['answers'] == {'noted': []} and said(True, overwrite=True) is None
+
+
+def test_pictures_behind_links_are_looked_at(tmp_path):
+    pictures, run = tmp_path/'pictures', RunFolder(tmp_path/'run')
+    (tmp_path/'far/deep').mkdir(parents=True), pictures.mkdir()
+    (tmp_path/'far/deep/old.jpg').touch()
+    (pictures/'class').symlink_to(tmp_path/'far'), (pictures/'loop').symlink_to(pictures), (pictures/'nowhere').symlink_to(tmp_path/'none')
+    (pictures/'one.jpg').symlink_to(tmp_path/'far/deep/old.jpg')
+    cfg = TrainConfig(data_path=str(pictures), output_dir=str(run))
+    time.sleep(.02)
+    write_start(run, cfg)
+    run.write_metrics({})
+    assert is_finished(cfg)
+    time.sleep(.02)
+    (tmp_path/'far/deep/new.jpg').touch()
+    assert not is_finished(cfg)
+    time.sleep(.02)
+    write_start(run, cfg)
+    assert is_finished(cfg)
+    time.sleep(.02)
+    os.utime(tmp_path/'far/deep/old.jpg')
+    assert not is_finished(cfg)
