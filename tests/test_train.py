@@ -435,7 +435,8 @@ def test_a_stopped_cross_validation_owns_its_parts(grown, monkeypatch, capsys):
         monkeypatch.setattr(cross, 'test_part', part)
         assert main(start + again) == 130
         assert 'cross_validation.jsonl' in json.loads((top/'parts/run.json').read_text())['files']
-    assert 'Moved aside' not in capsys.readouterr().out
+        out, err = capsys.readouterr()
+        assert 'Moved aside' not in out and 'answered so far is kept' in err and ('again without --overwrite' in err) == bool(again), err
     monkeypatch.setattr(cross, 'test_part', whole)
     assert main(start) == 0 and '1 trainings done before' in capsys.readouterr().out
 

@@ -294,7 +294,7 @@ def _kept(cfg):
     if cfg.eval or not cfg.output_dir or other and not cfg.started: return '' # what lies there is of another run
     run = RunFolder(cfg.output_dir)
     if done := checkpoints(run.checkpoints): what = f'the state after epoch {max(done)} is kept'
-    elif cfg.cross_validate and (n := len(cross_parts(run))): what = f'what {n} trainings of the cross-validation answered is kept'
+    elif cfg.cross_validate and cross_parts(run): what = 'what the cross-validation has answered so far is kept'
     else: return ''
     leave_out = [f'without --{k}' for k in ('overwrite', 'resume') if getattr(cfg, k)]
     if not cfg.auto_resume: leave_out.append('with --auto_resume true')
