@@ -67,10 +67,11 @@ def test_nothing_is_run_twice(drawings, done, tmp_path, monkeypatch):
     assert len(run_grid(make_grid(small_grid(drawings)), tmp_path / 'out', **quiet)) == 4
 
 
-def test_a_failed_run_is_told_and_tried_again(drawings, tmp_path, monkeypatch):
+@pytest.mark.parametrize('kind', [RuntimeError, FloatingPointError])   # the latter is that of a training that diverged
+def test_a_failed_run_is_told_and_tried_again(drawings, tmp_path, monkeypatch, kind):
     real = experiment.run_one
     def broken(s):
-        if s.get('act') == 'relu': raise RuntimeError('no memory left')
+        if s.get('act') == 'relu': raise kind('no memory left')
         return real(s)
     monkeypatch.setattr(experiment, 'run_one', broken)
     lines, grid = [], make_grid({**small_grid(drawings), 'grid': dict(seed=[0])})
@@ -88,6 +89,35 @@ def test_a_table_cut_anywhere_loses_only_the_last_row(done, tmp_path, cut):
     assert [r['id'] for r in rows] == [r['id'] for r in done[1]][:3]
     experiment.append_row(tmp_path / 'results.csv', dict(done[1][3], settings={k: v for k, v in done[1][3].items() if k not in experiment.COLUMNS}))
     assert [r['id'] for r in read_results(tmp_path / 'results.csv')] == [r['id'] for r in done[1]]
+
+
+@pytest.mark.parametrize('torn', ['', 'id,arm,sett'])
+def test_a_table_without_its_heading_gets_it(done, tmp_path, torn):
+    (tmp_path / 'results.csv').write_text(torn)
+    row = done[1][0]
+    experiment.append_row(tmp_path / 'results.csv', dict(row, settings={k: v for k, v in row.items() if k not in experiment.COLUMNS}))
+    assert [r['id'] for r in read_results(tmp_path / 'results.csv')] == [row['id']]
+
+
+def test_what_was_learned_survives_a_torn_line(drawings, done, tmp_path):
+    "The record of the run that was interrupted is made again, and no other is lost behind what was left of it."
+    shutil.copytree(done[0], tmp_path / 'out')
+    for name, cut in (('results.csv', 3), ('learned.jsonl', 30)): (tmp_path / 'out' / name).write_bytes((done[0] / name).read_bytes()[:-cut])
+    grid = make_grid(small_grid(drawings))
+    assert len(run_grid(grid, tmp_path / 'out', **quiet)) == 4
+    assert {r['id'] for r in report.learned_records(tmp_path / 'out', grid)} == {run_id(r) for r in grid.runs}
+
+
+def test_a_grid_leaves_torch_as_it_was(drawings, tmp_path, monkeypatch):
+    import torch
+    had = torch.get_num_threads()
+    def run(s):
+        torch.set_num_threads(had + 1)
+        raise ValueError('enough seen')
+    monkeypatch.setattr(experiment, 'run_one', run)
+    monkeypatch.setattr(experiment, 'keep_memory', lambda: pytest.fail('memory is kept in a process that is not its own'))
+    run_grid(make_grid(small_grid(drawings)), tmp_path, **quiet)
+    assert torch.get_num_threads() == had
 
 
 def test_values_survive_the_table(done):
@@ -113,7 +143,7 @@ def test_folds_hold_photographs_together(tmp_path):
         for i in range(6):
             im = draw_larva(kind, 160, seed=i)
             for k, turned in enumerate((im, im.transpose(Image.Transpose.ROTATE_90), im.transpose(Image.Transpose.FLIP_LEFT_RIGHT))): turned.save(tmp_path / 'p' / c / f'{i}_{k}.png')
-    s = make_grid(dict(base=dict(data_path=str(tmp_path / 'p'), cross_validate=3))).runs[0]
+    s = make_grid(dict(base=dict(data_path=str(tmp_path / 'p'), cross_validate=3), grid=dict(part=[0, 1, 2]))).runs[0]
     tested = []
     for f in range(3):
         splits, photos = experiment.splits_of({**s, 'part': f})
@@ -135,6 +165,71 @@ def test_summary_pairs_by_seed():
     b = next(d for d in report.summary(grid, rows) if d['arm'] == 'b')
     assert b['n'] == 6 and b['against']['n'] == 5 and b['sd'] > .02
     assert abs(b['against']['diff'] - .0102) < 1e-9 and b['against']['p'] < 1e-4 and b['against']['low'] > 0
+
+
+def told(grid, out, accuracy=lambda r: .5, layers=None, **more):
+    "The grid, with made-up results"
+    for r in grid.runs:
+        layer = {} if r.get('act') == 'relu' else dict(alphas=[1.]*r.get('act_num', 3), biases=[0.]*r.get('act_num', 3))
+        learned = [{k: layer for k in (layers or (lambda r: ['act']))(r)}]*2 if layer else [{}]*2
+        row = dict(accuracy=accuracy(r), balanced_accuracy=accuracy(r), by_class=[[accuracy(r)*4, 4]], seconds=1, params=1)
+        experiment._keep(out, {**r, 'data_path': 'made/up'}, row, dict(learned=learned, **{k: f(r) for k, f in more.items()}))
+    return report.report(grid, out)
+
+
+def test_what_varies_is_learned_apart(tmp_path):
+    "Nets whose layers have other names, numbers of steps, weights that were decayed otherwise: each a plot of its own over the seeds."
+    axes = dict(seed=[0, 1], model=['resnet18', 'mobilenetv2_100'], act_num=[1, 2], weight_decay=[0., .1])
+    grid = make_grid(dict(arms=dict(relu=dict(act='relu'), chain={}), grid=axes))
+    seen = []
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(report, 'plot_learned', lambda records, file, title: seen.append((title, len(records), {len(v['alphas']) for r in records for v in r['learned'][0].values()})))
+        told(grid, tmp_path, layers=lambda r: ['act1'] if r['model'] == 'resnet18' else ['bn1.act'])
+    assert len(seen) == 8 and all(n == 2 and len(steps) == 1 for _, n, steps in seen)
+    assert seen[0][0] == 'grid: chain, model resnet18, act_num 1, weight_decay 0.0'
+    told(grid, tmp_path, layers=lambda r: ['act1'] if r['model'] == 'resnet18' else ['bn1.act'])
+    assert len(list(tmp_path.glob('learned_chain__*.png'))) == 8
+
+
+def test_intervals_are_of_one_value_and_whole_seeds(tmp_path):
+    grid = make_grid(dict(base=dict(cross_validate=2), grid=dict(seed=[0, 1], part=[0, 1], act_num=[1, 3])))
+    done = [r for r in grid.runs if (r['seed'], r['part'], r['act_num']) != (1, 1, 3)]
+    right = lambda r: [int(r['act_num'] == 1)]*2 if r['seed'] == 0 else [1, 1]
+    some = experiment.Grid(grid.name, '', done, grid.arms, grid.baseline, grid.vary)
+    text = told(some, tmp_path, photo=lambda r: [2*r['part'], 2*r['part'] + 1], target=lambda r: [0, 1], right=right)
+    assert '- lslu, act_num 1: 100.0% (100.0% to 100.0%)' in text and '- lslu, act_num 3: 0.0% (0.0% to 0.0%)' in text
+
+
+def drawn(monkeypatch, grid, accuracy, tmp_path):
+    figs = []
+    monkeypatch.setattr(report, 'save_figure', lambda fig, *rest: figs.append(fig))
+    rows = [dict(r, id=run_id(r), accuracy=accuracy(r), seconds=1, params=1) for r in grid.runs]
+    report.plot_results(grid, rows, tmp_path / 'x')
+    return figs[0].axes[0]
+
+
+def test_results_are_drawn_a_line_a_value(tmp_path, monkeypatch):
+    grid = make_grid(dict(arms=dict(a={}, b=dict(act='series')), grid=dict(seed=[0, 1], weight_decay=[.1, 0., .2], drop=[0., .5])))
+    ax = drawn(monkeypatch, grid, lambda r: r['weight_decay'] + r['drop'], tmp_path)
+    lines = {c.get_label(): c.lines[0].get_xydata().round(6).tolist() for c in ax.containers}
+    assert list(lines) == ['a, drop 0.0', 'b, drop 0.0', 'a, drop 0.5', 'b, drop 0.5'] and lines['b, drop 0.5'] == [[0, 50], [.1, 60], [.2, 70]]
+
+
+def test_every_seed_has_its_dot(tmp_path, monkeypatch):
+    grid = make_grid(dict(grid=dict(seed=[0, 1], form=['chain', 'sum'])))
+    ax = drawn(monkeypatch, grid, lambda r: (r['form'] == 'sum')/2 + r['seed']/10, tmp_path)
+    dots = [o.get_xydata().round(6).tolist() for o in ax.lines if o.get_marker() == '.']
+    assert dots == [[[.15, 0], [.15, 10]], [[1.15, 50], [1.15, 60]]]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ['lslu, form chain', 'lslu, form sum']
+
+
+@pytest.mark.parametrize('d, word', [
+    (dict(base=dict(cross_validate=3), grid=dict(seed=[0, 1])), r'arm lslu has part 0 of cross_validate=3: put part: \[0, 1, 2\] into grid'),
+    (dict(base=dict(cross_validate=2), grid=dict(part=[0, 1, 2])), 'part 0, 1, 2 of cross_validate=2'),
+    (dict(base=dict(cross_validate=2), arms=dict(a={}, b=dict(part=1, act='relu')), grid=dict(part=[0, 1])), 'arm b has part 1'),
+    (dict(grid=dict(part=[0, 1])), 'set cross_validate')])
+def test_parts_that_cannot_be_pooled_are_refused(d, word):
+    with pytest.raises(GridError, match=word): make_grid(d)
 
 
 @pytest.mark.parametrize('file', sorted(shipped.glob('*.yaml')), ids=lambda f: f.stem)

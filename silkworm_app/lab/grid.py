@@ -7,7 +7,7 @@ __all__ = ['EXTRAS', 'COLUMNS', 'GridError', 'value_or_default', 'Grid', 'make_g
            'splits_of', 'read_learned', 'run_one', 'read_results', 'append_row', 'run_grid', 'rows_of']
 
 # %% ../../nbs/lab/04_grid.ipynb #bbd38269
-import contextlib, copy, csv, fcntl, hashlib, io, itertools, json, multiprocessing, os, tempfile, time
+import contextlib, copy, csv, hashlib, io, itertools, json, multiprocessing, os, tempfile, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -15,6 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np, torch, yaml
+
+try: import fcntl
+except ImportError: fcntl = None                                    # Windows: there nobody stops two writers of one folder
 
 from ..data.loaders import test_loader
 from ..train.config import OPTIONS, TrainConfig, TrainError, READERS, convert
@@ -98,11 +101,21 @@ def _one_run(a, b, where):
     raise GridError(f'{where}: ({one}) and ({two}) are one run, since {", ".join(_not_in_id)} and the name of the arm tell no runs apart; '
                     'leave one out, or put it into a grid with an --out of its own')
 
+def _check_parts(runs, where):
+    "Raise `GridError` where the answers of a seed can't be pooled, since its parts are not those of a cross-validation"
+    parts = {}
+    for r in runs: parts.setdefault(json.dumps({k: v for k, v in r.items() if k != 'part'}), (r, set()))[1].add(value_or_default(r, 'part'))
+    for r, have in parts.values():
+        n = value_or_default(r, 'cross_validate')
+        if have == set(range(n)) if n else len(have) == 1: continue
+        do = f'put part: {list(range(n))} into grid' if n else 'set cross_validate, or leave part out of grid'
+        raise GridError(f'{where}: arm {r["arm"]} has part {", ".join(map(str, sorted(have)))} of cross_validate={n}: {do}')
+
 def make_grid(
     d:dict, # what the YAML file says: name, about, base, arms, grid, baseline
     where:str='grid', # for messages
 )->Grid:
-    "The product of the arms and the lists in `grid`; `GridError` for unknown names and for runs that can't be told apart"
+    "The product of the arms and the lists in `grid`; `GridError` for unknown names, runs that can't be told apart and missing parts"
     if not isinstance(d, dict): raise GridError(f'{where} must be a mapping with base, arms and grid')
     entries = 'name', 'about', 'base', 'arms', 'grid', 'baseline'
     extra = ', '.join(sorted(map(str, set(d) - set(entries))))
@@ -119,6 +132,7 @@ def make_grid(
     baseline = str(d.get('baseline') or next(iter(arms)))
     if baseline not in arms: raise GridError(f'{where}: baseline {baseline!r} is none of the arms {", ".join(arms)}')
     runs = list(runs.values())
+    _check_parts(runs, where)
     vary = [k for k in axes if k not in ('seed', 'part') and len({json.dumps(value_or_default(r, k)) for r in runs}) > 1]
     name, about = (str(d.get(k) or other) for k, other in (('name', where), ('about', '')))
     return Grid(name, about, runs, list(arms), baseline, vary)
@@ -248,35 +262,39 @@ def read_results(
     return [d.pop('settings') | d for d in map(read, (r for r in rows[1:] if len(r) == len(COLUMNS)))]
 
 # %% ../../nbs/lab/04_grid.ipynb #273ea98d
+def _append(path, text, head=''):
+    "One more line for a file, behind `head` where it has none; what an interrupted writer left of a line goes first"
+    with open(path, 'a+b') as f:
+        f.seek(0)
+        end = f.read().rfind(b'\n') + 1
+        f.truncate(end)
+        f.write((text if end else head + text).encode())
+        f.flush()
+        os.fsync(f.fileno())
+
 def append_row(
     path, # results.csv
     row:dict, # by `COLUMNS`
 ):
     "One more line in the table, whole or not there"
-    path, out = Path(path), io.StringIO()
-    w = csv.writer(out, lineterminator='\n')
-    if not path.exists(): w.writerow(COLUMNS)
-    w.writerow([row[k] if k in ('id', 'arm') else json.dumps(row.get(k)) for k in COLUMNS])
-    with open(path, 'a+b') as f:
-        f.seek(0)
-        f.truncate(f.read().rfind(b'\n') + 1) # without the line that an interrupted writer left behind
-        f.write(out.getvalue().encode())
-        f.flush()
-        os.fsync(f.fileno())
+    def line(values):
+        out = io.StringIO()
+        csv.writer(out, lineterminator='\n').writerow(values)
+        return out.getvalue()
+    _append(path, line(row[k] if k in ('id', 'arm') else json.dumps(row.get(k)) for k in COLUMNS), line(COLUMNS))
 
 # %% ../../nbs/lab/04_grid.ipynb #e736c23b
 def _job(s):
-    "One run in a process of its own; an error is part of the answer"
-    keep_memory()
+    "One run; an error, of whatever kind, is part of the answer: the other runs go on"
     try: return s, *run_one(s), ''
-    except (ValueError, OSError, RuntimeError) as e: return s, {}, {}, f'{type(e).__name__}: {one_line(e, 300)}'
+    except Exception as e: return s, {}, {}, f'{type(e).__name__}: {one_line(e, 300)}'
 
 # %% ../../nbs/lab/04_grid.ipynb #bb911178
 def _each(todo, procs):
     if procs <= 1 or len(todo) < 2:
         yield from map(_job, todo)
         return
-    with ProcessPoolExecutor(procs, mp_context=multiprocessing.get_context('spawn')) as ex:
+    with ProcessPoolExecutor(procs, multiprocessing.get_context('spawn'), keep_memory) as ex:
         jobs = [ex.submit(_job, s) for s in todo]
         try:
             for j in as_completed(jobs): yield j.result()
@@ -292,9 +310,17 @@ def _each(todo, procs):
 def _locked(out):
     "Nobody else writes into the folder meanwhile"
     with open(out/'.lock', 'w') as lock:
-        try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            if fcntl: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError: raise GridError(f'another process works on {out}; wait for it, or name another folder with --out') from None
         yield
+
+@contextlib.contextmanager
+def _same_threads():
+    "Afterwards torch has as many as before: a run sets its own, and with one process it is the caller's"
+    n = torch.get_num_threads()
+    try: yield
+    finally: torch.set_num_threads(n)
 
 def _label(s): return ' '.join([s['arm'], *(f'{k} {s[k]}' for k in ('act_num', 'seed', 'part') if k in s)])
 
@@ -310,7 +336,7 @@ def run_grid(
     "Run what is not done yet. Errors are reported and tried again next time."
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with _locked(out), _same_threads():
         done = {r['id']: r.get('data_path') for r in read_results(out/'results.csv')}
         for r in grid.runs:
             had, now = done.get(run_id(r)), Path(source or r.get('data_path') or '').name
@@ -334,7 +360,7 @@ def _keep(out, s, row, more):
     "Write down what a run gave"
     settings = {k: v for k, v in s.items() if k != 'arm'} | dict(data_path=Path(s['data_path']).name)
     more = dict(id=run_id(s), arm=s['arm'], **{k: value_or_default(s, k) for k in ('seed', 'part')}, **more)
-    with open(out/'learned.jsonl', 'a', encoding='utf-8') as f: f.write(json.dumps(more) + '\n')
+    _append(out/'learned.jsonl', json.dumps(more) + '\n')
     append_row(out/'results.csv', dict(id=run_id(s), arm=s['arm'], settings=settings, **row))
 
 def rows_of(

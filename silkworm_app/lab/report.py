@@ -17,6 +17,7 @@ from ..figures import save_figure
 from ..files import command, markdown_table, write_text
 from .grid import Grid, GridError, read_grid, read_results, rows_of, run_grid, run_id, value_or_default
 from ..train.cross import photo_interval
+from ..train.learner import keep_memory
 
 # %% ../../nbs/lab/05_report.ipynb #c18593ce
 def paired(
@@ -32,19 +33,35 @@ def paired(
     return dict(diff=float(m), low=float(m-h), high=float(m+h), p=float(p), n=len(d))
 
 # %% ../../nbs/lab/05_report.ipynb #ac187189
-def by_seed(
-    rows:list, # of one arm
-    metric:str, # column
-)->dict: # seed -> value
-    "Over the parts of a cross-validation the answers are pooled and each photograph counts once. A seed with missing parts is left out."
+def _cells(grid, rows):
+    "Rows, or records with the settings of their runs, by (arm, *values of what varies as JSON): they differ by seed and part alone"
+    key = lambda r: (r['arm'], *(json.dumps(value_or_default(r, k)) for k in grid.vary))
+    values = dict.fromkeys(key(r)[1:] for r in grid.runs)
+    cells = {(arm, *w): [] for w in values for arm in grid.arms}
+    for r in rows: cells.setdefault(key(r), []).append(r)
+    return {k: v for k, v in cells.items() if v}
+
+def _name(grid, cell, but=None):
+    "The arm of a cell, and the values of what varies, `but` left out"
+    return ', '.join([cell[0], *(f'{k} {json.loads(v)}' for k, v in zip(grid.vary, cell[1:]) if k != but)])
+
+def _whole(rows):
+    "By seed, the rows of a cell; without the seeds that lack a part of a cross-validation"
     seeds = {}
     for r in rows: seeds.setdefault(value_or_default(r, 'seed'), {})[value_or_default(r, 'part')] = r
     want = max((value_or_default(r, 'cross_validate') for r in rows), default=0) or 1
+    return {s: list(v.values()) for s, v in seeds.items() if len(v) == want}
+
+def by_seed(
+    rows:list, # of one cell
+    metric:str, # column
+)->dict: # seed -> value
+    "Over the parts of a cross-validation the answers are pooled and each photograph counts once. A seed with missing parts is left out."
     def value(rs):
         if len(rs) == 1 or metric not in ('accuracy', 'balanced_accuracy'): return statistics.mean(r[metric] for r in rs)
         right, n = np.array([r['by_class'] for r in rs]).sum(0).T
         return float(right.sum()/n.sum() if metric == 'accuracy' else (right[n > 0]/n[n > 0]).mean())
-    return {s: value(list(v.values())) for s, v in seeds.items() if len(v) == want}
+    return {s: value(rs) for s, rs in _whole(rows).items()}
 
 # %% ../../nbs/lab/05_report.ipynb #bd13736d
 def summary(
@@ -53,19 +70,17 @@ def summary(
     metric:str='accuracy', # or 'balanced_accuracy', 'test_loss', 'valid_accuracy'
 )->list: # one dict for each arm and value of what varies
     "Mean, spread and number of seeds, and the paired difference from the baseline arm"
-    out, cells, key = [], {}, lambda r: tuple(json.dumps(value_or_default(r, k)) for k in grid.vary)
-    for r in rows: cells.setdefault((key(r), r['arm']), []).append(r)
-    for w in dict.fromkeys(map(key, rows)):
-        base = by_seed(cells.get((w, grid.baseline), []), metric)
-        for arm in grid.arms:
-            mine = by_seed(cells.get((w, arm), []), metric)
-            if not mine: continue
-            v, both, rs = list(mine.values()), [s for s in mine if s in base], cells[w, arm]
-            sd = statistics.stdev(v) if len(v) > 1 else float('nan')
-            d = dict(zip(grid.vary, map(json.loads, w)), arm=arm, mean=statistics.mean(v), sd=sd, n=len(v),
-                     seconds=statistics.mean(r['seconds'] for r in rs), params=rs[0]['params'])
-            d['against'] = paired([mine[s] for s in both], [base[s] for s in both]) if arm != grid.baseline and both else None
-            out.append(d)
+    out, cells = [], _cells(grid, rows)
+    for cell, rs in cells.items():
+        (arm, *w), mine = cell, by_seed(rs, metric)
+        if not mine: continue
+        base = by_seed(cells.get((grid.baseline, *w), []), metric)
+        v, both = list(mine.values()), [s for s in mine if s in base]
+        sd = statistics.stdev(v) if len(v) > 1 else float('nan')
+        d = dict(zip(grid.vary, map(json.loads, w)), arm=arm, cell=cell, values=v, mean=statistics.mean(v), sd=sd, n=len(v),
+                 seconds=statistics.mean(r['seconds'] for r in rs), params=rs[0]['params'])
+        d['against'] = paired([mine[s] for s in both], [base[s] for s in both]) if arm != grid.baseline and both else None
+        out.append(d)
     return out
 
 # %% ../../nbs/lab/05_report.ipynb #954fc71c
@@ -91,26 +106,22 @@ def plot_results(
     grid:Grid,
     rows:list,
     file, # PNG, without its suffix
-    metric:str='accuracy',
 ):
-    "Mean and spread of each arm: points, or lines over the first thing that varies with a number"
-    data, fig = summary(grid, rows, metric), Figure(figsize=(7, 4), layout='constrained')
+    "Mean and spread: points, or lines over the first thing that varies with a number, one a value of whatever else varies"
+    data, fig, lines = summary(grid, rows), Figure(figsize=(7, 4), layout='constrained'), {}
     ax = fig.subplots()
-    x = next((k for k in grid.vary if all(isinstance(d[k], (int, float)) for d in data)), None)
-    for i, arm in enumerate(grid.arms):
-        mine = [d for d in data if d['arm'] == arm]
-        if not mine: continue
-        at = [d[x] for d in mine] if x else [i]*len(mine)
-        ax.errorbar(at, [100*d['mean'] for d in mine], np.nan_to_num([100*d['sd'] for d in mine]), marker='o', capsize=3, label=arm,
+    x = next((k for k in grid.vary if all(type(d[k]) in (int, float) for d in data)), None)
+    for d in sorted(data, key=lambda d: d[x]) if x else data: lines.setdefault(_name(grid, d['cell'], x), []).append(d)
+    for i, (name, ds) in enumerate(lines.items()):
+        at = [d[x] for d in ds] if x else [i]
+        ax.errorbar(at, [100*d['mean'] for d in ds], np.nan_to_num([100*d['sd'] for d in ds]), marker='o', capsize=3, label=name,
                     color=f'C{i}', ls='-' if x else '')
-        if x: continue
-        pts = list(by_seed([r for r in rows if r['arm'] == arm], metric).values())
-        ax.plot([i+.15]*len(pts), [100*v for v in pts], '.', color=f'C{i}', alpha=.5)
+        if not x: ax.plot([i+.15]*ds[0]['n'], [100*v for v in ds[0]['values']], '.', color=f'C{i}', alpha=.5)
     if x:
         ax.set_xlabel(x)
         ax.legend()
-    else: ax.set_xticks(range(len(grid.arms)), grid.arms, rotation=15)
-    ax.set(ylabel=f'test {metric} (%), mean and standard deviation', title=grid.name)
+    else: ax.set_xticks(range(len(lines)), lines, rotation=15)
+    ax.set(ylabel='test accuracy (%), mean and standard deviation', title=grid.name)
     ax.grid(alpha=.3)
     save_figure(fig, file, ('png',))
 
@@ -141,21 +152,22 @@ def plot_learned(
 def learned_records(
     out, # folder
     grid:Grid,
-)->dict: # arm to records
-    "What was learned, by arm, of the grid's runs"
-    ids, by, file = {run_id(r): r['arm'] for r in grid.runs}, {}, Path(out)/'learned.jsonl'
+)->list: # of records, with the settings of their runs
+    "What was learned in the grid's runs"
+    runs, by, file = {run_id(r): r for r in grid.runs}, {}, Path(out)/'learned.jsonl'
     for line in file.read_text(encoding='utf-8').splitlines() if file.exists() else []:
         try: r = json.loads(line)
         except ValueError: continue # cut off while it was written
-        if r['id'] in ids: by.setdefault(ids[r['id']], {})[r['id']] = r
-    return {k: list(v.values()) for k, v in by.items()}
+        if r['id'] in runs: by[r['id']] = r | runs[r['id']]
+    return list(by.values())
 
 # %% ../../nbs/lab/05_report.ipynb #e8d1d180
 def _plot_all_learned(grid, out):
-    for arm, records in learned_records(out, grid).items():
-        shapes = {json.dumps([len(r['learned']), *(len(v['alphas']) for v in (r['learned'] or [{}])[0].values())]) for r in records}
-        if len(shapes) == 1 and records[0]['learned'] and records[0]['learned'][0]:
-            plot_learned(records, out/f'learned_{"".join(c if c.isalnum() else "_" for c in arm)}', f'{grid.name}: {arm}')
+    for cell, records in _cells(grid, learned_records(out, grid)).items():
+        name, first = _name(grid, cell), [(r['learned'] or [{}])[0] for r in records]
+        shapes = {json.dumps([len(r['learned']), {k: len(v['alphas']) for k, v in f.items()}]) for r, f in zip(records, first)}
+        if len(shapes) == 1 and first[0]:
+            plot_learned(records, out/f'learned_{"".join(c if c.isalnum() else "_" for c in name)}', f'{grid.name}: {name}')
 
 # %% ../../nbs/lab/05_report.ipynb #ccab8c37
 def report(
@@ -171,8 +183,10 @@ def report(
     if any(value_or_default(r, 'cross_validate') for r in rows):
         note = 'Intervals of the balanced accuracy from drawing photographs again (each counts once, whatever the number of its copies):'
         text += [table(grid, rows, 'balanced_accuracy'), note, '']
-        for arm, records in learned_records(out, grid).items():
-            if all('photo' in r for r in records): text.append('- {}: {:.1%} ({:.1%} to {:.1%})'.format(arm, *photo_interval(records)))
+        for cell, records in _cells(grid, learned_records(out, grid)).items():
+            whole = sum(_whole(records).values(), [])
+            if not whole or not all('photo' in r for r in whole): continue
+            text.append('- {}: {:.1%} ({:.1%} to {:.1%})'.format(_name(grid, cell), *photo_interval(whole)))
     write_text(out/'results.md', '\n'.join(text))
     plot_results(grid, rows, out/'results')
     _plot_all_learned(grid, out)
@@ -205,6 +219,8 @@ def main(
     grid = read_grid(args.grid)
     out = Path(args.out or f'runs/{grid.name}')
     if args.report: rows = rows_of(grid, read_results(out/'results.csv'))
-    else: rows = run_grid(grid, out, args.procs, args.source, args.max_runs, lambda s: print(s, flush=True))
+    else:
+        keep_memory()
+        rows = run_grid(grid, out, args.procs, args.source, args.max_runs, lambda s: print(s, flush=True))
     if rows or args.report: print(report(grid, out))
     return 0 if len(rows) == len(grid.runs) else 1
