@@ -10,7 +10,7 @@ import torch
 from silkworm_app.act.fuse import fuse
 from silkworm_app.act.lslu import LSLU
 from silkworm_app.act.patch import lslu_model
-from silkworm_app.lab import bench
+from silkworm_app.lab import bench, timing
 from silkworm_app.lab.bench import main, run_bench
 from silkworm_app.clock import in_turns
 from silkworm_app.lab.timing import StepLSLU, latency, layer_arms, net_arms, peak_growth, saved_bytes, stats_of, step_by_step
@@ -142,6 +142,15 @@ def test_peak_memory_is_not_that_of_the_process_that_asks():
     assert {r['arm'] for r in run_bench('quick', ['peak'], 1, log=lambda s: None, arms=['relu'])['rows']} == {'relu'}
 
 
+def test_a_mac_counts_in_bytes(monkeypatch):
+    import resource
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    monkeypatch.setattr(timing.Path, 'is_file', lambda self: False)          # no /proc
+    assert kilobytes*1024 <= timing._largest() < kilobytes*2048
+    monkeypatch.setattr(timing.sys, 'platform', 'darwin')
+    assert kilobytes <= timing._largest() < 2*kilobytes
+
+
 @pytest.mark.parametrize('argv, word', [(['--out', '/nowhere/at/all/b.json'], '/nowhere'), (['--device', 'cuda'], 'CUDA')])
 def test_mistakes_are_one_sentence(argv, word, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
@@ -150,7 +159,7 @@ def test_mistakes_are_one_sentence(argv, word, capsys, monkeypatch):
     assert word in err and len(err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize('argv', [['--rounds', '0'], ['--threads', '0'], ['--budget', '-1'], ['--sections', 'nothing']])
+@pytest.mark.parametrize('argv', [['--rounds', '0'], ['--threads', '0'], ['--budget', '-1'], ['--sections', 'nothing'], ['--device', 'cuda:1'], ['--device', 'mps']])
 def test_wrong_options_are_refused(argv):
     with pytest.raises(SystemExit) as e: main(argv)
     assert e.value.code == 2

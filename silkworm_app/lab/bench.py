@@ -339,7 +339,7 @@ def _parser():
     arg('--keep-memory', action='store_true',
         help='keep freed memory, as silkworm-train does on a CPU (default: what Python does by itself)')
     arg('--threads', type=int, metavar='N', help='threads of torch (default: its own choice)')
-    arg('--device', default='cpu', help='cpu or cuda (default cpu)')
+    arg('--device', default='cpu', choices=('cpu', 'cuda'), help='where (default cpu)')
     arg('--no-compile', action='store_true', help='without torch.compile')
     arg('--out', metavar='FILE.json', help='write the numbers here, and plots beside it')
     return p

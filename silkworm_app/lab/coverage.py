@@ -7,12 +7,15 @@ __all__ = ['COLUMNS', 'PASSED', 'family_of', 'smallest_members', 'randomise', 'c
            'coverage', 'main']
 
 # %% ../../nbs/lab/01_coverage.ipynb #4303a4e1
-import argparse, json, os, re, resource, subprocess, sys, time
+import argparse, json, os, re, subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 
 import timm, torch, torch.nn.functional as F
 from torch import nn
+
+try: import resource
+except ImportError: resource = None                                 # Windows: no limit of memory there
 
 from ..files import command, markdown_table, one_line, read_table, write_table, write_text
 from ..act.fuse import fuse,fuse_like
@@ -211,7 +214,8 @@ def run_family(
     "`check_family` in a process of its own"
     cmd = [sys.executable, '-m', 'silkworm_app.lab.coverage', '--one', arch]
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
-    try: out = subprocess.run(cmd, capture_output=True, text=True, timeout=timeout, env=env, preexec_fn=_limits(memory))
+    before = _limits(memory) if resource else None
+    try: out = subprocess.run(cmd, capture_output=True, text=True, timeout=timeout, env=env, preexec_fn=before)
     except subprocess.TimeoutExpired: return dict(arch=arch, outcome=f'failed: no result after {timeout:.0f} s', seconds=timeout)
     try: return json.loads(out.stdout.strip().splitlines()[-1])
     except (IndexError, json.JSONDecodeError):
@@ -249,27 +253,29 @@ def coverage_md(
     return '\n'.join(out)
 
 # %% ../../nbs/lab/01_coverage.ipynb #1a418c66
+_LARGEST = 150e6  # parameters; larger nets are not run
+
 def coverage(
     out='runs/coverage.csv', # table; a .md of the same name is written beside it
     families=None, # names of families or of timm files; None: all
     redo:bool=False, # run again what the table has already
     timeout:float=300, # seconds for one family
     memory:float=10, # gigabytes for one family
-    max_params:float=150e6, # larger nets are not run
 ) -> list:
     "Run the families that `out` doesn't have yet, writing after each; the rows"
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     have = {r['family']: r for r in read_table(out)} if out.exists() else {}
     modules = [o for o in timm.list_modules() if not families or any(f.split('/')[0] == o for f in families)]
-    known = {f: (r['arch'], 0) for f,r in have.items()} if redo and have and not families else smallest_members(modules)
+    if redo and have and not families: known = {f: (r['arch'], int(float(r['params'] or 0))) for f,r in have.items()}
+    else: known = smallest_members(modules)
     for o in families or []:
         if not any(f == o or f.split('/')[0] == o for f in known):
             raise ValueError(f'{o!r} is no family and no architecture file of timm {timm.__version__}.')
     for f,(arch,size) in known.items():
         if families and f not in families and f.split('/')[0] not in families: continue
         if f in have and not redo: continue
-        if size <= max_params: row = run_family(arch, timeout, memory)
+        if size <= _LARGEST: row = run_family(arch, timeout, memory)
         else: row = dict(arch=arch, params=size, outcome=f'not run: {size/1e6:.0f} M parameters')
         have[f] = {**row, 'family': f}
         print(f'{f:32s} {arch:36s} {row["outcome"][:110]}', flush=True)

@@ -7,7 +7,7 @@ __all__ = ['StepLSLU', 'step_by_step', 'stats_of', 'saved_bytes', 'there_anyway'
            'peak_growth', 'peak_allocated', 'onnx_runner', 'latency', 'machine']
 
 # %% ../../nbs/lab/02_timing.ipynb #ca2ff54d
-import copy, gc, multiprocessing, os, platform, re, statistics, tempfile
+import copy, gc, multiprocessing, os, platform, re, sys, tempfile
 from pathlib import Path
 
 # %% ../../nbs/lab/02_timing.ipynb #4212d3d1
@@ -50,15 +50,12 @@ def step_by_step(
     return model
 
 # %% ../../nbs/lab/02_timing.ipynb #640c0f12
-def _quart(v):
-    if len(v) < 2: return v[0],v[0],v[0]
-    q = statistics.quantiles(v, n=4, method='inclusive')
-    return q[1],q[0],q[2]
+def _quart(v): return np.percentile(v, (50,25,75)).tolist()
 
 def stats_of(
     times:dict, # of `in_turns`
     against:str, # the arm that ratios are taken against
-)->dict: # name to median, q1, q3 in ms, ratio, ratio_q1, ratio_q3, n
+)->dict: # name to ms (median), q1, q3, faster (median), faster_q1, faster_q3, n
     "Medians, quartiles, and how many times faster than `against`: above 1 is faster"
     out = {}
     for k,v in times.items():
@@ -99,7 +96,7 @@ def train_step(
 ):
     "A function that runs forward and backward once, the gradient of the input included for a single layer"
     model.train()
-    layer = isinstance(model, (LSLU, StepLSLU, nn.ReLU, nn.Sequential))
+    layer = isinstance(model, (LSLU, StepLSLU, nn.ReLU))
     if layer:
         xs = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
         g = torch.randn_like(x)
@@ -174,7 +171,7 @@ def _largest():
     status = Path('/proc/self/status')
     if status.is_file(): return 1024*int(re.search(r'VmHWM:\s+(\d+)', status.read_text())[1])
     import resource  # not there on Windows, where the rest works; on Linux it begins with the parent's
-    return 1024*resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (1 if sys.platform == 'darwin' else 1024)*resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on a Mac
 
 def _peak_job(arch, kw, batch, size, arm, threads, q):
     "Growth of the largest resident size of this process over one training step"
