@@ -10,6 +10,7 @@ import numpy as np,torch
 from torch import nn
 
 from .lslu import LSLU,FusedLSLU,series,series_sum
+from .trace import in_double
 
 # %% ../../nbs/act/12_curves.ipynb #17ca96fa
 def describe_acts(
@@ -30,9 +31,9 @@ def describe_acts(
 # %% ../../nbs/act/12_curves.ipynb #a43236ea
 def _curve(form, x, alphas, biases):
     "`[channels, points]` values of the element-wise part on the points x."
-    alphas, biases = alphas.detach().double().cpu(), biases.detach().double().cpu()
+    alphas, biases = in_double(alphas), in_double(biases)
     c = alphas.shape[1] if alphas.ndim == 2 else 1
-    grid = x.double()[None, None, :, None].expand(1, c, len(x), 1).contiguous()
+    grid = x[None, None, :, None].expand(1, c, len(x), 1).contiguous()
     return (series_sum if form == 'sum' else series)(grid, alphas, biases)[0, :, :, 0]
 
 
@@ -43,12 +44,11 @@ def layer_curves(
     points:int=121, # samples
     channels:int=12, # at most so many curves per layer
 )->list: # one dict per layer: name, form, x, before, after (lists)
-    "Samples of f(x) for every LSLU, as a fresh one and after training, ready for JSON; none for a fused net."
+    "Samples of f(x) for every LSLU, as a fresh one (a relu) and after training, ready for JSON; none for a fused net."
     layers = {n: m for n, m in model.named_modules() if isinstance(m, LSLU) and getattr(m, 'alphas', None) is not None}
-    x, out = torch.linspace(-3, 3, points), []
+    x, out = torch.linspace(-3, 3, points).double(), []
     for name, m in layers.items():
-        with torch.random.fork_rng(devices=[]): fresh = LSLU(m.dim, m.act_num, per_channel=m.alphas.ndim == 2, form=m.form)
-        after, before = (_curve(m.form, x, o.alphas, o.biases) for o in (m, fresh))
+        before, after = x.relu()[None], _curve(m.form, x, m.alphas, m.biases)
         pick = lambda v: v[np.unique(np.linspace(0, len(v) - 1, min(len(v), channels)).round().astype(int))].round(decimals=5).tolist()
         out.append(dict(name=name, form=m.form, x=x.tolist(), before=pick(before), after=pick(after)))
     return out

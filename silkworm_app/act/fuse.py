@@ -17,7 +17,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from ..clock import median_seconds
 from .lslu import LSLU,ClampedLine,FusedLSLU
 from .places import first_run,sizes
-from .trace import Trace,deviation,eval_mode,several,take_hooks,tensors,unwrapped
+from .trace import Trace,deviation,eval_mode,in_double,several,take_hooks,tensors,unwrapped
 from .vanillanet import VanillaNet,count_ops
 
 # %% ../../nbs/act/10_fuse.ipynb #826a30c9
@@ -66,9 +66,9 @@ def _set(model, name, new):
 def _scale_into(conv, scale, offset):
     "`conv` followed by `scale*y + offset`, in place; a scalar or one value a channel"
     w = conv.weight
-    scale,offset = (o.detach().double().flatten().expand(len(w)) for o in (scale, offset))
-    b = conv.bias.detach().double()*scale if conv.bias is not None else torch.zeros_like(scale)
-    conv.weight = nn.Parameter((w.detach().double()*scale.view(-1, *[1]*(w.ndim-1))).to(w), requires_grad=False)
+    scale,offset = (in_double(o).flatten().expand(len(w)) for o in (scale, offset))
+    b = in_double(conv.bias)*scale if conv.bias is not None else torch.zeros_like(scale)
+    conv.weight = nn.Parameter((in_double(w)*scale.view(-1, *[1]*(w.ndim-1))).to(w), requires_grad=False)
     conv.bias = nn.Parameter((b + offset).to(w), requires_grad=False)
 
 # %% ../../nbs/act/10_fuse.ipynb #026d6cc2
@@ -82,9 +82,9 @@ def _own(model, name, step):
     if step['op'] == 'fuse': _set(model, name, new.eval())
 
 # %% ../../nbs/act/10_fuse.ipynb #d4a35aaf
-def _line_of(bn, dtype=None):
-    "Scale and offset of a batch norm in eval mode"
-    mean,var,w,b = (o if o is None else o.to(dtype) for o in (bn.running_mean, bn.running_var, bn.weight, bn.bias))
+def _line_of(bn, read=lambda t: t):
+    "Scale and offset of a batch norm in eval mode, from its numbers as `read` gives them"
+    mean,var,w,b = (o if o is None else read(o) for o in (bn.running_mean, bn.running_var, bn.weight, bn.bias))
     scale = torch.rsqrt(var + bn.eps)*(1 if w is None else w)
     return scale,-mean*scale + (0 if b is None else b)
 
@@ -95,7 +95,7 @@ def _rest_of(bn):
 
 def _fold_bn(model, name, step):
     bn = model.get_submodule(name)
-    _scale_into(model.get_submodule(step['conv']), *_line_of(bn, torch.double))
+    _scale_into(model.get_submodule(step['conv']), *_line_of(bn, in_double))
     _set(model, name, _rest_of(bn))
 
 # %% ../../nbs/act/10_fuse.ipynb #e6ca1d55
@@ -257,6 +257,11 @@ def _exactly(model, find, x, y):
     return model,good,kept
 
 # %% ../../nbs/act/10_fuse.ipynb #2376cde0
+def _check_numbers(model):
+    "Infinite ones are for the trial run to judge, but beside a NaN no difference can be seen"
+    bad = next((n for n,t in (*model.named_parameters(), *model.named_buffers()) if t.isnan().any()), None)
+    if bad: raise FuseError(f'{bad} holds NaN: take weights of before the training diverged')
+
 def _check_slope(model):
     for name,m in model.named_modules():
         s = getattr(m, 'act_slope', 1)
@@ -276,10 +281,11 @@ def fuse(
     input_size=None, # of the trial run: number, (h, w) or (c, h, w); default: what the net says of itself
     channels_last:bool=None, # weights in `torch.channels_last`; None: on a CPU, where convolutions run up to twice as fast so
 )->nn.Module: # a copy of the same class, in eval mode, with `fuse_plan` (JSON) and `fuse_report`
-    "The smallest net that computes the same as `model` in eval mode; raises FuseError while the slope of deep training is not 1"
+    "The smallest net that computes the same as `model` in eval mode; raises FuseError while the slope of deep training isn't 1 and for NaN"
     model = unwrapped(model)
     if getattr(model, 'fuse_plan', None) is not None: return _layout(copy.deepcopy(model).eval(), channels_last)
     _check_slope(model)
+    _check_numbers(model)
     model = copy.deepcopy(model).eval().requires_grad_(False)
     try: (x,y),_ = first_run(model, torch.no_grad()(lambda x: (x, model(x))), sizes(model, input_size))
     except ValueError as e: raise FuseError(str(e)) from e
@@ -365,16 +371,18 @@ def compare(
     seconds:float=1., # for timing
 )->Comparison:
     "Largest error, agreement, size and speed; `model` is run in eval mode and left in the mode it was in"
-    worst,top,same,n = 0.,0.,0,0
+    far,top,same,n = [],[],0,0
     with eval_mode(model):
         for b in several(batches):
             x = (b[0] if isinstance(b, (list, tuple)) else b).as_subclass(torch.Tensor)
             if n == 0: first = x
             y,z = (tensors(m(x))[0] for m in (model, fused))
-            worst,top = max(worst, (y-z).abs().max().item()),max(top, y.abs().max().item())
+            far.append((y - z).abs().max())
+            top.append(y.abs().max())
             same,n = same+int((y.flatten(1).argmax(1) == z.flatten(1).argmax(1)).sum()),n+len(x)
         if n == 0: raise ValueError('compare: there is no picture to compare on')
         (p,o),(pf,of) = count_ops(model, first),count_ops(fused, first)
         sync = torch.cuda.synchronize if first.is_cuda else lambda: None
         t,tf = median_seconds([lambda: model(first), lambda: fused(first)], 50, 0, seconds, sync)
-    return Comparison(worst/max(top, 1e-300), same/n, n, (p,pf), (o,of), t/tf)
+    worst,most = (torch.stack(o).max().item() for o in (far, top))  # Python's max would pass over a NaN
+    return Comparison(worst/max(most, 1e-300), same/n, n, (p,pf), (o,of), t/tf)

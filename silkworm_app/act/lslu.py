@@ -7,9 +7,12 @@ __all__ = ['CHAIN', 'SUM', 'RELU', 'FORMS', 'INITS', 'reference_series', 'compos
            'ClampedLine', 'Spline', 'FusedLSLU', 'LSLU']
 
 # %% ../../nbs/act/00_lslu.ipynb #2b93e0a5
+from numbers import Integral
+
 import torch,torch.nn.functional as F
 from timm.models import register_notrace_module
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .fast import Form,activate,wide
 
@@ -160,12 +163,13 @@ class LSLU(nn.Module):
         *, layout:str='NCHW', # of the input: 'NCHW' or 'NHWC'
     ):
         super().__init__()
-        for ok,name,value,must in ((isinstance(dim, int) and dim > 0, 'dim', dim, 'be a whole number of channels, 1 or more'),
-                                   (isinstance(act_num, int) and act_num >= 0, 'act_num', act_num, 'be a whole number, 0 or more'),
+        for ok,name,value,must in ((isinstance(dim, Integral) and dim > 0, 'dim', dim, 'be a whole number of channels, 1 or more'),
+                                   (isinstance(act_num, Integral) and act_num >= 0, 'act_num', act_num, 'be a whole number, 0 or more'),
                                    (form in FORMS, 'form', form, f'be one of {", ".join(FORMS)}'),
                                    (form != 'sum' or act_num, 'act_num', act_num, "be 1 or more: form='sum' needs at least one term"),
                                    (layout in ('NCHW', 'NHWC'), 'layout', layout, "be 'NCHW' or 'NHWC'")):
             if not ok: raise ValueError(f'LSLU: {name} is {value!r}; it must {must}')
+        dim,act_num = int(dim),int(act_num)
         self.dim,self.act_num,self.per_channel,self.form,self.layout,self.deploy = dim,act_num,per_channel,form,layout,deploy
         if deploy:
             fused = FusedLSLU(dim, act_num, per_channel, form, layout=layout)
@@ -219,9 +223,9 @@ class LSLU(nn.Module):
             res.pre,res.conv = self.pre,self.conv
             return res.eval()
         res.to(self.weight.device, self.weight.dtype)
-        scale = self.bn.weight*torch.rsqrt(self.bn.running_var + self.bn.eps)
-        res.conv.weight.copy_(self.weight*scale.view(-1,1,1,1))
-        res.conv.bias.copy_(self.bn.bias - self.bn.running_mean*scale)
+        bn = self.bn
+        weight,bias = fuse_conv_bn_weights(self.weight, None, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias)
+        res.conv.weight.copy_(weight); res.conv.bias.copy_(bias)
         if self.form == 'chain':
             for own,v in zip((res.pre.c, res.pre.d, res.pre.lo, res.pre.hi), collapse(self.alphas, self.biases)): own.copy_(v.view_as(own))
         elif self.form == 'sum':

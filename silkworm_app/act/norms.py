@@ -9,7 +9,7 @@ __all__ = ['has_stats', 'undo_norms']
 import torch
 from torch import nn
 
-from .trace import eval_mode
+from .trace import eval_mode,in_double
 
 # %% ../../nbs/act/07_norms.ipynb #d1b00b38
 def _batch_norms(model): return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -23,8 +23,9 @@ def _moments(model, bns, xs):
     "Mean and variance that each of `bns` sees in training, each acting as the identity meanwhile"
     seen = {bn: [] for bn in bns}
     def see(bn, args, out):
-        u = args[0].detach().double()
-        seen[bn].append((u.mean((0, 2, 3)), u.pow(2).mean((0, 2, 3))))
+        u = args[0].detach()
+        var,mean = map(in_double, torch.var_mean(u if u.element_size() > 2 else u.float(), (0, 2, 3), correction=0))
+        seen[bn].append((mean, var + mean**2))
         return args[0]
     others = [m for m in _batch_norms(model) if m not in seen]
     kept = [(m, m.momentum, m.num_batches_tracked) for m in others]

@@ -13,6 +13,7 @@ from torch import nn
 from timm.data import IMAGENET_DEFAULT_MEAN,IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg,generate_default_cfgs,register_model
 from timm.models._manipulate import checkpoint_seq
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.flop_counter import FlopCounterMode
 from .fast import traced
 from .lslu import LSLU
@@ -32,8 +33,7 @@ def _conv_bn(i, o, k=1, stride=1, padding=0):
 def _fold(seq):
     "Weight and bias of the convolution equal to a `Sequential(conv, bn)` in eval mode"
     conv,bn = seq
-    scale = bn.weight*torch.rsqrt(bn.running_var + bn.eps)
-    return conv.weight*scale.view(-1,1,1,1), (conv.bias - bn.running_mean)*scale + bn.bias
+    return fuse_conv_bn_weights(conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias)
 
 # %% ../../nbs/act/03_vanillanet.ipynb #7d19b921
 _STEPS = 2**62
@@ -127,9 +127,7 @@ class VanillaNet(nn.Module):
         self.num_classes,self.in_chans,self.drop_rate,self.deploy = num_classes,in_chans,drop_rate,deploy
         self.num_features = self.head_hidden_size = dims[-1]
         self.grad_checkpointing,self._seen = False,None
-        if not deploy:
-            self._buffers['act_slope'] = torch.ones((), dtype=torch.float64)         # the property of this name reads it
-            self.register_buffer('slope_steps', torch.tensor(_STEPS))
+        if not deploy: self.register_buffer('slope_steps', torch.tensor(_STEPS))
         mk = lambda d: _act(d, act, act_num, per_channel, form, deploy)
         padding = 1 if ada_pool or stem_stride < 4 else 0
         self.stem = VanillaStem(in_chans, dims[0], stem_stride, padding, deploy, mk(dims[0]))
@@ -172,9 +170,7 @@ class VanillaNet(nn.Module):
         "Set the slope of the leaky relus between the convolutions"
         if not 0 <= s <= 1: raise ValueError(f'set_act_slope: {s!r} is outside 0 to 1')
         if not self.deploy:
-            with torch.no_grad():
-                self._buffers['act_slope'].fill_(s)
-                self.slope_steps.fill_(round(s*_STEPS))
+            with torch.no_grad(): self.slope_steps.fill_(round(s*_STEPS))
             self._seen = self._stamp()
         for m in self.modules():
             if isinstance(m, _Pair): m.act_slope = float(s)
@@ -187,12 +183,12 @@ class VanillaNet(nn.Module):
         self.set_act_slope(min(max(self.slope_steps.item()/_STEPS, 0.), 1.))
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        "Files of before hold the slope only while it isn't 1, and never in steps"
-        s,steps = (state_dict.pop(prefix+k, None) for k in ('act_slope', 'slope_steps'))
-        if not self.deploy:
-            self.set_act_slope(steps.item()/_STEPS if steps is not None else 1. if s is None else float(s))
-            state_dict.update({prefix+'act_slope': self._buffers['act_slope'], prefix+'slope_steps': self.slope_steps})
+        "A file that says nothing of the slope, as the reference's, is of a finished net"
+        state_dict.pop(prefix+'act_slope', None)                                      # what files held before it was counted in steps
+        if self.deploy: state_dict.pop(prefix+'slope_steps', None)
+        else: state_dict.setdefault(prefix+'slope_steps', torch.tensor(_STEPS))
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._seen = None
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable=True): self.grad_checkpointing = enable
@@ -215,7 +211,7 @@ class VanillaNet(nn.Module):
     def _handed_down(self, x):
         "The slope for `_Pair.pair`: a tensor where `x` is traced, since an average may be written into the buffer afterwards"
         if self.deploy or not traced(x) or isinstance(x, torch.fx.Proxy): return ()
-        return self.slope_steps.double()/_STEPS,
+        return self.slope_steps.to(torch.float64 if x.dtype == torch.float64 else torch.float32)/_STEPS,
 
     def forward_features(self, x):
         look_on = traced(x)
@@ -247,7 +243,7 @@ class VanillaNet(nn.Module):
             if isinstance(m, _Pair): m.reparameterize()
         for m in list(self.modules()):
             if isinstance(getattr(m, 'act', None), LSLU): m.act = m.act.fuse()
-        if not self.deploy: del self._buffers['act_slope'],self._buffers['slope_steps']
+        if not self.deploy: del self.slope_steps
         self.deploy = True
 
 # %% ../../nbs/act/03_vanillanet.ipynb #8f670a08

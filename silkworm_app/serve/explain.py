@@ -53,8 +53,8 @@ def class_means(
                 model(torch.as_tensor(xb).as_subclass(torch.Tensor).to(device)) # fastai's TensorImage keeps its type in operations
                 for name, r in now.items():
                     for k in yb.unique().tolist():
-                        part = r[(yb == k).to(device)].double()
-                        sums[name, int(k)] = sums.get((name, int(k)), 0) + part.sum(0).cpu().numpy()
+                        part = r[(yb == k).to(device)].cpu().double()
+                        sums[name, int(k)] = sums.get((name, int(k)), 0) + part.sum(0).numpy()
                         count[name, int(k)] = count.get((name, int(k)), 0) + len(part)
     finally:
         for h in handles: h.remove()

@@ -125,7 +125,7 @@ def _deploy(cfg, learn, model, run, res, dl, last):
     proof = compare(model.cpu(), fused, pics)
     res['fusion'] = proof.to_dict()
     print(f'\nFused net against the trained one, on pictures of the {last} split:\n{proof}', flush=True)
-    if proof.max_rel_err > 1e-3 or proof.top1_agreement < 1:
+    if not proof.max_rel_err <= 1e-3 or proof.top1_agreement < 1:
         print('The fused net differs from the trained one by more than rounding: do not deploy it', file=sys.stderr)
     if cfg.switch_to_deploy: save_deploy(fused, cfg.switch_to_deploy, learn.dls, list(learn.dls.vocab))
     if not cfg.bundle: return
