@@ -3,22 +3,26 @@ import argparse
 import copy
 import json
 
+import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 from timm.utils import freeze
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from silkworm_app.act import vanillanet
+from silkworm_app.lab import coverage as coverage_module
 from silkworm_app.lab.coverage import check_family, coverage, main as coverage_main, randomise
-from silkworm_app.act.fuse import compare, fuse, fuse_like
+from silkworm_app.act.fuse import FuseError, compare, fuse, fuse_like
 from silkworm_app.act.lslu import LSLU
 from silkworm_app.act.plan import LSLUPlan, plan_lslu
 from silkworm_app.act.patch import apply_plan, lslu_model, lslus, patch_lslu, rebuild_model
-from silkworm_app.act.curves import describe_acts
-from silkworm_app.act.start import load_reference
-from silkworm_app.act.trace import deviation
+from silkworm_app.act.curves import describe_acts, layer_curves
+from silkworm_app.files import write_table
+from silkworm_app.act.start import load_reference, start_from
+from silkworm_app.act.trace import deviation, tensors
 
 
 @pytest.mark.parametrize('arch,size', [('test_resnet', 64), ('test_efficientnet', 64), ('test_byobnet', 64), ('test_nfnet', 96), ('test_mambaout', 96), ('mobilenetv3_small_050', 64),
@@ -214,6 +218,8 @@ def test_vanillanet_uses_its_own_activations(arch):
     (lambda: lslu_model('resnet_18', 10), 'resnet18'),
     (lambda: lslu_model('resnet18', 10, where='block', input_size=64), 'matches no activation'),
     (lambda: lslu_model('resnet18', 10, where='stem', act_num=40, input_size=64), 'act_num=40 is larger than the maps'),
+    (lambda: lslu_model('resnet50', 10, act_num=20, input_size=32), 'act_num=20 is larger than the maps .* take act_num=15'),
+    (lambda: lslu_model('resnet18.foo', 10), "'resnet18.foo' names weights that timm does not know; there are resnet18"),
     (lambda: lslu_model('inception_v3', 10, input_size=32), 'does not run on pictures of 3x32x32'),
     (lambda: lslu_model('vit_tiny_patch16_224', 10), 'tokens, no map'),
     (lambda: patch_lslu(timm.create_model('test_nfnet'), init='identity'), 'no batch norm statistics'),
@@ -224,6 +230,83 @@ def test_vanillanet_uses_its_own_activations(arch):
 def test_bad_input_is_one_clear_sentence(make, says):
     with pytest.raises(ValueError, match=says) as e: make()
     assert '\n' not in str(e.value) and len(str(e.value)) < 500
+
+
+def own_test_net(pretrained=False, num_classes=1000, in_chans=3, **kwargs):
+    return nn.Sequential(nn.Conv2d(in_chans, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+
+
+def test_nets_of_which_timm_says_nothing(recwarn):
+    "A user's own, and the names of before"
+    timm.models.register_model(own_test_net)
+    for arch in ('own_test_net', 'tf_efficientnet_b0_ns'):
+        net = lslu_model(arch, 4, input_size=64)
+        assert lslus(net) and rebuild_model(json.loads(json.dumps(net.build_cfg))).eval()(torch.randn(1, 3, 64, 64)).shape == (1, 4)
+        with pytest.raises(ValueError, match='timm knows no weights'): lslu_model(arch, 4, pretrained=True)
+    assert lslu_model('own_test_net', 4).build_cfg['plan']['input_size'] == [3, 224, 224]
+
+
+def test_whole_numbers_of_numpy():
+    net = lslu_model('test_resnet', np.int64(4), np.int64(1), act_num=np.int64(1), where='stem', input_size=np.int64(64))
+    assert json.dumps(net.build_cfg) and net(torch.randn(2, 1, 64, 64)).shape == (2, 4)
+    assert LSLU(np.int64(4), np.int64(2))(torch.randn(1, 4, 5, 5)).shape == (1, 4, 5, 5)
+
+
+class Scalar(nn.Module):
+    "An activation of one number beside one of a map"
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act, self.scale, self.gate = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Parameter(torch.ones(())), nn.ReLU()
+    def forward(self, x): return self.act(self.conv(x)).mean((2, 3))*self.gate(self.scale)
+
+
+def test_an_activation_of_a_number_is_left_alone():
+    plan = plan_lslu(Scalar(), input_size=32)
+    assert {p.name: p.reason for p in plan.places} == {'act': '', 'gate': '0-D, no map'}
+
+
+class NoFloat64(TorchFunctionMode):
+    "As if all tensors were on Apple's GPU, which has no float64, but for those that `cpu()` gave and what is made of them alone"
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out, given = func(*args, **(kwargs or {})), tensors((args, kwargs))
+        if func is torch.Tensor.cpu: out = out.clone()
+        moved = any(isinstance(o, torch.device) for o in args)
+        here = func is torch.Tensor.cpu or not moved and all(getattr(t, 'here', False) for t in given)
+        for t in tensors(out):
+            if t.dtype == torch.float64 and not here: raise TypeError(f'{func} made a float64 tensor on the GPU')
+            t.here = here
+        return out
+
+
+@pytest.fixture
+def net():
+    net = lslu_model('test_efficientnet', 3, where='all', act_num=2, input_size=64)
+    randomise(net, torch.randn(4, 3, 64, 64))
+    return net
+
+
+@pytest.mark.parametrize('use', [lambda net: fuse(net, 64), layer_curves, lambda net: patch_lslu(timm.create_model('test_resnet'), 'stem', 1, 'identity', input_size=64),
+                                 lambda net: start_from(lslu_model('test_efficientnet', 3, where='all', act_num=2, input_size=64), net.state_dict())])
+def test_float64_is_used_on_the_cpu_only(net, use):
+    with NoFloat64():
+        with pytest.raises(TypeError, match='on the GPU'): net.conv_stem.weight.double()
+        use(net)
+
+
+@pytest.mark.parametrize('arch', ['vanillanet_5_x0_125', 'test_efficientnet'])
+def test_no_net_holds_float64(arch):
+    assert torch.float64 not in {t.dtype for t in lslu_model(arch, 3, input_size=64).state_dict().values()}
+
+
+def test_nan_is_no_small_difference():
+    net = lslu_model('test_resnet', 3, where='stem', act_num=1, input_size=64).eval()
+    fused, x = fuse(net, 64), torch.randn(2, 3, 64, 64)
+    with torch.no_grad(): fused.fc.bias[0] = torch.nan
+    assert not compare(net, fused, [x, x], .01).max_rel_err <= 1e-3
+    with torch.no_grad(): net.fc.bias[0] = torch.nan
+    with pytest.raises(FuseError, match='fc.bias holds NaN'): fuse(net, 64)
+    with torch.no_grad(): net.fc.bias[0] = torch.inf
+    fuse(net, 64)
 
 
 def test_pretrained_weights_are_loaded_before_patching(tmp_path):
@@ -336,6 +419,14 @@ def test_coverage_command(tmp_path, capsys):
     assert [r['outcome'][:6] for r in rows] == ['cannot', 'ok'] and not list(tmp_path.glob('.*'))
     assert coverage_main(['--families', 'resnot', '--out', str(out)]) == 2
     assert "'resnot' is no family" in capsys.readouterr().err
+
+
+def test_coverage_made_again_spares_the_large(tmp_path, monkeypatch):
+    out, ran = tmp_path / 'c.csv', []
+    rows = [['a', 'resnet18', '11e6', 'ok'], ['b', 'resnet34', '', 'failed: x'], ['c', 'vit_giant', '1000000000', 'not run: 1000 M parameters']]
+    write_table(out, [['family', 'arch', 'params', 'outcome'], *rows])
+    monkeypatch.setattr(coverage_module, 'run_family', lambda arch, *rest: ran.append(arch) or dict(arch=arch, outcome='ok'))
+    assert [r['outcome'] for r in coverage(out, redo=True)] == ['ok', 'ok', 'not run: 1000 M parameters'] and ran == ['resnet18', 'resnet34']
 
 
 @pytest.mark.slow

@@ -9,9 +9,10 @@ __all__ = ['STARTS', 'apply_plan', 'lslus', 'exact_start', 'identity_series', 'P
 # %% ../../nbs/act/08_patch.ipynb #c75313b1
 import difflib,json,re,warnings
 from dataclasses import asdict,dataclass,field
+from numbers import Integral
 
 import timm,torch,torch.nn.functional as F
-from timm.models import is_model,list_models
+from timm.models import PretrainedCfg,is_model,list_models,list_pretrained
 from timm.models.nfnet import GammaAct
 from torch import nn
 
@@ -208,12 +209,17 @@ _SOURCE = {'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'pretrained
 
 def check_arch(
     arch:str, # a net of timm, VanillaNets included
-):
-    "`ValueError` with close matches if timm doesn't know `arch`"
+)->PretrainedCfg: # what timm says of it
+    "`ValueError` with close matches if timm doesn't know `arch`, or not with this tag"
     if not isinstance(arch, str) or not is_model(arch.split('.')[0]):
         near = difflib.get_close_matches(str(arch), list_models(), 5, cutoff=.5)
         instead = f'close to it: {", ".join(near)}' if near else '`timm.list_models()` lists all'
         raise ValueError(f'Unknown architecture {arch!r}; {instead}.')
+    try: return timm.get_pretrained_cfg(arch) or PretrainedCfg()  # none of a user's own net, and of names that timm gave up
+    except RuntimeError:
+        name = arch.split('.')[0]
+        there = ', '.join(list_pretrained(name)) or name
+        raise ValueError(f'{arch!r} names weights that timm does not know; there are {there}.') from None
 
 # %% ../../nbs/act/08_patch.ipynb #b21ee366
 @dataclass
@@ -282,13 +288,13 @@ def _not_built(arch, kwargs, e):
     return ValueError(f'{arch} cannot be built with {given} ({type(e).__name__}: {one_line(e)}): change or leave out what the net does not '
                       'take.')
 
-def _create(arch, pretrained, num_classes, kwargs):
+def _create(arch, cfg, pretrained, num_classes, kwargs):
     "timm's `create_model`, with one sentence when weights can't be had or the net does not take the arguments"
     if not pretrained:
         try: return timm.create_model(arch, pretrained=False, num_classes=num_classes, **kwargs)
         except ValueError: raise
         except Exception as e: raise _not_built(arch, kwargs, e) from e
-    own = pretrained is True and timm.get_pretrained_cfg(arch).custom_load  # timm's way to read them
+    own = pretrained is True and cfg.custom_load  # timm's way to read them
     named = own or {'pretrained_cfg', 'pretrained_cfg_overlay'} & set(kwargs)
     if not named:
         found = find_weights(arch, None if pretrained is True else pretrained)
@@ -309,7 +315,7 @@ def _create(arch, pretrained, num_classes, kwargs):
 # %% ../../nbs/act/08_patch.ipynb #a0294a61
 def _check_args(arch, own, num_classes, in_chans, act, where):
     for name,v,least in (('num_classes', num_classes, 0), ('in_chans', in_chans, 1)):
-        if isinstance(v, bool) or not isinstance(v, int) or v < least:
+        if isinstance(v, bool) or not isinstance(v, Integral) or v < least:
             raise ValueError(f'{name}={v!r} is not a whole number of {least} or more.')
     if act not in (None, 'lslu', 'relu') and not (own and act == 'series'):
         raise ValueError(f"act={act!r} is not possible for {arch}: take 'lslu', 'relu'" + (" or 'series'." if own else '.'))
@@ -317,10 +323,9 @@ def _check_args(arch, own, num_classes, in_chans, act, where):
         raise ValueError(f"where={where_name(where)} is not possible for {arch}: a VanillaNet has its LSLUs everywhere ('all') "
                          "or not at all ('none').")
 
-def _size(arch, in_chans, input_size):
+def _size(cfg, in_chans, input_size):
     "(channels, height, width) of the pictures"
-    own = timm.get_pretrained_cfg(arch).input_size or (3, 224, 224)
-    return (in_chans, *(own[1:] if input_size is None else triple(input_size)[-2:]))
+    return (in_chans, *((cfg.input_size or (3, 224, 224))[1:] if input_size is None else triple(input_size)[-2:]))
 
 # %% ../../nbs/act/08_patch.ipynb #398d6365
 def lslu_model(
@@ -341,24 +346,24 @@ def lslu_model(
     **kw, # for timm's `create_model`, for example `drop_path_rate`
 ) -> nn.Module:
     "A timm net with LSLUs and a `build_cfg` from which `rebuild_model` builds it again; `ValueError` for what can't be built"
-    check_arch(arch)
-    own = is_vanillanet(arch)
+    cfg,own = check_arch(arch),is_vanillanet(arch)
     if 'features_only' in kw:
         raise ValueError('lslu_model makes nets that answer: for features_only take timm.create_model and patch_lslu.')
     _check_args(arch, own, num_classes, in_chans, act, where)
+    num_classes,in_chans = int(num_classes),int(in_chans)
     if init is not None: _check_init(init)
     if own and init == 'identity' and not pretrained:
         raise ValueError(f"init='identity' is not possible for {arch}, whose LSLUs replace nothing: take {', '.join(map(repr, INITS))}.")
     init = init or ('identity' if pretrained else 'reference' if act == 'series' else 'mixed')
-    plain,size = where == 'none' or act == 'relu',_size(arch, in_chans, input_size)
+    plain,size = where == 'none' or act == 'relu',_size(cfg, in_chans, input_size)
     if act_num is None: act_num = 'auto' if pretrained else 3
     kwargs = {**kw, 'in_chans': in_chans}
     if drop_rate is not None or own: kwargs['drop_rate'] = .05 if drop_rate is None else drop_rate
     if own:
         n = (1 if min(size[1:]) <= 64 else 3) if act_num == 'auto' else act_num
         kwargs |= dict(act='relu' if plain else act or 'lslu', act_num=n, per_channel=per_channel, form=form)
-    if input_size is not None and timm.get_pretrained_cfg(arch).fixed_input_size: kwargs.setdefault('img_size', list(size[1:]))
-    model = _create(arch, pretrained, num_classes, kwargs)
+    if input_size is not None and cfg.fixed_input_size: kwargs.setdefault('img_size', list(size[1:]))
+    model = _create(arch, cfg, pretrained, num_classes, kwargs)
     spec = NetSpec(arch, num_classes, {k: v for k,v in kwargs.items() if k not in _SOURCE})
     try: model.build_cfg = json.loads(json.dumps(spec.to_dict()))
     except TypeError as e:

@@ -8,6 +8,7 @@ __all__ = ['GATES', 'ACTS', 'SMALL', 'Place', 'noise', 'net_cfg', 'arch_of', 'tr
 
 # %% ../../nbs/act/05_places.ipynb #da3aef0c
 from dataclasses import dataclass,field
+from numbers import Integral
 
 import torch
 from timm.layers import activations,activations_me
@@ -131,9 +132,9 @@ def triple(
     size, # number of pixels, (height, width) or (channels, height, width)
 )->tuple:
     "A picture size as (height, width) or (channels, height, width); `ValueError` if it is none"
-    whole = lambda o: isinstance(o, int) and not isinstance(o, bool) and o > 0
-    if whole(size): return size,size
-    if isinstance(size, (tuple, list, torch.Size)) and len(size) in (2, 3) and all(map(whole, size)): return tuple(size)
+    whole = lambda o: isinstance(o, Integral) and not isinstance(o, bool) and o > 0
+    if whole(size): return int(size),int(size)
+    if isinstance(size, (tuple, list, torch.Size)) and len(size) in (2, 3) and all(map(whole, size)): return tuple(map(int, size))
     raise ValueError(f'input_size={size!r} is neither a number of pixels, (height, width) nor (channels, height, width), '
                      'in whole numbers above 0.')
 
@@ -223,7 +224,7 @@ SMALL = 'act_num='  # how the reason of a map begins that is too small for a ker
 def _why_not(m, calls, n, size, batch=2):
     "(shape, layout, channels, reason) of an activation; reason is '' where an LSLU can stand"
     if not calls: return None,None,None,'it never ran in a forward pass'
-    shape,lay = min(calls, key=lambda c: max(c[0][1:]))
+    shape,lay = min(calls, key=lambda c: max(c[0][1:], default=0))
     shape,whole = shape[1:],shape
     if isinstance(m, GATES): return shape,lay,None,'gate: its output scales other features'
     if len(whole) != 4: return shape,None,None,{2: '2-D features, no map', 3: 'tokens, no map'}.get(len(whole), f'{len(whole)}-D, no map')

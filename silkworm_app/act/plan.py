@@ -8,6 +8,7 @@ __all__ = ['OUTSIDE', 'SHALLOW', 'LSLUPlan', 'is_clamp', 'default_where', 'where
 # %% ../../nbs/act/06_plan.ipynb #c70d9252
 import difflib,re
 from dataclasses import asdict,dataclass
+from numbers import Integral
 
 from torch import nn
 
@@ -68,9 +69,9 @@ def _act_nums(act_num, acts, size):
     "act_num of each activation (name: module); a mapping has names or regexes as keys, '*' for the rest (3 without it)"
     def ok(n, m=None):
         if n == 'auto': return 2 if is_clamp(m) else 1 if min(size[-2:]) <= 64 else 3
-        if isinstance(n, bool) or not isinstance(n, int) or n < 0:
+        if isinstance(n, bool) or not isinstance(n, Integral) or n < 0:
             raise ValueError(f"act_num={n!r} is not a whole number of 0 or more, nor 'auto'.")
-        return n
+        return int(n)
     if not isinstance(act_num, dict): return {k: ok(act_num, m) for k,m in acts.items()}
     res = {k: ok(act_num.get('*', 3), m) for k,m in acts.items()}
     for key,n in act_num.items():
@@ -126,7 +127,8 @@ def default_where(
 ):
     "The paper's advice by depth: all activations of a shallow net, the stem of a deep one (its first activation if the stem has none)"
     if (len(possible) if depth is None else depth) <= SHALLOW: return 'all'
-    return 'stem' if set(stem) & set(possible) else possible[:1]
+    if set(stem) & set(possible): return 'stem'
+    return possible[:1] or 'all'  # where none can be one, the reasons of all are to be told
 
 def where_name(
     where, # of `plan_lslu`

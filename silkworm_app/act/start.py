@@ -18,7 +18,7 @@ from .convert import convert_lslu
 from .norms import has_stats,undo_norms
 from .patch import NetSpec,batches,eval_out,how_far,exact_start,identity_series,is_vanillanet,lslu_model,lslus
 from .places import arch_of,net_cfg,noise,sizes
-from .trace import deviation
+from .trace import deviation,in_double
 from .weights import Stored,WeightsError,fit_names,head_prefixes,read_weights
 from .fuse import fuse_like
 from .lslu import LSLU
@@ -60,7 +60,7 @@ def _form_of(state, names, spec):
         a,b = (state.get(f'{n}.{o}') for o in ('alphas', 'biases'))
         k = (state[f'{n}.weight'].shape[-1] - 1)//2
         if a is None or k < 2: continue
-        a,b = a[:k].double(),b[:k].double()
+        a,b = in_double(a[:k]),in_double(b[:k])
         wide = lambda t: t.double().view(-1, *[1]*(a.ndim - 1))
         knots,first = wide((torch.arange(k) - k//2)*2/k),wide((torch.arange(k) == k//2).float())
         votes += 1 if ((a - 1).abs() + b.abs()).mean() <= ((a - first).abs() + (b + knots).abs()).mean() else -1
@@ -331,7 +331,7 @@ def told_net(
     **options, # of `lslu_model`; those that are None or False were not given
 )->nn.Module: # in eval mode
     "The net of a file, built as the user says. Raises `WeightsError` where the file says something else, or nothing on a stem's stride."
-    stored,options = open_weights(file, key),{k: v for k,v in options.items() if v not in (None, False)}
+    stored,options = open_weights(file, key),{k: v for k,v in options.items() if v is not None and v is not False}
     what = _called(file, stored)
     if stored.net_spec is None and is_vanillanet(arch) and 'stem_stride' not in options:
         raise WeightsError(f'{what} does not say the stride of its stem, and its weights fit every stride: give --stem_stride '

@@ -247,7 +247,8 @@ def _check_hash(file, arch):
     url = timm.get_pretrained_cfg(arch).url or ''
     known = file.name in {f for _,f in PACKAGES.values()} | {url.rpartition('/')[2]} or re.search('[a-f]', digits[1])
     if known and not sha256_of(file).startswith(digits[1]):
-        raise WeightsError(f'{file} is damaged or another file (its SHA-256 does not begin with {digits[1]}): fetch it again.')
+        raise WeightsError(f'{file} is damaged or another file (its SHA-256 does not begin with {digits[1]}): fetch it again, '
+                           'or rename it if these digits are no hash.')
 
 # nets whose tensors have one order in timm, torchvision and the packages
 SAME_ORDER = ('tf_efficientnet_lite', 'mobilenetv2_100', 'resnet', 'mnasnet_100', *(f'efficientnet_b{i}' for i in range(5)))
