@@ -3,6 +3,7 @@ import json
 import socket
 import time
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -11,10 +12,11 @@ import torchvision
 from torch import nn
 
 from silkworm_app.act.patch import how_far, NetSpec, lslu_model, lslus, patch_lslu
-from silkworm_app.act.start import file_options, load_reference, net_of, start_from
+from silkworm_app.act.start import file_options, load_reference, net_of, start_from, told_net
 from silkworm_app.act.weights import find_weights, load_weights, pretrained_cfg, read_weights, save_weights
 from silkworm_app.lab.coverage import randomise
 from silkworm_app.act.fuse import fuse
+from silkworm_app.serve.deploy import refuse_net_options
 
 VN = 'vanillanet_5_x0_125'
 
@@ -268,6 +270,21 @@ def test_a_file_knows_its_net(tmp_path):
     with pytest.raises(ValueError, match='does not say what net it is of.*--stem_stride'): net_of(tmp_path/'bare.pth')
 
 
+def test_a_zero_is_something_told(tmp_path):
+    net = grown(lslu_model(VN, 3, stem_stride=2, act_num=0, input_size=48), dtype=torch.float32)
+    torch.save(net.state_dict(), tmp_path/'bare.pth')
+    again = told_net(tmp_path/'bare.pth', VN, 3, stem_stride=2, act_num=0, per_channel=False, where=None)
+    assert {m.act_num for m in lslus(again).values()} == {0}
+    args = SimpleNamespace(act_num=0, per_channel=False, where=None)
+    with pytest.raises(ValueError, match='--act_num is for a file'): refuse_net_options(args, 'run')
+    refuse_net_options(SimpleNamespace(per_channel=False, where=None), 'run')
+
+
+def test_digits_that_are_no_hash(tmp_path):
+    torch.save(timm.create_model('resnet18', num_classes=3).state_dict(), tmp_path/'resnet18-3f2a9bc1.pth')
+    with pytest.raises(ValueError, match='rename it if these digits are no hash'): find_weights('resnet18', tmp_path/'resnet18-3f2a9bc1.pth')
+
+
 def test_stem_stride_of_a_file(tmp_path):
     net = grown(lslu_model(VN, 7, stem_stride=2, input_size=48))
     refused(lslu_model(VN, 7, input_size=96).double(), save_weights(net, tmp_path/'w.safetensors'), 'stem_stride=2')
@@ -396,10 +413,11 @@ def test_the_options_of_a_file_build_its_net_again(tmp_path, kw):
     assert file_options(tmp_path/'bare.pth') == {'act_num': next(iter(lslus(net).values())).act_num}
 
 
-def test_weights_of_before_the_slope_was_counted_in_steps(tmp_path):
-    "A run's best weights held no slope at all while it was 1."
+def test_weights_that_say_nothing_of_the_slope(tmp_path):
+    "As the reference's, and those of before: of a finished net."
     net = lslu_model('vanillanet_5_x0_125', 3, input_size=32).eval()
-    state = {k: v for k, v in net.state_dict().items() if k not in ('act_slope', 'slope_steps')}
+    state = {k: v for k, v in net.state_dict().items() if k != 'slope_steps'}
+    state['act_slope'] = torch.ones((), dtype=torch.float64)        # as files once held it
     torch.save(dict(model=state, net_spec=net.build_cfg), tmp_path / 'best.pth')
     again, x = net_of(tmp_path / 'best.pth'), torch.randn(2, 3, 32, 32)
     assert again.act_slope == 1 and torch.equal(again(x), net(x))

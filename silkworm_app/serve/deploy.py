@@ -71,7 +71,7 @@ def refuse_net_options(
     names=('arch', 'classes', 'crop_pct', *OPTIONS),
 ):
     "Raise `BundleError` where an option describes a net that needs no description: it would be left out without a word"
-    if given := [k for k in names if getattr(args, k, None)]:
+    if given := [k for k in names if (v := getattr(args, k, None)) is not None and v is not False]:
         raise BundleError(f'--{given[0]} is for a file of weights that does not say what it is of, and {what} does: leave the option out')
 
 def source_of_file(
@@ -195,7 +195,7 @@ def deploy(
     else: file,got = _bundle(out, src, x, args.format == 'onnx', _examples(Path(args.source), src.config))
     err,same = agreement(Predictor(src.fused, src.classes, src.preprocess).run(x)[0], got)
     print(f'{args.format} against the fused net in torch: largest relative difference {err:.1e}, same top class {same:.1%}')
-    if err > 1e-4 or same < 1:
+    if not err <= 1e-4 or same < 1:
         print('silkworm-fuse: the difference is larger than rounding explains; do not use this file', file=sys.stderr)
         return 1
     _list(file)

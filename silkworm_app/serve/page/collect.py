@@ -6,11 +6,14 @@
 __all__ = ['ELSE', 'UNSURE', 'COLUMNS', 'COLLECT_MB', 'Kept', 'folder_of', 'Store']
 
 # %% ../../../nbs/serve/18_page_collect.ipynb #4edd1ddd
-import csv, fcntl, io, os, re, tempfile, threading, time
+import csv, io, os, re, tempfile, threading, time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
+
+try: import fcntl
+except ImportError: fcntl = None                                    # Windows: pages don't wait for each other there
 
 import imagehash
 from PIL import Image
@@ -72,7 +75,7 @@ class Store:
     def locked(self):
         "Alone among the threads of this page and among the pages that share the folder."
         with self._threads, (self.folder / '.lock').open('w') as f:
-            fcntl.flock(f, fcntl.LOCK_EX)
+            if fcntl: fcntl.flock(f, fcntl.LOCK_EX)
             yield
 
     def size(self)->int:
