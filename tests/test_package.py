@@ -81,3 +81,13 @@ def test_make_counts_the_folds_of_a_folder_with_spaces(tmp_path, folds, parts):
     for i in range(folds): (pictures/f'fold_{i + 1}').mkdir()
     out = subprocess.run(['make', '-n', 'silkworm', f'DATA={pictures}'], cwd=root, capture_output=True, text=True).stdout
     assert f'--data_path "{pictures}" --output_dir "runs/silkworm" --cross_validate {parts}' in out, out
+
+
+def test_modules_that_lock_folders_are_imported_on_windows(tmp_path):
+    "There is no fcntl and no resource there: nobody is kept out of a folder, and all else works."
+    code = ("import sys; sys.modules.update(fcntl=None, resource=None)\n"
+            'import silkworm_app.lab.coverage, silkworm_app.lab.grid as grid, silkworm_app.serve.page.collect as collect\n'
+            'from pathlib import Path\n'
+            f'with collect.Store({str(tmp_path)!r}).locked(), grid._locked(Path({str(tmp_path)!r})): print("in")')
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.stdout == 'in\n', done.stderr
