@@ -128,6 +128,7 @@ def aug_pipeline(
         aug = AUGMENTATIONS[aug]
     if aug is None or aug == [] or aug == (): return None
     if isinstance(aug, A.Compose): pipe = aug
+    elif isinstance(aug, dict) and 'transform' in aug: pipe = _strictly(lambda: A.from_dict(aug), 'augmentation dictionary')
     else:
         if isinstance(aug, dict): aug = [{k: v} for k, v in aug.items()]
         if not isinstance(aug, (list, tuple)):
