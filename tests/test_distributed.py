@@ -23,7 +23,9 @@ from silkworm_app.data.sample import draw_sample
 from silkworm_app.train.callback import WeightEMA
 from silkworm_app.train.distributed import Processes, leave
 from silkworm_app.train.fit import main as train_main
+from silkworm_app.train.head import photograph_losses, photographs, predict_logits
 from silkworm_app.train.learner import lslu_learner
+from silkworm_app.train.recipe import fit_recipe
 from silkworm_app.train import one
 from silkworm_app.train.run import RunFolder
 
@@ -46,12 +48,24 @@ def trained(data, arch, out):
                                            kinds=sorted({type(m).__name__ for m in learn.model.modules()})), out)
 
 
+def gentle(data, scope, out):
+    "The recipe, as one of the processes that the environment names; each writes what it ended with"
+    dls = image_dls(data, 32, 8, aug='none', fast=True, group=None, device='cpu', val_bs=4)
+    learn = lslu_learner(dls, 'test_resnet', act_num=1, seed=0, path=f'{out}.run')
+    if num_distrib() > 1: learn.add_cb(Processes(cpu=True))
+    with learn.no_bar(), learn.no_logging(): done = fit_recipe(learn, 2, scope, lr=.01)
+    z, y = predict_logits(learn.model, dls.valid)
+    ends = float(photograph_losses(z.softmax(1).numpy(), y.numpy(), photographs(dls, 1)).sum())
+    torch.save(dict(losses=done.losses, best=done.best, ends=ends), f'{out}-{rank_distrib()}.pt')
+
+
 def process(rank, port, env, data, out):
     "One of two processes, as torchrun would have started it; each net in its turn"
     os.environ.update(env | dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='localhost', MASTER_PORT=str(port)))
     torch.set_num_threads(1)
     for arch in NETS:
         trained(data, arch, out/f'{arch}-2.pt')
+    for scope in SCOPES: gentle(data, scope, out/scope)
     leave()
 
 
@@ -69,6 +83,7 @@ def launch(n, *args, tool=('-m', 'torch.distributed.run'), timeout=300):
 def data(tmp_path_factory): return draw_sample(tmp_path_factory.mktemp('data')/'sample', n_per_class=25, size=32, seed=1)
 
 
+SCOPES = ['last', 'adapters', 'all']
 NETS = ['vanillanet_5_x0_125', 'test_efficientnet', 'test_resnet']       # norms with their activation inside: test_efficientnet
 forks = mp.get_context('forkserver')                     # torch and fastai are imported once for both
 forks.set_forkserver_preload(['silkworm_app.train.fit'])
@@ -104,6 +119,16 @@ def test_two_processes_equal_one(data, together, tmp_path, arch):
     assert torch.allclose(a, b, rtol=1e-5, atol=1e-5), (a, b) # those of the averages are computed in float32
 
 
+@pytest.mark.parametrize('scope', SCOPES)
+def test_the_recipe_in_two_processes(data, together, tmp_path, scope):
+    "Each process judges by all validation pictures, not by its share of them; so they keep the same weights"
+    gentle(data, scope, tmp_path/scope)
+    alone, *both = [torch.load(o) for o in (tmp_path/f'{scope}-0.pt', together/f'{scope}-0.pt', together/f'{scope}-1.pt')]
+    assert both[0] == both[1] and len(both[0]['losses']) == 3
+    assert both[0]['losses'][0] == pytest.approx(alone['losses'][0], rel=1e-4)
+    for o in (alone, both[0]): assert o['ends'] == pytest.approx(o['losses'][o['best']], rel=1e-4)
+
+
 REFERENCE = '''--model vanillanet_5_x0_125 --data_path {data} --batch_size 8 --update_freq 1 --epochs 3 --decay_epochs 1 --lr 3.5e-3 --weight_decay 0.35 --drop 0.05
 --opt lamb --aa rand-m7-mstd0.5-inc1 --mixup 0.1 --bce_loss --output_dir {out} --model_ema true --model_ema_eval true --model_ema_decay 0.99996 --use_amp true'''
 
@@ -135,7 +160,7 @@ def test_reference_training_command(data, tmp_path, capsys):
 def test_accelerate_launch(data, tmp_path, flag, several):
     "Two processes on CPUs with --multi_gpu; with --cpu accelerate starts one, which is said"
     run = tmp_path/'run'
-    code, out = launch(2, flag, '--num_processes', 2, '--num_machines', 1, '--mixed_precision', 'no', '--dynamo_backend', 'no', '-m', 'silkworm_app.train', '--data_path', data, '--output_dir', run, '--epochs', 1, '--batch_size', 8,
+    code, out = launch(2, flag, '--num_processes', 2, '--num_machines', 1, '--mixed_precision', 'no', '--dynamo_backend', 'no', '-m', 'silkworm_app.train', '--data_path', data, '--output_dir', run, '--recipe', 'full', '--pretrained', 'false', '--epochs', 1, '--batch_size', 8,
                        tool=('-m', 'accelerate.commands.launch'))
     assert code == 0 and out.count('Test split') == 1, out
     assert ('(2 processes x 8 pictures)' in out) == several and ('started one' in out) != several, out

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.callback.core import Callback
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.transforms import GrandparentSplitter, get_image_files, parent_label
@@ -22,6 +23,7 @@ from silkworm_app.train.learner import lslu_learner
 from silkworm_app.train.head import Features, fit_head, photograph_losses, photograph_weights, photographs
 from silkworm_app.train import cross, recipe
 from silkworm_app.train.head import predict_logits
+from silkworm_app.train.mixing import TrainLoss
 from silkworm_app.train.recipe import fit_recipe, one_file_each
 from silkworm_app.train.run import RunFolder
 
@@ -177,3 +179,22 @@ def test_ants_and_bees_are_learned(hymenoptera_dir, tmp_path):
     # 49 photographs; over 200 cuts the head is right on 86 to 100 % of them, median 96 % (seeds 0 to 199), and on 90 % of this one; one
     # answer for all is right on about half
     assert learn.validate()[1] > .75
+
+
+class Stop(Callback):
+    "Ctrl-C in the middle of an epoch"
+    def after_batch(self):
+        if self.training: raise KeyboardInterrupt
+
+
+def test_the_loss_comes_back_where_a_training_is_stopped(sample, tmp_path):
+    "It stayed weighted by classes, or that of the training pictures, in all that followed"
+    learn = lslu_learner(image_dls(sample, 32, 4, group=None, device='cpu'), 'test_resnet', seed=0, path=tmp_path)
+    loss, learn.pretrained = learn.loss_func, True
+    with pytest.raises(KeyboardInterrupt): quiet(learn, 1, cbs=Stop())
+    assert learn.loss_func is loss
+    learn.add_cb(TrainLoss(torch.nn.CrossEntropyLoss(label_smoothing=.9)))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt), learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=Stop())
+    right = float(loss(*predict_logits(learn.model, learn.dls.valid)))
+    assert learn.validate()[0] == pytest.approx(right, rel=1e-3) and learn.loss_func is loss

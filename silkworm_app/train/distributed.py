@@ -105,12 +105,10 @@ class Processes(DistributedTrainer):
     "fastai's `DistributedTrainer` with `ShardedDL` and batch norms that work on CPUs"
     def __init__(self,
         sync_bn:bool=True, # batch norms see the batches of all processes
-        cpu:bool=None, # default: no GPU is there
-        **kwargs # for `Accelerator`
+        cpu:bool=False, # processes on CPUs
     ):
         warnings.filterwarnings('ignore', 'Grad strides do not match') # of depth-wise kernels
-        cpu = not torch.cuda.is_available() if cpu is None else cpu
-        super().__init__(False, cpu=cpu, **kwargs)
+        super().__init__(False, cpu=cpu)
         self.bn, self.cpu = sync_bn, cpu
     @property
     def name(self): return 'distributed_trainer'

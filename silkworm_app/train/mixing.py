@@ -36,8 +36,11 @@ class TrainLoss(Callback):
     def __init__(self,
         loss # function of predictions and targets (class numbers or, mixed, one row each)
     ): self.train_loss, self.other = loss, None
-    def before_train(self): self.other, self.learn.loss_func = self.learn.loss_func, self.train_loss
+    def before_train(self):
+        self._back() # of a training that broke off
+        self.other, self.learn.loss_func = self.learn.loss_func, self.train_loss
     def after_train(self): self._back()
+    def before_validate(self): self._back()
     def after_fit(self): self._back()
     def _back(self):
         if self.other is not None: self.learn.loss_func, self.other = self.other, None

@@ -22,7 +22,7 @@ from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.data.transforms import get_c
 from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import Adam
-from fastai.torch_core import find_bs, get_model
+from fastai.torch_core import find_bs, get_model, num_distrib
 from timm.models import group_parameters
 from torch import nn
 
@@ -87,7 +87,7 @@ class Gentle(Callback):
         self.losses,self.best,self.state,self.first,self.seen,self.kept = [],None,None,None,[],None
 
     def before_fit(self):
-        if self.best is None: self._judge(*predict_logits(get_model(self.model), self.dls.valid))
+        if self.best is None: self._judge(*self._all())
     def before_train(self):
         for m in self.model.modules():
             if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
@@ -97,7 +97,6 @@ class Gentle(Callback):
             self.learn.loss_func.func.weight = self.weights.to(next(self.model.parameters()).device)
     def after_train(self):
         if self.kept is not None: self.learn.loss_func,self.kept = self.kept,None  # else a callback changed it, which puts its own back
-    def after_cancel_train(self): self.after_train()
     def after_loss(self):
         if not self.training: return
         layer = classifier_of(get_model(self.model))
@@ -109,8 +108,13 @@ class Gentle(Callback):
     def after_pred(self):
         if not self.training: self.seen.append((self.pred.detach().float().cpu(), self.y.cpu()))
     def after_epoch(self):
-        if self.seen: self._judge(*(torch.cat(o).as_subclass(torch.Tensor) for o in zip(*self.seen)))
+        whole = num_distrib() < 2
+        if self.seen: self._judge(*((torch.cat(o).as_subclass(torch.Tensor) for o in zip(*self.seen)) if whole else self._all()))
         self.seen = []
+
+    def _all(self):
+        "What the net says to all validation pictures, of which the loader of one process among several holds a share"
+        return predict_logits(get_model(self.model), getattr(self.dls.valid, 'dl', self.dls.valid))
 
     def _judge(self, z, y):
         "Keep the weights if they are the best so far, and better than the start by a standard error of the difference"
@@ -158,10 +162,10 @@ def gently(
     decay:float, # learning rate of a stage, relative to the one above it
     wd:float, # weight decay of what is not the classifier, which has its penalty
 ):
-    "Inside, the learner trains what `scope` names with small steps, the rest without gradients; optimiser and frozen parts come back"
+    "Inside, the learner trains what `scope` names with small steps, the rest without gradients; afterwards it is what it was"
     model = get_model(learn.model)
     groups,train = stages(model),_trained(model, scope)
-    kept = {k: getattr(learn, k) for k in ('opt', 'opt_func', 'splitter', 'wd', 'lr')}
+    kept = {k: getattr(learn, k) for k in ('opt', 'opt_func', 'splitter', 'wd', 'lr', 'loss_func')}
     grads = [(p, p.requires_grad) for p in model.parameters()]
     learn.opt_func = partial(Adam, decouple_wd=True)
     learn.splitter = lambda m: [g for g in ([p for p in g if p in train] for g in groups) if g]
@@ -241,7 +245,8 @@ def fit_recipe(
     **kwargs # for `fit_gently`
 )->Recipe:
     """Head first, exactly; then gently; what is better on the validation part stays. The net is changed in place.
-    Raises `ValueError` for a net without a linear classifier of the classes of `learn.dls`."""
+    Raises `ValueError` for a net without a linear classifier of the classes of `learn.dls`, and for more than the head without validation
+    pictures."""
     start,model,k = time.perf_counter(),get_model(learn.model),get_c(learn.dls)
     inspect.signature(fit_gently).bind_partial(learn, **kwargs)                         # a misspelt one is a TypeError
     if (n := classifier_of(model).out_features) != k:
@@ -250,9 +255,12 @@ def fit_recipe(
     features = Features() if features is None else features
     photos = photographs(learn.dls, 0)
     n = len(np.unique(photos))
+    judged = len(learn.dls.valid_ds)
+    if not judged and scope != 'head' and (epochs or epochs is None and scope):
+        raise ValueError('training more than the head needs validation pictures to judge it, and there are none')
     scope = scope or gentle_scope(n, epochs)
     epochs = EPOCHS if epochs is None else epochs
-    gentle = epochs and scope != 'head' and len(learn.dls.valid_ds)
+    gentle = epochs and scope != 'head' and judged
     front = find_front(learn, _trained(model, scope), features, epochs, n, views, cbs) if gentle else None
     look = front.pooled if front else partial(features, learn, views=views)
     x,y = look(0)
@@ -263,7 +271,7 @@ def fit_recipe(
     if gentle:
         cb = fit_gently(learn, head, epochs, scope, lr, balance=balance, seed=seed, cbs=cbs, front=front, **kwargs)
         losses,best = cb.losses,cb.best
-    if refit and len(learn.dls.valid_ds):
+    if refit and judged:
         if best:                                            # another body, other features
             look = front.pooled if front else partial(Features(), learn, views=views)
             x,y = look(0)
