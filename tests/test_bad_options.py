@@ -73,6 +73,20 @@ def test_checkpoint_of_another_training_is_named(train, tmp_path):
     assert code == 0, said
 
 
+def test_checkpoint_of_other_averages_is_named(train, tmp_path):
+    "Its averages were missed by a KeyError, or those of the first weights were taken for them"
+    assert train(f'{VANILLA} --epochs 1 --model_ema --model_ema_decay 0.9')[0] == 0
+    own, alone = tmp_path / 'run/checkpoints/epoch_1.pth', tmp_path / 'alone.pth'
+    shutil.copy(own, alone)
+    other = f'{VANILLA} --epochs 2 --model_ema --model_ema_decay 0.99'
+    code, said = train(other, '--resume', own, dest='a')
+    assert code == 2 and one_sentence(said) and 'model_ema_decay: [0.9], now [0.99]' in said, said
+    code, said = train(other, '--resume', alone, dest='b')
+    assert code == 1 and one_sentence(said) and 'averages of the decays [0.9], not [0.99]' in said, said
+    code, said = train(f'{VANILLA} --epochs 2 --model_ema --model_ema_decay 0.9', '--resume', alone, dest='c')
+    assert code == 0, said
+
+
 def test_resumed_as_it_was_started(data, tmp_path, capsys):
     "The net of an automatic start is built again; another net is refused before the run that it is resumed in loses its settings"
     line = f'--data_path {data} --model tf_efficientnet_lite0 --recipe last --epochs 2 --input_size 32 --bundle false --group none --log_dir none --progress false --device cpu --num_workers 0'.split()

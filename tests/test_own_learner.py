@@ -21,7 +21,7 @@ from silkworm_app.act.patch import lslu_model
 from silkworm_app.data.folder import DataError
 from silkworm_app.data.loaders import image_dls, test_loader as labelled_test
 from silkworm_app.data.sample import draw_sample
-from silkworm_app.train.callback import SaveBest, WeightEMA
+from silkworm_app.train.callback import LSLUCallback, SaveBest, WeightEMA
 from silkworm_app.train.learner import lslu_learner
 from silkworm_app.train.resume import Checkpoint
 
@@ -163,7 +163,10 @@ def test_loaders_of_another_net_are_said(sample, weights, tmp_path):
 
 def test_without_validation_pictures(sample, learner):
     whole = blocks(sample, splitter=lambda items: (list(range(len(items))), []))
-    assert quiet(learner(whole), 'fine_tune', 1).photos == len(whole.train_ds)
+    learn = learner(whole)
+    for asked in (dict(epochs=6, scope='all'), dict(epochs=1), dict(scope='last')):         # the head was trained instead, without a word
+        with pytest.raises(ValueError, match='needs validation pictures'): quiet(learn, 'fine_tune', **asked)
+    for asked in ({}, dict(epochs=0), dict(scope='head')): assert quiet(learn, 'fine_tune', **asked).photos == len(whole.train_ds)
 
 
 def test_summary_before_and_after(learner):
@@ -228,3 +231,35 @@ def test_trackers_of_fastai_remember_their_bests(sample, tmp_path):
     first = fit(lambda kept: Die(False, 0))
     fit(Remembers)
     assert seen[0] == first and first[0] != first[1] and max(first) < float('inf')
+
+
+def test_averages_begin_where_a_training_without_them_goes_on(sample, tmp_path):
+    "Not at the weights that the learner was made with"
+    learn = vanilla(sample, tmp_path, cbs=Checkpoint(tmp_path/'state'))
+    quiet(learn, 'fit', 2, 1e-2)
+    again = vanilla(sample, tmp_path, cbs=[Checkpoint(tmp_path/'on', resume=tmp_path/'state/epoch_1.pth'), WeightEMA(.999999)])
+    was = {k: v.clone() for k, v in again.model.state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        quiet(again, 'fit', 2, 1e-2)
+    average = dict(again.weight_ema.module().named_parameters())
+    first = torch.load(tmp_path/'state/epoch_1.pth', weights_only=True)['model']
+    far = lambda a, b: sum(float((a[k] - b[k]).abs().sum()) for k in a)
+    assert far(average, first) < .01*far(average, was)
+
+
+def test_a_checkpoint_that_is_refused_is_left_behind(sample, tmp_path):
+    "Every later fit left out the epochs of that checkpoint, and raised again"
+    quiet(vanilla(sample, tmp_path, cbs=Checkpoint(tmp_path/'state')), 'fit', 1)
+    other = vanilla(sample, tmp_path, act_num=2, cbs=Checkpoint(tmp_path/'other', resume=tmp_path/'state/epoch_1.pth'))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        with pytest.raises(ValueError, match='of another net or optimiser'): quiet(other, 'fit', 2)
+    before = len(other.cbs)
+    other.remove_cb(Checkpoint)
+    quiet(other, 'fit', 2)
+    assert len(other.recorder.values) == 2 and len(other.cbs) == before - 1
+
+
+def test_the_log_and_its_twin_are_two_files():
+    with pytest.raises(ValueError, match='params.jsonl'): LSLUCallback(fname='params.jsonl')

@@ -63,6 +63,7 @@ class LSLUCallback(Callback):
         input_size=None, # of the pictures; None: that of the validation pictures
         train_frozen:bool=None, # train LSLUs in frozen layers; None: unless they began as exactly what they replaced
     ):
+        if str(fname).endswith('.jsonl'): raise ValueError(f'the log {fname} is a text, whose twin ends in .jsonl: take .txt')
         self.where,self.act_num,self.init,self.per_channel,self.form = where,act_num,init,per_channel,form
         self.fname,self.input_size,self.train_frozen = fname,input_size,train_frozen
         self.report,self.epochs,self.trained = None,0,False
@@ -330,11 +331,17 @@ class WeightEMA(Callback):
             if hasattr(model, 'set_act_slope'): a.ema.module.set_act_slope(act_slope(model))
             a.ema.update(model, self.steps)
 
+    def before_train(self):
+        for a in self.averages.values():
+            if not self.steps: a.ema.set(get_model(self.learn.model))  # of a training that goes on and had none
+
     def before_validate(self):
         for a in self.averages.values(): a.seen = None
 
     def state_dict(self): return dict(steps=self.steps, averages=[(d, a.ema.module.state_dict()) for d,a in self.averages.items()])
     def load_state_dict(self, sd):
+        was,now = (sorted(o) for o in (dict(sd['averages']), self.averages))
+        if was != now: raise ValueError(f'the checkpoint holds averages of the decays {was}, not {now}: resume it with its own')
         self.steps = sd['steps']
         for d,s in sd['averages']: self.averages[d].ema.module.load_state_dict(s)
 

@@ -126,7 +126,7 @@ def load_training_state(
     _set_recorder_state(learn.recorder, state['recorder'])
     _set_grads(learn, state['grads'])
     if state['scaler'] and _scaler(learn): _scaler(learn).load_state_dict(state['scaler'])
-    if hasattr(learn.dls, 'set_epoch'): learn.dls.set_epoch(state.get('passes', state['epoch']))
+    if hasattr(learn.dls, 'set_epoch'): learn.dls.set_epoch(state['passes'])
     _set_rng_state(state['rng'])
 
 # %% ../../nbs/train/02_resume.ipynb #0ea11cb3
@@ -150,8 +150,8 @@ def read_checkpoint(
     if not Path(file).is_file(): raise ValueError(f'there is no checkpoint {file}')
     try: state = torch.load(file, map_location='cpu', weights_only=True)
     except Exception as e: raise ValueError(f'{file} is no checkpoint of a training: {one_line(e, 120)}') from None
-    if isinstance(state, dict) and state.get('version') == 1 and 'opt' in state:
-        return dict(fits=[state['n_epoch']]) | state | dict(file=str(file))
+    if isinstance(state, dict) and state.get('version') == 1 and 'fits' in state:
+        return state | dict(file=str(file))
     raise ValueError(f'{file} is no checkpoint of a training')
 
 
@@ -222,22 +222,18 @@ class _Resume(Callback):
         learn.add_cb(self)
 
     def before_epoch(self):
-        if self.state is None: return
         if self.earlier or self.epoch < self.state['epoch']:
             if self.silent is None:
                 self.silent = {cb: cb.run for cb in self.learn.cbs if cb is not self}
                 for cb in self.silent: cb.run = False
             raise CancelEpochException
-        self._wake()
-        load_training_state(self.learn, self.state)
-        self.state = None
+        self._leave(True)
 
-    def _wake(self):
+    def _leave(self, restore):
+        "Once, also where the state is refused: the next fit is none of its business"
         for cb,run in (self.silent or {}).items(): cb.run = run
-        self.silent = None
+        learn = self.learn
+        learn.remove_cb(self)
+        if restore: load_training_state(learn, self.state)
 
-    def after_fit(self):
-        if self.silent is not None:   # nothing was left to train
-            self._wake()
-            if not self.earlier: load_training_state(self.learn, self.state)
-        self.learn.remove_cb(self)
+    def after_fit(self): self._leave(self.silent is not None and not self.earlier)  # nothing was left to train

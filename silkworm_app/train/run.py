@@ -198,7 +198,8 @@ def finished(
         ' (silkworm-fuse writes deployable weights of it)' if other else '')
 
 # %% ../../nbs/train/11_run.ipynb #006a8fc2
-_in_checkpoint = {'model', 'act_num', 'act', 'form', 'per_channel', 'where', 'model_kwargs', 'stem_stride', 'opt'}
+_in_checkpoint = {'model', 'act_num', 'act', 'form', 'per_channel', 'where', 'model_kwargs', 'stem_stride', 'opt',
+                  'model_ema', 'model_ema_decay'}
 
 def _other_settings(cfg, run, names):
     "The first settings of a run that are others now, in words"
