@@ -59,13 +59,12 @@ def save_figure(
 # %% ../nbs/01_figures.ipynb #ad3154f3
 def activation_curves(
     model, # net with LSLUs, or what `layer_curves` gave
-    cols:int=4, # panels in a row
     **kwargs # for `layer_curves`
 )->Figure:
     "f(x) of every LSLU: dashed before training, solid after."
     curves = layer_curves(model, **kwargs) if isinstance(model, nn.Module) else list(model)
     if not curves: raise ValueError('there are no curves to draw')
-    fig, axs = _figure(*_grid(len(curves), cols))
+    fig, axs = _figure(*_grid(len(curves)))
     for ax, c in zip(axs, curves):
         for k, y in enumerate(c['after']):
             ax.plot(c['x'], y, lw=1.6 if len(c['after']) == 1 else 1, color='#b45309', alpha=1 if len(c['after']) == 1 else 0.5,
@@ -93,7 +92,7 @@ def _run_file(
     if any((path.parent / f).is_file() for f in ('settings.yaml', 'run.json')):
         why = f'{path} does not exist: the training of {path.parent} is not finished'
         if name != 'metrics.json':
-            why = f'{path.parent} has no epochs to compare or draw: it was trained by the head alone, or has finished no epoch yet'
+            why = f'{path.parent} has no epochs to draw: it was trained by the head alone, or has finished no epoch yet'
     raise ValueError(why)
 
 # %% ../nbs/01_figures.ipynb #5a425e7a
@@ -114,12 +113,11 @@ def read_params(
 # %% ../nbs/01_figures.ipynb #6ad4ccce
 def params_over_epochs(
     run, # run folder, its learnable_params.jsonl, or what `read_params` gave
-    cols:int=4, # panels in a row
 )->Figure:
     "Alphas and biases of every layer over the epochs; per channel: mean and the middle 80 %."
     epochs, params = run if isinstance(run, tuple) else read_params(run)
     if not params: raise ValueError('the log names no alphas and no biases: the net has no LSLU')
-    fig, axs = _figure(*_grid(len(params), cols))
+    fig, axs = _figure(*_grid(len(params)))
     for ax, (name, v) in zip(axs, params.items()):
         for i in range(v.shape[1]):
             y = v[:, i] if v.ndim == 2 else v[:, i].mean(-1)
@@ -153,11 +151,10 @@ def grad_cam_figure(
     preprocess, # `Preprocess` of the net
     items, # list of pictures
     classes:list=None, # names
-    cols:int=4, # panels in a row
 )->Figure:
     "Pictures with their Grad-CAM, titled with the net's answer."
     items = list(items)
-    fig, axs = _figure(*_grid(len(items), cols), (2.4, 2.6))
+    fig, axs = _figure(*_grid(len(items)), (2.4, 2.6))
     for ax, src in zip(axs, items):
         im = open_image(src)
         x = torch.from_numpy(preprocess.array(im))[None]
@@ -194,8 +191,8 @@ def confusion_figure(
     return fig
 
 # %% ../nbs/01_figures.ipynb #fb6d69a2
-def loss_panels(ims, said, true, losses, probs, cols=3):
-    fig, axs = _figure(*_grid(len(ims), cols), (2.4, 2.6))
+def loss_panels(ims, said, true, losses, probs):
+    fig, axs = _figure(*_grid(len(ims), 3), (2.4, 2.6))
     for ax, im, s, t, l, p in zip(axs, ims, said, true, losses, probs):
         ax.imshow(im)
         ax.set_title(f'{s} / {t}\nloss {l:.2f}, p {p:.2f}', fontsize=8)
@@ -226,19 +223,18 @@ def read_metrics(
     try: m = dict(json.loads(path.read_text(encoding='utf-8')))
     except (ValueError, TypeError): raise ValueError(f'{path} is not a metrics file of silkworm-train') from None
     split = next((k for k in ('test', 'cross_validation', 'valid') if isinstance(m.get(k), dict)), None)
-    m = {**m, **m[split], 'split': split.replace('_', '-')} if split else {**m, 'split': 'test'}
-    recall = m.get('per_class_recall') or {}
-    if not isinstance(recall, dict): recall = dict(zip(m.get('classes') or map(str, range(len(recall))), recall))
-    return {**m, 'per_class_recall': recall}
+    if split is None: raise ValueError(f'{path} holds the metrics of no split; is it of silkworm-train?')
+    return m | m[split] | dict(split=split.replace('_', '-'))
 
 # %% ../nbs/01_figures.ipynb #fa37237e
 def _draw_history(
     axs, # two axes: losses, metrics
-    runs:list, # run folders or history files
+    runs:dict, # style of the lines -> run folder or history file
+    named:bool=False, # the legend names the runs
 ):
-    "Losses and metrics over epochs; the second run dashed."
-    for i, run in enumerate(runs):
-        h, style, tag = read_history(run), '-' if i == 0 else '--', f' ({Path(run).name})' if len(runs) > 1 else ''
+    "Losses and metrics over epochs."
+    for style, run in runs.items():
+        h, tag = read_history(run), f' ({Path(run).name})' if named else ''
         x = h.get('epoch', np.arange(len(next(iter(h.values()))))) + 1       # fastai counts from 0
         losses = [k for k in ('train_loss', 'valid_loss') if k in h]
         metrics = [k for k in h if k not in losses and re.search('acc|f1|recall|precision|auc|error', k)]
@@ -255,7 +251,7 @@ def loss_curves(
 )->Figure:
     "Losses (left) and metrics (right) over the epochs."
     fig, axs = _figure(1, 2, (4.2, 3))
-    _draw_history(axs, [run])
+    _draw_history(axs, {'-': run})
     return fig
 
 # %% ../nbs/01_figures.ipynb #fbf7da63
@@ -263,18 +259,19 @@ def compare_runs(
     run_a, # run folder
     run_b, # run folder
 )->Figure:
-    "Two runs: losses, metrics, and recall per class; the second is dashed or pale."
-    fig, axs = _figure(1, 3, (4, 3.2))
-    _draw_history(axs, [run_a, run_b])
-    ms = [read_metrics(r) for r in (run_a, run_b)]
+    "Two runs: losses and metrics where there were epochs, and recall per class; the second is dashed or pale."
+    told = {s: r for s, r in (('-', run_a), ('--', run_b)) if (Path(r)/'history.csv').is_file()}  # the head alone has no epochs
+    fig, axs = _figure(1, 3 if told else 1, (4, 3.2))
+    if told: _draw_history(axs[:2], told, True)
+    ms, ax = [read_metrics(r) for r in (run_a, run_b)], axs[-1]
     names = list(dict.fromkeys(n for m in ms for n in m['per_class_recall']))
     for i, (m, r) in enumerate(zip(ms, (run_a, run_b))):
         vals = [m['per_class_recall'].get(n) for n in names]
-        axs[2].bar(np.arange(len(names)) + 0.4 * i - 0.2, [np.nan if v is None else v for v in vals], 0.38, color='C0', alpha=1 - 0.6 * i,
-                   label=f'{Path(r).name} ({m["split"]})')
-    axs[2].set_xticks(range(len(names)), names, rotation=30, ha='right', fontsize=8)
-    axs[2].set(ylim=(0, 1.02))
-    axs[2].set_xlabel('class', fontsize=9)
-    axs[2].set_ylabel('recall', fontsize=9)
-    axs[2].legend(fontsize=7, frameon=False)
+        ax.bar(np.arange(len(names)) + 0.4 * i - 0.2, [np.nan if v is None else v for v in vals], 0.38, color='C0', alpha=1 - 0.6 * i,
+               label=f'{Path(r).name} ({m["split"]})')
+    ax.set_xticks(range(len(names)), names, rotation=30, ha='right', fontsize=8)
+    ax.set(ylim=(0, 1.02))
+    ax.set_xlabel('class', fontsize=9)
+    ax.set_ylabel('recall', fontsize=9)
+    ax.legend(fontsize=7, frameon=False)
     return fig

@@ -19,6 +19,7 @@ from .files import command
 from .act.start import net_of
 from .serve.explain import selectivity, weight_selectivity
 from .serve.load import load_bundle
+from .train.evaluate import labelled_pictures
 
 # %% ../nbs/02_plot.ipynb #98c37815
 def picture_figures(
@@ -28,24 +29,21 @@ def picture_figures(
     """Selectivity (from activations, and from weights), Grad-CAM and top losses of a run's best net on the test pictures of a folder
     (on all where it has no splits); raises `ValueError`."""
     run, p = Path(run), load_bundle(Path(run) / 'bundle', backend='torch')
-    s = find_splits(data, 0, 0, group=None)
-    items = s.test or s.valid or s.train
-    unknown = sorted({c for _, c in items} - set(p.classes))
-    if unknown: raise ValueError(f'{data} has the class {unknown[0]}, which {run} does not know; its classes are {", ".join(p.classes)}')
-    items = [items[i] for i in np.random.default_rng(0).permutation(len(items))[:400]]
+    files, labels, _ = labelled_pictures(find_splits(data, 0, 0, group=None), p.classes)
+    some = np.random.default_rng(0).permutation(len(files))[:400]
+    files, labels = [files[i] for i in some], np.array(labels)[some]
     model = net_of(run / 'best.safetensors') if (run / 'best.safetensors').is_file() else p.model
-    labels = np.array([p.classes.index(c) for _, c in items])
-    batch = lambda i: torch.from_numpy(p.preprocess.batch([f for f, _ in items[i:i + 32]]))
-    dl = [(batch(i), torch.from_numpy(labels[i:i + 32])) for i in range(0, len(items), 32)]
-    probs = p.predict([f for f, _ in items])
-    loss = -np.log(np.maximum(probs[np.arange(len(items)), labels], 1e-12))
+    batch = lambda i: torch.from_numpy(p.preprocess.batch(files[i:i + 32]))
+    dl = [(batch(i), torch.from_numpy(labels[i:i + 32])) for i in range(0, len(files), 32)]
+    probs = p.predict(files)
+    loss = -np.log(np.maximum(probs[np.arange(len(files)), labels], 1e-12))
     worst, each = np.argsort(-loss)[:9], [int(np.flatnonzero(labels == k)[0]) for k in np.unique(labels)][:8]
-    ims = [p.preprocess.image(open_image(items[i][0])) for i in worst]
-    said, true = [p.classes[probs[i].argmax()] for i in worst], [items[i][1] for i in worst]
+    ims = [p.preprocess.image(open_image(files[i])) for i in worst]
+    said, true = [p.classes[probs[i].argmax()] for i in worst], [p.classes[labels[i]] for i in worst]
     each_loss = loss_panels(ims, said, true, loss[worst], probs[worst, labels[worst]])
     return dict(selectivity=selectivity_figure(selectivity(model, dl)),
                 weight_selectivity=selectivity_figure(weight_selectivity(model), 'weight selectivity (no data)'),
-                grad_cam=grad_cam_figure(p.model, p.preprocess, [items[i][0] for i in each], p.classes),
+                grad_cam=grad_cam_figure(p.model, p.preprocess, [files[i] for i in each], p.classes),
                 top_losses=each_loss)
 
 # %% ../nbs/02_plot.ipynb #40ea25c6
@@ -75,8 +73,7 @@ def plot_run(
     config = run / 'bundle/config.json'
     if config.is_file():
         c = json.loads(config.read_text(encoding='utf-8'))
-        curves = c.get('curves') or (c.get('extra') or {}).get('curves')
-        if curves: done += save_figure(activation_curves(curves), out / 'activation_curves')
+        if curves := c.get('curves'): done += save_figure(activation_curves(curves), out / 'activation_curves')
     if other is not None: done += save_figure(compare_runs(run, other), out / f'compare_with_{Path(other).resolve().name}')
     if data is not None:
         if not config.is_file(): raise ValueError(f'{run} holds no bundle, which the figures with pictures need')
