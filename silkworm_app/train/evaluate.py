@@ -27,7 +27,7 @@ from ..serve.net import Predictor
 from ..serve.onnx import OnnxPredictor
 
 # %% ../../nbs/train/15c_evaluate.ipynb #8dde64b2
-from .callback import pictures_of
+from .callback import act_slope, pictures_of
 from .config import TrainConfig, TrainError
 from .head import predict_logits
 from .log import say, warn_box
@@ -48,7 +48,7 @@ def _run_classes(run, cfg):
 def _both(model, classes, pre):
     "Predictors of a trained net: as it is, and fused where that is possible"
     res = {'unfused': Predictor(model, classes, pre)}
-    slope = float(getattr(model, 'act_slope', 1))
+    slope = act_slope(model)
     if slope == 1: res['fused'] = Predictor(fuse(model, pre.size), classes, pre)
     else: print(f'silkworm-evaluate: the slope of deep training is {slope:g} in this checkpoint, so it cannot be fused', file=sys.stderr)
     return res
@@ -57,8 +57,7 @@ def _both(model, classes, pre):
 def _of_run(run, weights, key):
     "Predictors of a run folder, by one of its files of weights, or what `open_weights` read of one"
     cfg = run.read_settings()
-    norm = [] if 'auto' in (cfg.mean, cfg.std) else [cfg.mean, cfg.std] # runs of before have no word on it
-    classes, pre = _run_classes(run, cfg), Preprocess(cfg.input_size, cfg.crop_pct, cfg.interpolation, cfg.resize, *norm)
+    classes, pre = _run_classes(run, cfg), Preprocess(cfg.input_size, cfg.crop_pct, cfg.interpolation, cfg.resize, cfg.mean, cfg.std)
     config = json.loads((run.bundle/'config.json').read_text(encoding='utf-8')) if (run.bundle/'config.json').is_file() else None
     if config: pre = Preprocess.from_dict(config['preprocess'])
     cfg.model_key = key or cfg.model_key
@@ -162,7 +161,11 @@ def _run_pictures(cfg, path):
     run = find_run(path)
     if run is None or not run.pictures.is_file() or cfg.eval_data_path or not cfg.data_path: return None
     was = run.read_settings()
-    return run_splits(run, was) if was.data_path and Path(was.data_path).resolve() == Path(cfg.data_path).resolve() else None
+    if not was.data_path or Path(was.data_path).resolve() != Path(cfg.data_path).resolve(): return None
+    splits = run_splits(run, was)
+    if splits.train and splits.valid: return splits
+    raise TrainError(f'the training or the validation pictures of {run} are gone, without which eval makes no loaders: take '
+                     f'silkworm-evaluate {path}, which tests what is left')
 
 # %% ../../nbs/train/15c_evaluate.ipynb #f090535b
 def _nets(cfg, stored, classes, dls):
@@ -172,7 +175,7 @@ def _nets(cfg, stored, classes, dls):
     nets = dict(unfused=model)
     if cfg.switch_to_deploy:
         nets['fused'] = fuse(model, cfg.input_size)
-        save_deploy(nets['fused'], cfg.switch_to_deploy, dls, classes)
+        if not rank_distrib(): save_deploy(nets['fused'], cfg.switch_to_deploy, dls, classes)
     return nets
 
 # %% ../../nbs/train/15c_evaluate.ipynb #7d887b2a

@@ -22,10 +22,11 @@ from .setup import load_splits
 COLUMNS = 'path', 'sha256', 'class', 'split', 'photograph'
 
 def _rows(splits):
-    "`(path below the folder, file, class, split)` of every picture that is a file; of CIFAR none is"
+    "`(path below the folder, or the whole one, file, class, split)` of every picture that is a file; of CIFAR none is"
     for s in ('train', 'valid', 'test'):
         for p, c in getattr(splits, s):
-            if isinstance(p, Path): yield (p.relative_to(splits.path) if p.is_relative_to(splits.path) else p).as_posix(), p, c, s
+            if not isinstance(p, Path): continue
+            yield (p.relative_to(splits.path) if p.is_relative_to(splits.path) else p.absolute()).as_posix(), p, c, s
 
 def _hashes(files): return list(each(sha256_of, files, 'hashing pictures'))
 
@@ -52,12 +53,9 @@ def check_same(
     splits:Splits, # of the same settings, now
 ):
     "Raises `TrainError` where the pictures of a run that goes on aren't those that it began with"
-    now, rows = {path: (c, s) for path, _, c, s in _rows(splits)}, read_pictures(run)
+    now = {path: (c, s) for path, _, c, s in _rows(splits)}
     if not now: return
-    if rows is None:
-        raise TrainError(f'{run} was begun by an earlier version, which kept no list of its pictures: the split may be another one now, '
-                         'and the test would see pictures that were trained on; start it anew with --overwrite')
-    was = {r['path']: (r['class'], r['split']) for r in rows}
+    was = {r['path']: (r['class'], r['split']) for r in read_pictures(run) or []}
     gone, new = sorted(was.keys() - now.keys()), sorted(now.keys() - was.keys())
     kinds = {'new': new, 'gone': gone, 'in another class or split': sorted(k for k in was.keys() & now.keys() if was[k] != now[k])}
     if found := ', '.join(f'{len(v)} {"is" if len(v) == 1 else "are"} {k} ({shown(v[0])})' for k, v in kinds.items() if v):
@@ -71,10 +69,7 @@ def run_splits(
 )->Splits:
     "The pictures of a run as it used them. Raises `DataError`, `TrainError`."
     rows = read_pictures(run)
-    if rows is None:
-        splits = load_splits(cfg)
-        if any(_rows(splits)): splits.warnings = [*splits.warnings, _no_list]
-        return splits
+    if rows is None: return load_splits(cfg)
     root, there = Path(cfg.data_path), dict(train=[], valid=[], test=[])
     for r in rows: there[r['split']].append((root/r['path'], r['class']))
     parts = {s: [o for o in v if o[0].is_file()] for s, v in there.items()}
@@ -84,9 +79,6 @@ def run_splits(
     notes = ([f'{n - left} of the {n} pictures of {run} are gone'] if left < n else []) + (leak_warnings(leak) if leak else [])
     groups = {root/r['path']: int(r['photograph']) for r in rows if r['photograph']}
     return Splits(**parts, classes=sorted({r['class'] for r in rows}), groups=groups or None, warnings=notes, leak=leak, path=root)
-
-_no_list = ('the run kept no list of its pictures, and they were cut again: if the folder or the program has changed since, some of the '
-            'test were trained on')
 
 # %% ../../nbs/train/13_pictures.ipynb #e5a00016
 SUM = 10 # digits of a sha256 that a bundle keeps of each picture
