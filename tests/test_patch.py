@@ -219,7 +219,7 @@ def test_vanillanet_uses_its_own_activations(arch):
     (lambda: lslu_model('resnet18', 10, where='block', input_size=64), 'matches no activation'),
     (lambda: lslu_model('resnet18', 10, where='stem', act_num=40, input_size=64), 'act_num=40 is larger than the maps'),
     (lambda: lslu_model('resnet50', 10, act_num=20, input_size=32), 'act_num=20 is larger than the maps .* take act_num=15'),
-    (lambda: lslu_model('resnet18.foo', 10), "'resnet18.foo' names weights that timm does not know; there are resnet18"),
+    (lambda: lslu_model('resnet18.foo', 10), "timm knows no weights 'resnet18.foo'; of resnet18 it has resnet18"),
     (lambda: lslu_model('inception_v3', 10, input_size=32), 'does not run on pictures of 3x32x32'),
     (lambda: lslu_model('vit_tiny_patch16_224', 10), 'tokens, no map'),
     (lambda: patch_lslu(timm.create_model('test_nfnet'), init='identity'), 'no batch norm statistics'),
@@ -242,7 +242,7 @@ def test_nets_of_which_timm_says_nothing(recwarn):
     for arch in ('own_test_net', 'tf_efficientnet_b0_ns'):
         net = lslu_model(arch, 4, input_size=64)
         assert lslus(net) and rebuild_model(json.loads(json.dumps(net.build_cfg))).eval()(torch.randn(1, 3, 64, 64)).shape == (1, 4)
-        with pytest.raises(ValueError, match='timm knows no weights'): lslu_model(arch, 4, pretrained=True)
+        with pytest.raises(ValueError, match='published nowhere that timm knows'): lslu_model(arch, 4, pretrained=True)
     assert lslu_model('own_test_net', 4).build_cfg['plan']['input_size'] == [3, 224, 224]
 
 

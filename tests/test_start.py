@@ -243,7 +243,9 @@ def test_files_that_hold_no_weights(tmp_path):
             warnings.simplefilter('error')
             refused(net, tmp_path/name, says)
     with pytest.raises(ValueError, match='is a folder'): find_weights('test_resnet', tmp_path)
-    with pytest.raises(ValueError, match='knows no weights'): find_weights('nonsense')
+    with pytest.raises(ValueError, match='published nowhere'): find_weights('nonsense')
+    with pytest.raises(ValueError, match='resnet18.a1_in2k.*a1_in1k'): find_weights('resnet18.a1_in2k')
+    with pytest.raises(ValueError, match='resnet18.a1_in2k.*a1_in1k'): lslu_model('resnet18.a1_in2k', 2)
 
 
 def test_a_named_file_of_another_net_is_refused(tmp_path):

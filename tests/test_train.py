@@ -13,9 +13,11 @@ from PIL import Image
 from silkworm_app.data.sample import draw_larva, draw_sample
 from silkworm_app.cli import train_main as command       # draws the plots, too
 from silkworm_app.train.fit import main
-from silkworm_app.train.config import GROUPS as TITLES, OPTIONS, read_settings
+from silkworm_app.train.config import GROUPS as TITLES, OPTIONS, TrainConfig, TrainError, read_settings
 from silkworm_app.act.start import open_weights
 from silkworm_app.train.evaluate import main as evaluate
+from silkworm_app.train.pictures import run_splits, write_pictures
+from silkworm_app.train.run import RunFolder
 from silkworm_app.train.setup import load_splits
 
 BASE = ['--pretrained', 'false', '--epochs', 1, '--batch_size', 16, '--bundle', 'false', '--group', 'hash', '--log_dir', 'none', '--progress', 'false', '--device', 'cpu', '--num_workers', 0]
@@ -368,7 +370,7 @@ def test_a_run_goes_on_with_its_own_pictures(grown, capsys):
     again = [*line, '--epochs', '2', '--output_dir', str(run)]
     assert main(again) == 2 and '32 are new (healthy/00_new.png)' in capsys.readouterr().err
     (run/'pictures.csv').unlink()
-    assert main(again) == 2 and 'kept no list of its pictures' in capsys.readouterr().err
+    assert main(again) == 2 and '64 are new' in capsys.readouterr().err
     assert main([*line, '--epochs', '2', '--output_dir', str(top/'other'), '--resume', str(top/'run/checkpoints/epoch_1.pth')]) == 2 and 'are new' in capsys.readouterr().err
 
 
@@ -495,3 +497,52 @@ def test_the_command_as_it_is_started(train, data, tmp_path):
     assert 'it is finished' in said and said.endswith('False 0\n'), said
     code, out, _ = train('--lr', .01)
     assert code == 2 and 'other settings (lr: 0.004, now 0.01)' in out
+
+
+def test_validation_pictures_of_another_folder_are_found_again(tmp_path, monkeypatch):
+    "Their paths were kept as they were typed, and looked for below data_path: the run was tested on what it had learned"
+    monkeypatch.chdir(tmp_path)
+    for k, name in enumerate(('train', 'val')): draw_sample(f'pics/{name}', n_per_class=6, size=32, seed=k)
+    cfg, run = TrainConfig(data_path='pics/train', eval_data_path='pics/val', group='none'), RunFolder('run')
+    run.path.mkdir()
+    write_pictures(run, splits := load_splits(cfg))
+    again = run_splits(run, cfg)
+    for part in ('train', 'valid', 'test'): assert {p.resolve() for p, _ in getattr(again, part)} == {p.resolve() for p, _ in getattr(splits, part)}, part
+    assert not [w for w in again.warnings if 'gone' in w]
+
+
+@pytest.mark.parametrize('line', ['epochs:', 'model:', 'mean:', 'recipe:', 'onnx:'])
+def test_an_empty_line_of_a_settings_file(tmp_path, capsys, line):
+    (tmp_path/'s.yaml').write_text(f'{line}\ndrop:\nstem_stride:\nfinetune:\n')
+    assert main(['--config', str(tmp_path/'s.yaml')]) == 2
+    said = capsys.readouterr().err
+    assert f'{line[:-1]} must be' in said and 'not None' in said and said.count('\n') == 1, said
+
+
+def test_auto_where_numbers_are_taken():
+    cfg = read_settings('--mean auto --std auto'.split())
+    assert (cfg.mean, cfg.std) == ('auto', 'auto')
+    with pytest.raises(TrainError, match='model_ema_decay must be numbers'): read_settings('--model_ema_decay auto'.split())
+
+
+def test_what_eval_needs_and_writes(grown, tmp_path, monkeypatch, capsys):
+    "The first of several processes writes the fused net; without its training pictures a run is evaluated by another command"
+    top, line = grown
+    ask = [*line, '--eval', 'true', '--switch_to_deploy', str(tmp_path/'d.safetensors'), '--finetune']
+    with monkeypatch.context() as m:
+        m.setattr('silkworm_app.train.evaluate.rank_distrib', lambda: 1)
+        assert main([*ask, str(top/'run')]) == 0 and not (tmp_path/'d.safetensors').exists()
+    assert main([*ask, str(top/'run')]) == 0 and (tmp_path/'d.safetensors').exists()
+    shutil.copytree(top/'run', tmp_path/'run')
+    kept = tmp_path/'run/pictures.csv'
+    kept.write_text('\n'.join(f'gone/{o}' if ',train,' in o else o for o in kept.read_text(encoding='utf-8').splitlines()), encoding='utf-8')
+    capsys.readouterr()
+    assert main([*ask, str(tmp_path/'run')]) == 2
+    assert f'silkworm-evaluate {tmp_path/"run"}' in capsys.readouterr().err
+
+
+def test_a_full_graphics_card(train, monkeypatch):
+    def full(*args): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.')
+    monkeypatch.setattr('silkworm_app.train.fit.train', full)
+    code, out, _ = train()
+    assert code == 1 and out == "silkworm-train: the GPU's memory is full: take a smaller --batch_size or --input_size\n"

@@ -12,7 +12,7 @@ from dataclasses import asdict,dataclass,field
 from numbers import Integral
 
 import timm,torch,torch.nn.functional as F
-from timm.models import PretrainedCfg,is_model,list_models,list_pretrained
+from timm.models import is_model,list_models
 from timm.models.nfnet import GammaAct
 from torch import nn
 
@@ -21,7 +21,7 @@ from .norms import has_stats,undo_norms
 from .places import arch_of,noise,triple
 from .plan import LSLUPlan,is_clamp,plan_lslu,where_name
 from .trace import deviation,eval_mode,several,take_hooks,tensors
-from .weights import built_from,find_weights
+from .weights import built_from,find_weights,timm_cfg
 from ..files import one_line
 from .lslu import INITS,LSLU
 
@@ -209,17 +209,13 @@ _SOURCE = {'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'pretrained
 
 def check_arch(
     arch:str, # a net of timm, VanillaNets included
-)->PretrainedCfg: # what timm says of it
+)->dict: # what timm says of it, a `PretrainedCfg`
     "`ValueError` with close matches if timm doesn't know `arch`, or not with this tag"
     if not isinstance(arch, str) or not is_model(arch.split('.')[0]):
         near = difflib.get_close_matches(str(arch), list_models(), 5, cutoff=.5)
         instead = f'close to it: {", ".join(near)}' if near else '`timm.list_models()` lists all'
         raise ValueError(f'Unknown architecture {arch!r}; {instead}.')
-    try: return timm.get_pretrained_cfg(arch) or PretrainedCfg()  # none of a user's own net, and of names that timm gave up
-    except RuntimeError:
-        name = arch.split('.')[0]
-        there = ', '.join(list_pretrained(name)) or name
-        raise ValueError(f'{arch!r} names weights that timm does not know; there are {there}.') from None
+    return timm_cfg(arch)
 
 # %% ../../nbs/act/08_patch.ipynb #b21ee366
 @dataclass

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'SAME_ORDER', 'WeightsError', 'Stored', 'read_weights', 'built_from', 'description', 'save_weights',
-           'load_weights', 'head_prefixes', 'Weights', 'package_file', 'pretrained_cfg', 'by_order', 'fit_names',
-           'find_weights']
+           'load_weights', 'head_prefixes', 'Weights', 'package_file', 'timm_cfg', 'pretrained_cfg', 'by_order',
+           'fit_names', 'find_weights']
 
 # %% ../../nbs/act/04_weights.ipynb #fe768905
 import argparse,importlib.util,json,pickle,re,warnings
@@ -18,7 +18,7 @@ from huggingface_hub import get_hf_file_metadata,hf_hub_download,hf_hub_url,try_
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError,safe_open
 from safetensors.torch import load_file,save_file
-from timm.models import clean_state_dict
+from timm.models import PretrainedCfg,clean_state_dict
 from timm.models._hub import download_cached_file
 from torch import nn
 
@@ -191,7 +191,7 @@ class Weights:
     @property
     def overlay(self)->dict:
         "What timm's `create_model` has to know about them"
-        cfg,size = timm.get_pretrained_cfg(self.arch),self.input_size
+        cfg,size = timm_cfg(self.arch),self.input_size
         head,conv = (next((self.state.get(f'{p}weight') for p in head_prefixes(o)), None) for o in (cfg.classifier, cfg.first_conv))
         if conv is not None and conv.ndim == 4 and conv.shape[1] in (1, 3, 4): size = (conv.shape[1], *size[1:])
         return dict(self.pictures, input_size=size, state_dict=dict(self.state), custom_load=False,
@@ -210,17 +210,22 @@ def package_file(
     return next((f for f in files if f.is_file()), None)
 
 # %% ../../nbs/act/04_weights.ipynb #562185c8
-def _cfg(arch):
-    cfg = timm.get_pretrained_cfg(arch)
-    if cfg is None: raise WeightsError(f'timm knows no weights of a net {arch!r}.')
-    return cfg
+def timm_cfg(
+    arch:str, # a net of timm
+)->PretrainedCfg:
+    "What timm says of `arch`; its defaults for a user's own net and for a name that timm gave up. Raises `WeightsError` for a tag it doesn't know."
+    try: return timm.get_pretrained_cfg(arch) or PretrainedCfg()
+    except RuntimeError:
+        name = arch.split('.')[0]
+        there = ', '.join(timm.list_pretrained(f'{name}.*')) or 'none'
+        raise WeightsError(f'timm knows no weights {arch!r}; of {name} it has {there}.') from None
 
 def pretrained_cfg(
     arch:str, # a net of timm
     file=None, # a file of weights that is to be used instead
 )->dict: # mean, std, interpolation, crop_pct, input_size
     "How pictures for the pretrained weights of `arch` must be made ready. Raises `WeightsError` for a file that can't be read."
-    cfg = _cfg(arch)
+    cfg = timm_cfg(arch)
     res = {k: getattr(cfg, k) for k in ('mean', 'std', 'interpolation', 'crop_pct', 'input_size')}
     stored = file if file is None or isinstance(file, Stored) else read_weights(file)
     if package_file(arch) if stored is None else _is_packages(stored): res |= _PACKAGE_PICTURES
@@ -244,7 +249,7 @@ def _check_hash(file, arch):
     "Compare the file with the first digits of its SHA-256 where its name is known to hold them"
     digits = re.search(r'-([0-9a-f]{8,64})\.[a-z]+$', file.name)
     if not digits: return
-    url = timm.get_pretrained_cfg(arch).url or ''
+    url = timm_cfg(arch).url or ''
     known = file.name in {f for _,f in PACKAGES.values()} | {url.rpartition('/')[2]} or re.search('[a-f]', digits[1])
     if known and not sha256_of(file).startswith(digits[1]):
         raise WeightsError(f'{file} is damaged or another file (its SHA-256 does not begin with {digits[1]}): fetch it again, '
@@ -320,7 +325,7 @@ def _no_weights(arch, cfg, e=None):
 # %% ../../nbs/act/04_weights.ipynb #31f4073c
 def _check_net(w, names):
     "Refuse a file of another net; where the number of classes differs, timm takes what fits and leaves the rest to chance"
-    last = head_prefixes(timm.get_pretrained_cfg(w.arch).classifier)
+    last = head_prefixes(timm_cfg(w.arch).classifier)
     whole = replace(w, state={**{k: v for k,v in names.items() if k.startswith(last)}, **w.state}).overlay
     try:
         with torch.device('meta'),warnings.catch_warnings():
@@ -334,7 +339,7 @@ def find_weights(
     file=None, # take this one: of the package, of timm, of torchvision, of a training here
 )->Weights:
     "Pretrained weights: the file that is named, else an installed package, timm's cache, timm's hub. Raises `WeightsError`."
-    cfg,source = _cfg(arch),None
+    cfg,source = timm_cfg(arch),None
     if file is None and (file := package_file(arch)): source = f'package {PACKAGES[arch.split(".")[0]][0]}'
     if file is None and (file := _in_cache(cfg)): source = f"timm's cache ({cfg.hf_hub_id or cfg.url})"
     if file is None:

@@ -110,7 +110,8 @@ class TrainConfig:
     model_key:str = setting('model|module', 'act.weights') # where the weights are in that checkpoint: the first of these names
     model_prefix:str = setting('', 'act.weights') # what to cut from the names in that checkpoint
     deploy:bool = setting(False, 'fuse_like') # the net is in its fused form: for --eval of a checkpoint of --switch_to_deploy
-    batch_size:int = setting('auto', 'fastai DataLoader', basic=True) # pictures per step and process; auto: 32, 128 for CIFAR
+    # pictures per step and process; auto: 32; of CIFAR 128, from 2,001 training pictures on
+    batch_size:int = setting('auto', 'fastai DataLoader', basic=True)
     update_freq:int = setting(1, 'fastai GradientAccumulation') # batches whose gradients make one step
     # how it trains. head: the last layer only, on features computed once; last, adapters, all: then the last stage, the LSLUs or
     # everything with small steps, kept where better; full: all epochs of the schedule from the start; auto: full for a VanillaNet and
@@ -233,16 +234,21 @@ READERS = dict(dict=(_dict, "names and values, for example '{dims: [32, 64, 128,
                 str=(str, 'text'))
 
 # %% ../../nbs/train/00_config.ipynb #036d5054
+_may_be_empty = 'drop', 'stem_stride' # by auto
+
 def convert(
     name:str, # of an option
     v, # text, or a value from a settings file
 ):
     "`v` as a value of the option; `TrainError` naming the option and what it takes"
     o = OPTIONS[name]
-    if v is None or v == 'auto' and o.default == 'auto': return v
+    if v == ['auto']: v = 'auto' # of an option that takes several numbers
+    if v is None and (o.default is None or name in _may_be_empty) or v == 'auto' and o.default == 'auto': return v
     if isinstance(o.kind, tuple): read, what = {c.lower(): c for c in o.kind}.__getitem__, 'one of ' + ', '.join(o.kind)
     else: read, what = READERS[o.kind]
-    try: return read(str(v).lower() if isinstance(o.kind, tuple) else v)
+    try:
+        if v is None: raise ValueError # an empty line of a settings file
+        return read(str(v).lower() if isinstance(o.kind, tuple) else v)
     except (ValueError, TypeError, OverflowError, KeyError): raise TrainError(f'{name} must be {what}, not {v!r}') from None
 
 # %% ../../nbs/train/00_config.ipynb #58475139

@@ -309,6 +309,7 @@ def _run_command(cfg, plots):
         return 0, ''
     except KeyboardInterrupt: return 130, f'stopped{_kept(cfg)}'
     except FloatingPointError as e: return 1, f'{_sentence(e)}{_kept(cfg)}'
+    except torch.OutOfMemoryError: return 1, f"the GPU's memory is full: take a smaller --batch_size or --input_size{_kept(cfg)}"
     except Exception as e:
         if _full(e): return 1, f'the disk is full or a file limit is reached ({_sentence(e)[:160]}){_kept(cfg)}'
         if not isinstance(e, (TrainError, DataError, ImageError, OSError, ValueError)): raise

@@ -21,7 +21,7 @@ from ..files import one_line, write_text
 # %% ../../nbs/train/09_log.ipynb #b59cc8d9
 def say(*text):
     "Print, on the first process only"
-    if not int(os.environ.get('RANK', 0)): print(*text, flush=True)
+    if not rank_distrib(): print(*text, flush=True)
 
 def warn_box(
     warnings:list # sentences

@@ -123,8 +123,6 @@ class StepCount(Callback):
 def _check_steps(cfg, dls):
     "Every pass must make a step, or nothing is trained"
     n = len(dls.train)
-    if n < 1:
-        raise TrainError(f'batch_size {cfg.batch_size}: {len(dls.splits.train)} training pictures fill no batch; take a smaller one')
     if cfg.update_freq > n:
         raise TrainError(f'update_freq {cfg.update_freq} makes one step of {cfg.update_freq} batches, but a pass over the pictures has '
                          f'only {n}: take {n} or less, or a smaller batch_size')
