@@ -1879,8 +1879,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'silkworm_app/train/callback.py'),
                                              'silkworm_app.train.callback.WeightEMA.before_fit': ( 'train/callback.html#weightema.before_fit',
                                                                                                    'silkworm_app/train/callback.py'),
-                                             'silkworm_app.train.callback.WeightEMA.before_train': ( 'train/callback.html#weightema.before_train',
-                                                                                                     'silkworm_app/train/callback.py'),
                                              'silkworm_app.train.callback.WeightEMA.before_validate': ( 'train/callback.html#weightema.before_validate',
                                                                                                         'silkworm_app/train/callback.py'),
                                              'silkworm_app.train.callback.WeightEMA.load_state_dict': ( 'train/callback.html#weightema.load_state_dict',

@@ -331,10 +331,6 @@ class WeightEMA(Callback):
             if hasattr(model, 'set_act_slope'): a.ema.module.set_act_slope(act_slope(model))
             a.ema.update(model, self.steps)
 
-    def before_train(self):
-        for a in self.averages.values():
-            if not self.steps: a.ema.set(get_model(self.learn.model))  # of a training that goes on and had none
-
     def before_validate(self):
         for a in self.averages.values(): a.seen = None
 
