@@ -12,7 +12,7 @@ from dataclasses import asdict,dataclass,field
 from numbers import Integral
 
 import timm,torch,torch.nn.functional as F
-from timm.models import is_model,list_models
+from timm.models import PretrainedCfg,is_model,list_models
 from timm.models.nfnet import GammaAct
 from torch import nn
 
@@ -209,7 +209,7 @@ _SOURCE = {'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'pretrained
 
 def check_arch(
     arch:str, # a net of timm, VanillaNets included
-)->dict: # what timm says of it, a `PretrainedCfg`
+)->PretrainedCfg: # what timm says of it
     "`ValueError` with close matches if timm doesn't know `arch`, or not with this tag"
     if not isinstance(arch, str) or not is_model(arch.split('.')[0]):
         near = difflib.get_close_matches(str(arch), list_models(), 5, cutoff=.5)

@@ -213,7 +213,7 @@ def package_file(
 def timm_cfg(
     arch:str, # a net of timm
 )->PretrainedCfg:
-    "What timm says of `arch`; its defaults for a user's own net and for a name that timm gave up. Raises `WeightsError` for a tag it doesn't know."
+    "What timm says of `arch`; its defaults where it says nothing, as of a user's own net. Raises `WeightsError` for an unknown tag."
     try: return timm.get_pretrained_cfg(arch) or PretrainedCfg()
     except RuntimeError:
         name = arch.split('.')[0]

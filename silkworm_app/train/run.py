@@ -198,12 +198,12 @@ def finished(
         ' (silkworm-fuse writes deployable weights of it)' if other else '')
 
 # %% ../../nbs/train/11_run.ipynb #006a8fc2
-_in_checkpoint = {'model', 'act_num', 'act', 'form', 'per_channel', 'where', 'model_kwargs', 'stem_stride', 'opt',
-                  'model_ema', 'model_ema_decay'}
+_in_checkpoint = {'model', 'act_num', 'act', 'form', 'per_channel', 'where', 'model_kwargs', 'stem_stride', 'opt', 'model_ema_decay'}
 
 def _other_settings(cfg, run, names):
     "The first settings of a run that are others now, in words"
     was = read_yaml(run.settings)
+    if not (was.get('model_ema') and cfg.model_ema): names = {*names} - {'model_ema_decay'}
     other = [k for k in OPTIONS if k in names and k in was and was[k] != getattr(cfg, k)]
     return ', '.join(f'{k}: {was[k]}, now {getattr(cfg, k)}' for k in other[:4])
 

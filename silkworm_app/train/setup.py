@@ -13,7 +13,7 @@ import numpy as np, timm, torch
 
 from ..act.patch import is_vanillanet
 from ..act.start import file_options, open_weights
-from ..act.weights import WeightsError, package_file, pretrained_cfg
+from ..act.weights import WeightsError, package_file, pretrained_cfg, timm_cfg
 from ..data.augment import FAST_AUGMENTATIONS
 from ..data.cifar import cifar_pictures, cifar_splits
 from ..data.folder import DataError
@@ -159,7 +159,7 @@ def _autos(cfg, n, side, cpu):
     file = cfg.finetune if cfg.finetune and Path(cfg.finetune).is_file() and timm.is_model(cfg.model.split('.')[0]) else None
     start = pretrained_cfg(cfg.model, file) if cfg.pretrained or file else {}
     weights = {} if vanilla else start
-    larger = weights and not timm.get_pretrained_cfg(cfg.model).fixed_input_size
+    larger = weights and not timm_cfg(cfg.model).fixed_input_size
     # a net trained on random crops saw things larger than it does in whole pictures: a whole picture with 9/7 of its pixels suits it better
     # (Touvron et al. 2019; measured in docs/few_photographs.md)
     own = weights['input_size'][-1] if weights else None
