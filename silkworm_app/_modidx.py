@@ -194,7 +194,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'silkworm_app.act.patch._tell': ('act/patch.html#_tell', 'silkworm_app/act/patch.py'),
                                         'silkworm_app.act.patch.apply_plan': ('act/patch.html#apply_plan', 'silkworm_app/act/patch.py'),
                                         'silkworm_app.act.patch.batches': ('act/patch.html#batches', 'silkworm_app/act/patch.py'),
-                                        'silkworm_app.act.patch.check_arch': ('act/patch.html#check_arch', 'silkworm_app/act/patch.py'),
                                         'silkworm_app.act.patch.eval_out': ('act/patch.html#eval_out', 'silkworm_app/act/patch.py'),
                                         'silkworm_app.act.patch.exact_start': ('act/patch.html#exact_start', 'silkworm_app/act/patch.py'),
                                         'silkworm_app.act.patch.how_far': ('act/patch.html#how_far', 'silkworm_app/act/patch.py'),

@@ -164,7 +164,9 @@ def command(
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 return 0
             except KeyboardInterrupt: text, code = stopped, 130
-            except (ValueError, OSError, *more) as e: text, code = shown(one_line(e, None)), 2
+            except (ValueError, OSError, *more) as e:
+                named = getattr(e, 'strerror', None) and e.filename                     # of the system, with a number that says nothing
+                text, code = shown(f'{named}: {e.strerror}' if named else one_line(e, None)), 2
             print(f'{name}: {text}', file=sys.stderr)
             return code
         return run

@@ -68,7 +68,7 @@ def test_checkpoint_of_another_training_is_named(train, tmp_path):
     file = shutil.copy(tmp_path / 'run/checkpoints/epoch_1.pth', tmp_path / 'alone.pth')               # else its run tells
     for k, options in enumerate(('--model vanillanet_5_x0_25', f'{VANILLA} --act relu', f'{VANILLA} --layer_decay 0.7')):
         code, said = train(f'{options} --epochs {1 + k % 2}', '--resume', file, dest=f'other_{k}')         # with nothing left to train, too
-        assert code == 1 and one_sentence(said) and f'{file} is of another net or optimiser' in said, said
+        assert code == 1 and one_sentence(said) and f'{file} is of another net, optimiser or averages' in said, said
     code, said = train(f'{VANILLA} --epochs 2', '--resume', file, dest='on')
     assert code == 0, said
 
@@ -99,4 +99,4 @@ def test_resumed_as_it_was_started(data, tmp_path, capsys):
     capsys.readouterr()
     for other, words in (('--model vanillanet_5_x0_125 --recipe full', 'model: tf_efficientnet_lite0, now vanillanet_5_x0_125'), ('--opt sgd', 'opt: adamw, now sgd')):
         assert main([*line, '--output_dir', str(tmp_path/'a'), '--resume', str(state), *other.split()]) == 2
-        assert f'another net or optimiser ({words}' in capsys.readouterr().err and (tmp_path/'a/settings.yaml').read_text() == settings
+        assert f'another net, optimiser or averages ({words}' in capsys.readouterr().err and (tmp_path/'a/settings.yaml').read_text() == settings

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 
+from silkworm_app.serve.page.answers import facts
 from silkworm_app.serve.advice import trust_warnings
 from silkworm_app.serve.bundle import load_bundle, save_bundle
 from silkworm_app.serve.deploy import fuse_main
@@ -255,13 +256,14 @@ def test_many_examples_can_be_replaced(tmp_path):
     pics, net = [np.full((9, 9, 3), i, np.uint8) for i in range(101)], moved(lslu_model('vanillanet_5_x0_125', 2))
     for n in (101, 1): d = save_bundle(tmp_path / 'b', net, Preprocess(64), ['a', 'b'], examples=pics[:n])
     assert [f.name for f in (d / 'examples').iterdir()] == ['00.jpg']
-    (d / 'examples/mine.jpg').write_bytes(b'')
-    with pytest.raises(BundleError, match='mine.jpg, which is no part of it'): save_bundle(d, net, Preprocess(64), ['a', 'b'])
+    for own in ('mine.jpg', '20260501_093000.jpg'):
+        (d / 'examples' / own).write_bytes(b'')
+        with pytest.raises(BundleError, match=f'{own}, which is no part of it'): save_bundle(d, net, Preprocess(64), ['a', 'b'])
+        (d / 'examples' / own).unlink()
 
 
 def test_warnings_are_those_of_the_risk_that_is_asked(tmp_path):
     "Five photographs of a class: at a risk of .1 nothing can be told, at .2 something"
-    from silkworm_app.serve.page.answers import facts
     y = np.repeat([0, 1], 5)
     trust = fit_trust(4 * np.eye(2)[y] + np.random.default_rng(0).normal(0, .1, (10, 2)), None, y, ['a', 'b'], leak=0.)
     d = save_bundle(tmp_path / 'b', moved(lslu_model('vanillanet_5_x0_125', 2)), Preprocess(64), ['a', 'b'], trust=trust)
@@ -502,6 +504,7 @@ def test_a_stored_bundle_gives_the_same_answers(backend):
     folder = Path(__file__).parent / 'stored_bundle'
     want, pictures = json.loads((folder / 'answers.json').read_text(encoding='utf-8')), sorted((folder / 'pictures').iterdir())
     p = load_bundle(folder / 'bundle', backend)
+    assert facts(p)['warnings'] == [] and len(notes := [n['text'] for n in facts(p)['notes']]) == len({*notes})  # said once, at today's risk
     assert np.abs(p.logits(pictures) - want['logits']).max() < 1e-4
     got = p.decide(pictures)
     assert [d.kind for d in got] == want['kinds'] and [d.labels for d in got] == want['labels'] and [[str(r) for r in d.reasons] for d in got] == want['reasons']

@@ -28,8 +28,9 @@ from silkworm_app.data.prepare import prepare, read_mapping
 from silkworm_app.data.sample import draw_larva
 from silkworm_app.data.splits import carve, cut, find_splits
 from silkworm_app.data.audit import audit
+from silkworm_app.serve.page.html import Say
 from silkworm_app.train.config import read_settings
-from silkworm_app.train.evaluate import main as evaluate
+from silkworm_app.train.evaluate import labelled_pictures, main as evaluate
 from silkworm_app.train.setup import load_splits
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -224,14 +225,26 @@ def test_a_folder_says_what_it_left_out(tmp_path, capsys):
 def test_pictures_beside_the_classes_are_said(tmp_path):
     d = tree(tmp_path / 'set')
     for k in range(2): draw_larva('healthy', 64, 300 + k).save(d / f'loose{k}.png')
+    (d / 'LICENSE').write_text('of whoever took them')
     assert '2 picture(s) lie beside the class folders and are not used (loose0.png)' in find_splits(d, group=None).warnings
 
 
 def test_two_kinds_of_muscardine_stay_two_classes(tmp_path):
     out = prepare(tree(tmp_path / 'set', ('white_muscardine', 'green muscardine', 'undiseased')), tmp_path / 'out', folds=0, level='hash', show=False)
-    assert set(out['distinct']) == {'white_muscardine', 'green muscardine', 'healthy'}
+    assert set(out['distinct']) == {'white muscardine', 'green muscardine', 'healthy'}
     about = json.loads((tmp_path / 'out/classes.json').read_text(encoding='utf-8'))
-    assert about['white_muscardine']['title'] == 'White muscardine' and about['green muscardine']['do'] and 'kinds' not in about['green muscardine']
+    assert about['white muscardine']['title'] == 'White muscardine' and about['green muscardine']['do'] and 'kinds' not in about['green muscardine']
+    assert set(silkworm_names(['White Muscardine', 'white_muscardine', 'healthy']).values()) == {'white muscardine', 'healthy'}
+    titles = Say('hi', list(out['distinct'])).titles                # both are muscardine there: the names tell them apart
+    assert len({*titles.values()}) == 3 and titles['healthy'] == Say('hi', ['healthy', 'pebrine']).titles['healthy']
+
+
+def test_pictures_of_one_kind_are_no_pictures_of_another(tmp_path):
+    s = find_splits(tree(tmp_path / 'set', ('Green_Muscardine', 'healthy')), group=None)
+    classes = ['green muscardine', 'healthy', 'white muscardine']
+    assert {*labelled_pictures(s, classes, 'all')[1]} == {0, 1}
+    with pytest.raises(DataError, match='does not know the class muscardine'):
+        labelled_pictures(find_splits(tree(tmp_path / 'one', ('muscardine', 'healthy')), group=None), classes, 'all')
 
 
 def test_heic_is_a_picture_like_any(tmp_path):

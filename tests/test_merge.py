@@ -1,6 +1,7 @@
 "A prepared set grows by what a page collected: test and folds stay, copies of test photographs stay out, nothing comes in twice."
 import csv
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image, ImageEnhance
@@ -106,6 +107,10 @@ def test_two_classes_whose_names_are_alike_stay_two(tmp_path, capsys):
     (collected/COLLECTED).write_text(table, encoding='utf-8-sig')
     assert main(['prepare', *map(str, (tmp_path/'old', collected, tmp_path/'no'))]) == 2
     assert 'says that the folder क_ल_ is of two classes (काला, कीला)' in capsys.readouterr().err
+    (collected/names[1]).mkdir(exist_ok=True)                       # as it says: the pictures of one go elsewhere
+    for r in csv.DictReader(table.lstrip('\ufeff').splitlines()):
+        if r['said'] == names[1]: (collected/r['file']).rename(collected/names[1]/Path(r['file']).name)
+    assert merge(tmp_path/'old', collected, tmp_path/'mended', show=False)['added'] == added
 
 
 def run(*options):

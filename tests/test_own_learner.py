@@ -251,11 +251,16 @@ def test_a_checkpoint_that_is_refused_is_left_behind(sample, tmp_path):
     other = vanilla(sample, tmp_path, act_num=2, cbs=Checkpoint(tmp_path/'other', resume=tmp_path/'state/epoch_1.pth'))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        with pytest.raises(ValueError, match='of another net or optimiser'): quiet(other, 'fit', 2)
+        with pytest.raises(ValueError, match='of another net, optimiser or averages'): quiet(other, 'fit', 2)
     before = len(other.cbs)
     other.remove_cb(Checkpoint)
     quiet(other, 'fit', 2)
     assert len(other.recorder.values) == 2 and len(other.cbs) == before - 1
+    quiet(vanilla(sample, tmp_path, cbs=[Checkpoint(tmp_path/'avg'), WeightEMA(.9)]), 'fit', 1)
+    other = vanilla(sample, tmp_path, cbs=[Checkpoint(tmp_path/'not', resume=tmp_path/'avg/epoch_1.pth'), WeightEMA(.99)])
+    was = [p.detach().clone() for p in other.model.parameters()]
+    with pytest.raises(ValueError, match='epoch_1.pth is of another net, optimiser or averages'): quiet(other, 'fit', 2)
+    assert all(torch.equal(a, b) for a, b in zip(was, other.model.parameters()))
 
 
 def test_the_log_and_its_twin_are_two_files():

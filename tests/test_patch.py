@@ -19,6 +19,7 @@ from silkworm_app.act.fuse import FuseError, compare, fuse, fuse_like
 from silkworm_app.act.lslu import LSLU
 from silkworm_app.act.plan import LSLUPlan, plan_lslu
 from silkworm_app.act.patch import apply_plan, lslu_model, lslus, patch_lslu, rebuild_model
+from silkworm_app.act.weights import pretrained_cfg
 from silkworm_app.act.curves import describe_acts, layer_curves
 from silkworm_app.files import write_table
 from silkworm_app.act.start import load_reference, start_from
@@ -242,7 +243,8 @@ def test_nets_of_which_timm_says_nothing(recwarn):
     for arch in ('own_test_net', 'tf_efficientnet_b0_ns'):
         net = lslu_model(arch, 4, input_size=64)
         assert lslus(net) and rebuild_model(json.loads(json.dumps(net.build_cfg))).eval()(torch.randn(1, 3, 64, 64)).shape == (1, 4)
-        with pytest.raises(ValueError, match='published nowhere that timm knows'): lslu_model(arch, 4, pretrained=True)
+    with pytest.raises(ValueError, match='published nowhere that timm knows'): lslu_model('own_test_net', 4, pretrained=True)
+    assert pretrained_cfg('xception')['mean'] == (.5, .5, .5) # of legacy_xception, as it is called now
     assert lslu_model('own_test_net', 4).build_cfg['plan']['input_size'] == [3, 224, 224]
 
 

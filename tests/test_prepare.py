@@ -151,6 +151,15 @@ def test_hard_links_in_a_tar_are_files(tmp_path, capsys):
     assert r['files'] == 24 and r['test_seen_in_train'] == 1 and 'set.tar: 1 link(s) in it were left out' in capsys.readouterr().err
 
 
+def test_a_link_to_what_was_replaced_is_left_out(tmp_path):
+    "A file that a link of its name took the place of is no file that a hard link could stand for"
+    with tarfile.open(tmp_path / 's.tar', 'w') as t:
+        for n, kind, to in (('a.jpg', tarfile.REGTYPE, ''), ('a.jpg', tarfile.SYMTYPE, 'nowhere.jpg'), ('b.jpg', tarfile.LNKTYPE, 'a.jpg')):
+            i = tarfile.TarInfo(n); i.type, i.linkname = kind, to; t.addfile(i)
+    (out := tmp_path / 'out').mkdir()
+    assert unpack(tmp_path / 's.tar', out) == 2 and not (out / 'b.jpg').exists()
+
+
 def test_archive_equals_folder_and_damage_is_said(tmp_path, capsys):
     d = tree(tmp_path / 'set')
     shutil.make_archive(tmp_path / 'set', 'zip', tmp_path, 'set')

@@ -92,16 +92,31 @@ def test_what_a_stopped_training_goes_on_with(train, finished, tmp_path, monkeyp
     def stop(cfg, *args):
         if 'early' in options: raise KeyboardInterrupt
         cfg.started = True
-        (run/'checkpoints').mkdir()
+        (run/'checkpoints').mkdir(exist_ok=True)
         for f in ('epoch_3.pth', 'epoch_3_mine.pth', 'epoch_best.pth'): (run/'checkpoints'/f).touch()
         raise KeyboardInterrupt
     monkeypatch.setattr(one, 'fit_learner', stop)
     if 'early' in options: monkeypatch.setattr(fit, 'load_splits', stop)
     code, out = train(run, *options.replace('early', '').replace('STATE', str(finished/'checkpoints/epoch_1.pth')).split())
-    assert code == 130 and (f'; {says}' in out or says and says in out or says is None and out.strip().endswith('stopped')), out
+    assert code == 130 and (says in out if says else out.strip().endswith('stopped')), out
     assert train(run, '--eval', 'true', '--finetune', finished)[0] == 0 and checkpoints(run/'checkpoints')
     monkeypatch.setattr(fit, 'evaluate', stop)
     assert 'is kept' not in train(run, '--eval', 'true', '--finetune', finished)[1]
+
+
+def test_stopped_before_its_first_own_checkpoint(train, finished, tmp_path, monkeypatch):
+    "What was resumed goes on from the checkpoint that was named, not from nothing"
+    run = tmp_path/'run'
+    def stop(cfg, *args):
+        cfg.started = True
+        raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(one, 'fit_learner', stop)
+        code, out = train(run, '--resume', finished/'checkpoints/epoch_1.pth')
+        assert code == 130 and 'the state after epoch 1 is kept: start it again without --resume to go on' in out, out
+    code, out = train(run)
+    assert code == 0 and 'Going on after epoch 1' in out, out
+    assert (run/'best.safetensors').read_bytes() == (finished/'best.safetensors').read_bytes()
 
 
 def test_copies_of_a_checkpoint_are_a_persons(train, tmp_path):
@@ -117,8 +132,9 @@ def test_copies_of_a_checkpoint_are_a_persons(train, tmp_path):
 def test_a_finished_run_says_what_it_is_not_made_with(train, finished, entry):
     code, out = train(finished, '--risk', .2, '--bundle', 'true', main=entry)
     assert code == 0 and 'it is finished' in out and 'left out (bundle: False, now True, risk: 0.1, now 0.2)' in out, out
-    code, out = train(finished, main=entry)
-    assert code == 0 and 'it is finished' in out and 'left out' not in out, out
+    for options in ([], ['--onnx', 'false']):
+        code, out = train(finished, *options, main=entry)
+        assert code == 0 and 'it is finished' in out and 'left out' not in out, out
     code, out = train(finished, '--test_freq', 2, main=entry)
     assert code == 2 and 'test_freq: 1, now 2' in out, out
 
@@ -144,6 +160,9 @@ def test_the_run_to_surpass_is_the_one_that_is_named(tmp_path):
     assert said(False)['answers'] == said(False, better_than=str(a))['answers'] == {'noted': []}
     assert said(False, better_than=str(b)) == dict(name=str(b), answers={'f': ['b', 'b', 0]})
     assert said(True) is None and said(True, better_than=str(a))['answers'] == {'f': ['a', 'a', 0]}
+    noted(a)
+    shutil.rmtree(a.path)
+    assert said(False, better_than=str(a))['answers'] == {'noted': []}  # of a training that goes on
     noted(out)                                                         # it is gone: only the note knows it
     assert said(True)['answers'] == {'noted': []} and said(True, overwrite=True) is None
 

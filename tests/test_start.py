@@ -243,7 +243,7 @@ def test_files_that_hold_no_weights(tmp_path):
             warnings.simplefilter('error')
             refused(net, tmp_path/name, says)
     with pytest.raises(ValueError, match='is a folder'): find_weights('test_resnet', tmp_path)
-    with pytest.raises(ValueError, match='published nowhere'): find_weights('nonsense')
+    with pytest.raises(ValueError, match='Unknown architecture'): find_weights('nonsense')
     with pytest.raises(ValueError, match='resnet18.a1_in2k.*a1_in1k'): find_weights('resnet18.a1_in2k')
     with pytest.raises(ValueError, match='resnet18.a1_in2k.*a1_in1k'): lslu_model('resnet18.a1_in2k', 2)
 

@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['STARTS', 'apply_plan', 'lslus', 'exact_start', 'identity_series', 'PatchReport', 'batches', 'eval_out', 'how_far',
-           'start_kernels', 'patch_lslu', 'check_arch', 'NetSpec', 'rebuild_model', 'is_vanillanet', 'lslu_model']
+           'start_kernels', 'patch_lslu', 'NetSpec', 'rebuild_model', 'is_vanillanet', 'lslu_model']
 
 # %% ../../nbs/act/08_patch.ipynb #c75313b1
-import difflib,json,re,warnings
+import json,re,warnings
 from dataclasses import asdict,dataclass,field
 from numbers import Integral
 
 import timm,torch,torch.nn.functional as F
-from timm.models import PretrainedCfg,is_model,list_models
 from timm.models.nfnet import GammaAct
 from torch import nn
 
@@ -207,16 +206,6 @@ def _start_identity(model, olds, xs, y, report):
 _SOURCE = {'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'pretrained_strict', 'pretrained_filter_fn', 'pretrained_custom_load',
            'checkpoint_path', 'cache_dir', 'feature_cfg', 'model_cfg', 'kwargs_filter'}  # no part of the structure
 
-def check_arch(
-    arch:str, # a net of timm, VanillaNets included
-)->PretrainedCfg: # what timm says of it
-    "`ValueError` with close matches if timm doesn't know `arch`, or not with this tag"
-    if not isinstance(arch, str) or not is_model(arch.split('.')[0]):
-        near = difflib.get_close_matches(str(arch), list_models(), 5, cutoff=.5)
-        instead = f'close to it: {", ".join(near)}' if near else '`timm.list_models()` lists all'
-        raise ValueError(f'Unknown architecture {arch!r}; {instead}.')
-    return timm_cfg(arch)
-
 # %% ../../nbs/act/08_patch.ipynb #b21ee366
 @dataclass
 class NetSpec:
@@ -233,7 +222,7 @@ class NetSpec:
         "The spec stored by `to_dict`, checked; `ValueError` if it is something else"
         try: spec = cls(*(d[k] for k in ('arch', 'num_classes', 'kwargs', 'plan')))
         except (TypeError, KeyError): raise ValueError('This is not a build_cfg: it needs arch, num_classes, kwargs and plan.') from None
-        check_arch(spec.arch)
+        timm_cfg(spec.arch)
         if not isinstance(spec.kwargs, dict) or _SOURCE & set(spec.kwargs):
             raise ValueError('The kwargs of this build_cfg are not those of a structure.')
         return spec
@@ -342,7 +331,7 @@ def lslu_model(
     **kw, # for timm's `create_model`, for example `drop_path_rate`
 ) -> nn.Module:
     "A timm net with LSLUs and a `build_cfg` from which `rebuild_model` builds it again; `ValueError` for what can't be built"
-    cfg,own = check_arch(arch),is_vanillanet(arch)
+    cfg,own = timm_cfg(arch),is_vanillanet(arch)
     if 'features_only' in kw:
         raise ValueError('lslu_model makes nets that answer: for features_only take timm.create_model and patch_lslu.')
     _check_args(arch, own, num_classes, in_chans, act, where)

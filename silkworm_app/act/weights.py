@@ -8,7 +8,7 @@ __all__ = ['PACKAGES', 'SAME_ORDER', 'WeightsError', 'Stored', 'read_weights', '
            'fit_names', 'find_weights']
 
 # %% ../../nbs/act/04_weights.ipynb #fe768905
-import argparse,importlib.util,json,pickle,re,warnings
+import argparse,difflib,importlib.util,json,pickle,re,warnings
 from collections import Counter
 from dataclasses import dataclass,field,replace
 from pathlib import Path
@@ -18,10 +18,11 @@ from huggingface_hub import get_hf_file_metadata,hf_hub_download,hf_hub_url,try_
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError,safe_open
 from safetensors.torch import load_file,save_file
-from timm.models import PretrainedCfg,clean_state_dict
+from timm.models import PretrainedCfg,clean_state_dict,get_deprecated_models,is_model,list_models
 from timm.models._hub import download_cached_file
 from torch import nn
 
+from . import vanillanet  # registers the VanillaNets with timm
 from .trace import unwrapped
 from ..files import one_line,replacing,sha256_of
 
@@ -211,9 +212,14 @@ def package_file(
 
 # %% ../../nbs/act/04_weights.ipynb #562185c8
 def timm_cfg(
-    arch:str, # a net of timm
+    arch:str, # a net of timm, VanillaNets included
 )->PretrainedCfg:
-    "What timm says of `arch`; its defaults where it says nothing, as of a user's own net. Raises `WeightsError` for an unknown tag."
+    "What timm says of `arch`; its defaults of a user's own net. Raises `WeightsError` for a net or a tag that timm doesn't know."
+    if not isinstance(arch, str) or not is_model(arch.split('.')[0]):
+        near = difflib.get_close_matches(str(arch), list_models(), 5, cutoff=.5)
+        instead = f'close to it: {", ".join(near)}' if near else '`timm.list_models()` lists all'
+        raise WeightsError(f'Unknown architecture {arch!r}; {instead}.')
+    arch = get_deprecated_models().get(arch) or arch
     try: return timm.get_pretrained_cfg(arch) or PretrainedCfg()
     except RuntimeError:
         name = arch.split('.')[0]

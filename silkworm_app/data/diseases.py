@@ -16,8 +16,8 @@ CLASS_INFO = yaml.safe_load(files('silkworm_app.data').joinpath('diseases.yaml')
 # %% ../../nbs/data/01_diseases.ipynb #bcb2cd97
 def _plain(name): return ''.join(c for c in str(name).lower() if c.isalnum())
 
-_kinds = {_plain(a): c for c, i in CLASS_INFO.items() for a in i.get('kinds', ())}
-_sure = {_plain(a): c for c, i in CLASS_INFO.items() for a in (c, *i['aliases'])} | _kinds
+_kinds = {_plain(k): (k, c) for c, i in CLASS_INFO.items() for k in i.get('kinds', ())} # its spelling, and what it is a kind of
+_sure = {_plain(a): c for c, i in CLASS_INFO.items() for a in (c, *i['aliases'])} | {k: c for k, (_, c) in _kinds.items()}
 _also = {_plain(a): c for c, i in CLASS_INFO.items() for a in i['also']}
 
 def canonical_name(
@@ -39,7 +39,7 @@ def silkworm_names(
 )->dict: # name as found -> canonical name where the set is one of silkworms, else the same name
     "What the classes of a set are called."
     known = of_silkworms(classes)
-    return {c: canonical_name(c) if known and _plain(c) not in _kinds else c for c in classes}
+    return {c: _kinds.get(_plain(c), [canonical_name(c)])[0] if known else c for c in classes}
 
 # %% ../../nbs/data/01_diseases.ipynb #dcfb0a63
 def silkworm_info(
@@ -47,5 +47,5 @@ def silkworm_info(
 )->dict: # name as found -> entry of `CLASS_INFO`, for the classes that have one; empty where the set is not one of silkworms
     "What may be said next to the classes of a set."
     if not of_silkworms(classes): return {}
-    title = lambda c: dict(title=str(c).replace('_', ' ').strip().capitalize()) if _plain(c) in _kinds else {}
+    title = lambda c: dict(title=_kinds[_plain(c)][0].capitalize()) if _plain(c) in _kinds else {}
     return {c: CLASS_INFO[n] | title(c) for c in classes if (n := canonical_name(c)) in CLASS_INFO}

@@ -207,7 +207,7 @@ def opened(
     if not src.exists(): raise DataError(f'{shown(src)} does not exist; give a folder or an archive of pictures')
     with tempfile.TemporaryDirectory(prefix='silkworm-data-') as tmp:
         links = unpack(src, tmp)
-        if links: print(f'{shown(src)}: {links} link(s) in it were left out; links to other files of it are read', file=sys.stderr)
+        if links: print(f'{shown(src)}: {links} link(s) in it were left out; only hard links to files of it are read', file=sys.stderr)
         yield top_folder(tmp)
 
 @contextmanager
@@ -251,7 +251,7 @@ def _tar_files(members):
     for m in members:
         if m.isfile(): size[m.name] = m.size
         elif m.islnk() and m.linkname in size: size[m.name] = size[m.linkname]
-        else: continue
+        else: size.pop(m.name, None); continue
         yield m, size[m.name]
 
 def _tar_names(members): return decoded([os.fsencode(m.name) for m in members], lambda b: os.fsdecode(b))
@@ -260,7 +260,7 @@ def _tar_names(members): return decoded([os.fsencode(m.name) for m in members], 
 def unpack(
     archive, # zip or tar file
     dest # existing folder
-)->int: # links that were left out: those that don't stand for a file of the archive
+)->int: # links that were left out: all but hard links to files before them in a tar
     """Unpack the files of an archive below `dest`. Raises `DataError`, before anything is written, if a member points outside
     or would take the place of another, or the whole is too large."""
     name = shown(archive)

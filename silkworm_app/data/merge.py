@@ -40,7 +40,7 @@ def _said(root):
     except csv.Error as e: raise DataError(f'{shown(Path(root)/COLLECTED)} is damaged: {e}; mend it, or move it away') from None
     of = {}
     for r in rows:
-        if not r.get('file') or not r.get('said') or r['said'].startswith('.'): continue
+        if not r.get('file') or not r.get('said') or r['said'].startswith('.') or not (Path(root)/r['file']).is_file(): continue
         c = Path(r['file']).parts[0]
         if of.setdefault(c, r['said']) != r['said']:                # a page never does that, a person may
             raise DataError(f'{shown(Path(root)/COLLECTED)} says that the folder {c} is of two classes ({of[c]}, {r["said"]}): '

@@ -100,9 +100,10 @@ def _few(distinct, apart, folds):
         folds = max(2, min(5, *apart.values()))
         notes.append(f'too few photographs for one test split ({", ".join(f"{c}: {distinct[c]}" for c in few)}): {folds} grouped folds '
                      'were made instead; report the mean over the folds with its spread')
-    for c in [c for c, n in apart.items() if n == 1]:
-        what = 'one photograph only: it is' if distinct[c] == 1 else 'photographs of one scene only: they are'
-        notes.append(f'{c} has {what} in train or in test, never in both, and cannot be judged')
+    alone = {'one photograph only': [c for c in apart if distinct[c] == 1],
+             'photographs of one scene only': [c for c, n in apart.items() if n == 1 < distinct[c]]}
+    for what, of in alone.items():
+        if of: notes.append(f'{", ".join(of)}: {what}, in train or in test and never in both, so it cannot be judged')
     return folds, notes
 
 # %% ../../nbs/data/11_prepare.ipynb #7d7b927f

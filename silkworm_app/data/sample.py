@@ -13,7 +13,7 @@ import cv2, numpy as np
 from PIL import Image, ImageDraw
 
 from .diseases import CLASS_INFO
-from .folder import DataError, top_folder
+from .folder import DataError, peeled
 from .imaging import open_image
 from ..files import shown, whole_folder
 
@@ -206,5 +206,5 @@ def is_drawn(
     folder, # of pictures
 )->bool:
     "Whether it is the sample, by its README; whatever it is called"
-    file = top_folder(folder)/'README.md'
+    file = peeled(folder)/'README.md'
     return file.is_file() and file.read_bytes().startswith(_readme.splitlines()[0].encode())

@@ -18,6 +18,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from .copies import group_pictures, level_of
 from .folder import MANIFEST, DataError, Scan, check_pictures, has_folds, peeled, why_unusable
+from .imaging import IMAGE_SUFFIXES
 from ..files import read_table, sha256_of, shown
 
 # %% ../../nbs/data/04_splits.ipynb #d4ba6e58
@@ -319,7 +320,7 @@ def _found(path, on_bad):
     for p, s, c in sorted(scan.items + scan.strangers):
         if c: found[s][c].append(p)
     _check_classes(found, path)
-    loose = [scan.rel(p) for p, _, c in scan.items if not c]
+    loose = [scan.rel(p) for p, _, c in scan.items if not c and p.suffix.lower() in IMAGE_SUFFIXES]
     beside = [f'{len(loose)} picture(s) lie beside the class folders and are not used ({loose[0]})'] if loose else []
     bad = check_pictures([f for cs in found.values() for fs in cs.values() for f in fs])
     notes = _skipped(bad, on_bad) + beside

@@ -21,6 +21,7 @@ from ..files import command, markdown_table, one_line, read_table, write_table, 
 from ..act.fuse import fuse,fuse_like
 from ..act.patch import lslu_model,lslus,rebuild_model
 from ..act.trace import deviation
+from ..act.weights import timm_cfg
 
 # %% ../../nbs/lab/01_coverage.ipynb #c936c061
 _SOURCES = 'tf|tv|gluon|legacy|ssl|swsl|ig|jx|adv|ens|dm|wide|ese|sam2'  # say where weights come from, not what a net is
@@ -93,7 +94,7 @@ def _out(o): return o if isinstance(o, torch.Tensor) else o[0]
 
 def _size(arch):
     "Picture sizes to try: small ones, or the net's own where it is fixed"
-    cfg = timm.get_pretrained_cfg(arch)
+    cfg = timm_cfg(arch)
     own = cfg.input_size[-1]
     return [own] if cfg.fixed_input_size else [*(o for o in (96, 128) if o < own), own]
 

@@ -269,7 +269,7 @@ def _different(examples, splits):
     return out
 
 # %% ../../nbs/serve/11_bundle.ipynb #22f57b19
-_names = ('card.md', *BUNDLE_FILES, 'examples/[0-9][0-9]*.jpg') # of a bundle, beside config.json
+_names = ('card.md', *BUNDLE_FILES, *(f'examples/{"[0-9]"*n}.jpg' for n in (2, 3))) # of a bundle, beside config.json
 
 def _write(dest, config, predictor, onnx, examples, roots):
     "The files, whole or not at all."

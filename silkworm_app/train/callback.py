@@ -336,8 +336,6 @@ class WeightEMA(Callback):
 
     def state_dict(self): return dict(steps=self.steps, averages=[(d, a.ema.module.state_dict()) for d,a in self.averages.items()])
     def load_state_dict(self, sd):
-        was,now = (sorted(o) for o in (dict(sd['averages']), self.averages))
-        if was != now: raise ValueError(f'the checkpoint holds averages of the decays {was}, not {now}: resume it with its own')
         self.steps = sd['steps']
         for d,s in sd['averages']: self.averages[d].ema.module.load_state_dict(s)
 

@@ -110,7 +110,7 @@ class TrainConfig:
     model_key:str = setting('model|module', 'act.weights') # where the weights are in that checkpoint: the first of these names
     model_prefix:str = setting('', 'act.weights') # what to cut from the names in that checkpoint
     deploy:bool = setting(False, 'fuse_like') # the net is in its fused form: for --eval of a checkpoint of --switch_to_deploy
-    # pictures per step and process; auto: 32; of CIFAR 128, from 2,001 training pictures on
+    # pictures per step and process; auto: 32, or 128 for CIFAR with more than 2,000 training pictures
     batch_size:int = setting('auto', 'fastai DataLoader', basic=True)
     update_freq:int = setting(1, 'fastai GradientAccumulation') # batches whose gradients make one step
     # how it trains. head: the last layer only, on features computed once; last, adapters, all: then the last stage, the LSLUs or

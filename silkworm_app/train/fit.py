@@ -6,7 +6,7 @@
 __all__ = ['finish', 'read_state', 'train', 'main']
 
 # %% ../../nbs/train/16_fit.ipynb #a1576008
-import errno, json, os, re, signal, sys, time
+import errno, json, os, re, shutil, signal, sys, time
 from pathlib import Path
 
 import numpy as np, torch
@@ -19,7 +19,7 @@ from ..data.sample import is_drawn
 from ..data.splits import many_copies
 from ..act.fuse import compare, fuse
 from ..act.curves import describe_acts, layer_curves
-from ..files import write_text
+from ..files import replacing, write_text
 from ..serve.advice import closing_words
 from ..serve.bundle import save_bundle
 
@@ -210,13 +210,16 @@ def _check_processes(cfg):
         raise TrainError('cross_validate runs in one process: start silkworm-train without torchrun')
 
 # %% ../../nbs/train/16_fit.ipynb #e1bbd388
-def _begin(cfg, run, what, splits, earlier, out):
+def _begin(cfg, run, what, splits, earlier, state, out):
     "Nothing stands in the way of the training: make room, and write what it starts with"
     moved = make_room(run, cfg) if what == 'new' else []
     for f in moved: print(f'Moved aside, since no run lists it as its own: {f}', file=out, flush=True)
     own = write_start(run, cfg)
     write_pictures(run, splits)
     if earlier: write_text(run.before, json.dumps(earlier))
+    if cfg.resume and state['epoch'] not in checkpoints(run.checkpoints): # from here on this run goes on by itself
+        run.checkpoints.mkdir(exist_ok=True)
+        with replacing(run.checkpoints/f'epoch_{state["epoch"]}.pth') as part: shutil.copyfile(cfg.resume, part)
     own.note()
     return own
 
@@ -242,7 +245,7 @@ def train(
     if note: say(note)
     def begin(): # only now: what can't be trained must not cost an earlier run
         nonlocal own
-        if own is None and not rank_distrib(): own = _begin(cfg, run, what, splits, earlier, out)
+        if own is None and not rank_distrib(): own = _begin(cfg, run, what, splits, earlier, state, out)
         _forget_lost(state, run)
     def begun(learn):
         begin()

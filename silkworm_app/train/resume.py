@@ -21,7 +21,7 @@ from fastai.torch_core import get_model,rank_distrib
 from fastcore.foundation import L
 
 from ..files import one_line, replacing
-from .callback import quiet_run
+from .callback import WeightEMA, quiet_run
 
 # %% ../../nbs/train/02_resume.ipynb #54ae408f
 def _rng_state():
@@ -112,11 +112,15 @@ def load_training_state(
 ):
     "Put a learner into the state that `training_state` took. Raises `ValueError`."
     try:
+        for cb in learn.cbs:
+            if isinstance(cb, WeightEMA) and (own := state['callbacks'].get(_called(cb))):
+                was,now = (sorted(o) for o in (dict(own['averages']), cb.averages))
+                if was != now: raise ValueError(f'averages of the decays {was}, not {now}')
         get_model(learn.model).load_state_dict(state['model'])
         _set_opt_state(learn.opt, state['opt'])
     except (RuntimeError, ValueError) as e:
-        raise ValueError(f'{state.get("file", "the checkpoint")} is of another net or optimiser ({one_line(e, 120)}): resume it with the '
-                         'options of its own run') from None
+        raise ValueError(f'{state.get("file", "the checkpoint")} is of another net, optimiser or averages ({one_line(e, 120)}): resume it '
+                         'with the options of its own run') from None
     for cb in learn.cbs:
         own = state['callbacks'].get(_called(cb))
         if own is not None: cb.load_state_dict(own) if hasattr(type(cb), 'load_state_dict') else vars(cb).update(own)

@@ -192,10 +192,10 @@ def finished(
     cfg:TrainConfig=None, # resolved, where it may ask for what the run wasn't made with
 )->str:
     "What is said of a run that is there already"
-    other = _other_settings(cfg, run, _delivered) if cfg else ''
+    other = _other_settings(cfg, run, {k for k in _delivered if getattr(cfg, k)}) if cfg else ''
     left = f'; what it was not made with is left out ({other})' if other else ''
     return f'{run} holds this run, and it is finished{left}; start it anew with --overwrite' + (
-        ' (silkworm-fuse writes deployable weights of it)' if other else '')
+        ' (silkworm-fuse writes deployable weights of it)' if 'switch_to_deploy' in other else '')
 
 # %% ../../nbs/train/11_run.ipynb #006a8fc2
 _in_checkpoint = {'model', 'act_num', 'act', 'form', 'per_channel', 'where', 'model_kwargs', 'stem_stride', 'opt', 'model_ema_decay'}
@@ -205,7 +205,7 @@ def _other_settings(cfg, run, names):
     was = read_yaml(run.settings)
     if not (was.get('model_ema') and cfg.model_ema): names = {*names} - {'model_ema_decay'}
     other = [k for k in OPTIONS if k in names and k in was and was[k] != getattr(cfg, k)]
-    return ', '.join(f'{k}: {was[k]}, now {getattr(cfg, k)}' for k in other[:4])
+    return ', '.join(f'{k}: {was[k]}, now {getattr(cfg, k)}' for k in other[:5])
 
 def start_run(
     cfg:TrainConfig, # resolved
@@ -228,7 +228,7 @@ def start_run(
     if cfg.resume:
         old = find_run(cfg.resume)
         if old and (other := _other_settings(cfg, old, _in_checkpoint)):
-            raise TrainError(f'resume {cfg.resume} is of a run with another net or optimiser ({other}): name its own')
+            raise TrainError(f'resume {cfg.resume} is of a run with another net, optimiser or averages ({other}): name its own')
         if begun:
             raise TrainError(f'{run} holds an earlier run: leave out --resume to go on with that one, or name another --output_dir for '
                              f'what goes on from {cfg.resume}')

@@ -159,7 +159,8 @@ def facts(
     if split: m = {k: v for k, v in m.items() if k not in parts} | m[split]
     sets = t is not None and t.scores is not None
     trust = {k: v for k, v in t.to_dict().items() if k not in ('scores', 'measured_at')} if t else {}
-    notes, warn = trust_warnings(t) if t else [], [str(w) for w in c.get('warnings') or []]
+    notes = trust_warnings(t) if t else []
+    warn = [str(w) for w in c.get('warnings') or [] if w not in notes] # bundles once held these, too
     own, seen = [], leak.get('test_seen_in_train') or 0
     if (c.get('extra') or {}).get('drawn'): own.append(Reason('drawn'))
     if seen > 0 and not any('also occur in train' in w for w in warn): own.append(Reason('leaked', part=seen))

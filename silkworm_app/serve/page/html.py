@@ -9,6 +9,7 @@ __all__ = ['LANGUAGES', 'SILKWORM_DISEASES', 'texts', 'asset', 'choose_lang', 'd
 
 # %% ../../../nbs/serve/16_page_html.ipynb #d1e614d1
 import re
+from collections import Counter
 from functools import lru_cache
 from importlib.resources import files
 
@@ -70,8 +71,9 @@ class Say:
         classes:list=(), # names in the bundle
     ):
         self.lang, self.texts, self.silk = lang, texts(lang), of_silkworms(classes)
-        self.titles = {c: self._title(c) for c in classes}
-        if len(set(self.titles.values())) < len(self.titles): self.titles = {c: c for c in classes}
+        titles = {c: self._title(c) for c in classes}
+        n = Counter(titles.values())
+        self.titles = {c: t if n[t] == 1 else c for c, t in titles.items()}
 
     def __call__(self, key, **values): return self.texts[key].format(**values) if values else self.texts[key]
 

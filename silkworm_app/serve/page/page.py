@@ -17,7 +17,7 @@ from ...data.imaging import IMAGE_SUFFIXES, ImageError
 from . import html
 from .answers import MAX_FILES, answer, facts, latency, load_picture, table_rows, to_csv
 from .collect import ELSE, UNSURE, Store
-from .gate import private_folder, take_uploads
+from .gate import take_uploads
 from .html import LANGUAGES, Say, choose_lang
 
 # %% ../../../nbs/serve/19_page.ipynb #beb80135
@@ -120,7 +120,7 @@ class Page:
         say = self.words(request)
         step = lambda i, n: progress((i, n), desc=say('many_progress'), unit='pictures')
         rows = table_rows(self.predictor, self.checked(files, say), step=step)
-        private_folder(folder := get_upload_folder())
+        Path(folder := get_upload_folder()).mkdir(parents=True, exist_ok=True)  # that of the csv is for this user alone
         path = Path(tempfile.mkdtemp(prefix='csv_', dir=folder)) / f'answers_{time.strftime("%Y-%m-%d")}.csv'
         path.write_text(to_csv(rows, self.predictor.classes), encoding='utf-8-sig', newline='')
         report = html.many_html(say, rows, self.name, time.strftime('%Y-%m-%d'))
