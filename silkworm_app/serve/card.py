@@ -24,10 +24,11 @@ def cross_text(
 )->str: # lines
     "A cross-validation in words"
     value = lambda d: f'{_pct(d["balanced_accuracy"])} (95 % interval {_pct(d["interval"][0])} to {_pct(d["interval"][1])})'
-    over = f'{c["in_scenes"]} photographs in {c["photographs"]} scenes' if c.get('in_scenes') else f'{c["photographs"]} photographs'
+    over, counts = f'{c["photographs"]} photographs', 'counts once whatever the number of its copies'
+    if c.get('in_scenes'): over, counts = f'{c["in_scenes"]} photographs in {c["photographs"]} scenes', 'a scene counts as one photograph'
     out = [f'Balanced accuracy on photographs never seen: {value(c)}; guessing: {_pct(1/len(c["classes"]))}.',
            f'{c["folds"]}-fold cross-validation over {over} ({c["n"]} files): each was tested once, by a net '
-           f'trained on others, and counts once whatever the number of its copies.',
+           f'trained on others, and {counts}.',
            f'Averaged over the eight symmetries of each picture, which the bundle does not do: {value(c["symmetry"])}. Accuracy '
            f'without balancing the classes: {_pct(c["accuracy"])}.']
     if f := c.get('by_file'):
@@ -36,7 +37,7 @@ def cross_text(
         found = (f'{what} on a random cut of the files has {_pct(f["balanced_accuracy"])} balanced accuracy and '
                  f'{_pct(f["accuracy"])} accuracy')
         out.append(f'Misleading: {found}, since it finds {again} again.'
-                   if f['balanced_accuracy'] > c['balanced_accuracy'] else f'With copies of its training pictures in the test, {found}.')
+                   if f['balanced_accuracy'] > c['balanced_accuracy'] else f'With {again} in the test, {found}.')
     few = [(titles or {}).get(k, k) for k, n in c['per_class_n'].items() if n < 5]
     narrow = (f' It is too narrow: {", ".join(few)} ha{"s" if len(few) == 1 else "ve"} fewer than five photographs, and what is hardly '
               f'there cannot vary.' if few else '')
