@@ -16,7 +16,7 @@ SERVE  ?= 1
 PORT   ?= 7860
 RUN    ?= runs/demo
 # counted by the shell: the name of the folder may hold spaces
-FOLDS  ?= $(shell n=$$(ls -d "$(DATA)"/fold_* "$(DATA)"/*/fold_* 2>/dev/null | wc -l); echo $$((n ? n : 5)))
+FOLDS  ?= $(shell n=$$(ls -d "$(DATA)"/fold_*/ "$(DATA)"/*/fold_*/ 2>/dev/null | wc -l); echo $$((n ? n : 5)))
 SAMPLE := data/synthetic_silkworms
 TRAIN_ARGS ?=
 

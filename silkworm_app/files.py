@@ -165,8 +165,8 @@ def command(
                 return 0
             except KeyboardInterrupt: text, code = stopped, 130
             except (ValueError, OSError, *more) as e:
-                named = getattr(e, 'strerror', None) and e.filename                     # of the system, with a number that says nothing
-                text, code = shown(f'{named}: {e.strerror}' if named else one_line(e, None)), 2
+                named = isinstance(e, OSError) and e.strerror and e.filename2 is None and e.filename # the number before it says nothing
+                text, code = shown(one_line(f'{named}: {e.strerror}' if named else e, None)), 2
             print(f'{name}: {text}', file=sys.stderr)
             return code
         return run

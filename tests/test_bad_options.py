@@ -68,7 +68,8 @@ def test_checkpoint_of_another_training_is_named(train, tmp_path):
     file = shutil.copy(tmp_path / 'run/checkpoints/epoch_1.pth', tmp_path / 'alone.pth')               # else its run tells
     for k, options in enumerate(('--model vanillanet_5_x0_25', f'{VANILLA} --act relu', f'{VANILLA} --layer_decay 0.7')):
         code, said = train(f'{options} --epochs {1 + k % 2}', '--resume', file, dest=f'other_{k}')         # with nothing left to train, too
-        assert code == 1 and one_sentence(said) and f'{file} is of another net, optimiser or averages' in said, said
+        assert code == 2 and one_sentence(said) and f'{file} is of another net, optimiser or averages' in said and 'is kept' not in said, said
+        assert not [*(tmp_path / f'other_{k}').rglob('*.*')], 'nothing was trained'
     code, said = train(f'{VANILLA} --epochs 2', '--resume', file, dest='on')
     assert code == 0, said
 
@@ -82,7 +83,7 @@ def test_checkpoint_of_other_averages_is_named(train, tmp_path):
     code, said = train(other, '--resume', own, dest='a')
     assert code == 2 and one_sentence(said) and 'model_ema_decay: [0.9], now [0.99]' in said, said
     code, said = train(other, '--resume', alone, dest='b')
-    assert code == 1 and one_sentence(said) and 'averages of the decays [0.9], not [0.99]' in said, said
+    assert code == 2 and one_sentence(said) and 'averages of the decays [0.9], not [0.99]' in said, said
     for more, dest in (('--model_ema --model_ema_decay 0.9', 'c'), ('', 'd')):
         code, said = train(f'{VANILLA} --epochs 2 {more}', '--resume', own, dest=dest)
         assert code == 0, said

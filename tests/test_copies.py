@@ -197,7 +197,7 @@ def test_classes_of_one_film_are_folded_as_far_as_they_go(tmp_path):
         for i, im in enumerate(film(k, [(20 + 25 * (i % 2), 20 + 40 * i) for i in range(6)])): put(tmp_path / 'set' / c, f'{i}.png', im)
     out = prepare(tmp_path / 'set', tmp_path / 'out', show=False)
     assert out['folds'] == 2 and min(out['distinct'].values()) > 2
-    assert 'a, b: photographs of one scene only, in train or in test and never in both, so it cannot be judged' in out['notes']
+    assert 'a, b: photographs of one scene only, in train or in test and never in both, so not to be judged' in out['notes']
 
 
 def test_the_choice_of_scenes_reaches_training(tmp_path, monkeypatch):

@@ -243,6 +243,8 @@ def test_pictures_of_one_kind_are_no_pictures_of_another(tmp_path):
     s = find_splits(tree(tmp_path / 'set', ('Green_Muscardine', 'healthy')), group=None)
     classes = ['green muscardine', 'healthy', 'white muscardine']
     assert {*labelled_pictures(s, classes, 'all')[1]} == {0, 1}
+    known = find_splits(tree(tmp_path / 'white', ('white_muscardine', 'Healthy')), group=None)
+    assert [{*labelled_pictures(known, c, 'all')[1]} for c in (['healthy', 'muscardine'], ['diseased', 'healthy', 'white muscardine'])] == [{0, 1}, {1, 2}]
     with pytest.raises(DataError, match='does not know the class muscardine'):
         labelled_pictures(find_splits(tree(tmp_path / 'one', ('muscardine', 'healthy')), group=None), classes, 'all')
 

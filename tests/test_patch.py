@@ -244,7 +244,7 @@ def test_nets_of_which_timm_says_nothing(recwarn):
         net = lslu_model(arch, 4, input_size=64)
         assert lslus(net) and rebuild_model(json.loads(json.dumps(net.build_cfg))).eval()(torch.randn(1, 3, 64, 64)).shape == (1, 4)
     with pytest.raises(ValueError, match='published nowhere that timm knows'): lslu_model('own_test_net', 4, pretrained=True)
-    assert pretrained_cfg('xception')['mean'] == (.5, .5, .5) # of legacy_xception, as it is called now
+    assert pretrained_cfg('xception')['mean'] == pretrained_cfg('xception.tf_in1k')['mean'] == (.5, .5, .5) # of legacy_xception, as it is called now
     assert lslu_model('own_test_net', 4).build_cfg['plan']['input_size'] == [3, 224, 224]
 
 

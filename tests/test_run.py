@@ -162,7 +162,7 @@ def test_the_run_to_surpass_is_the_one_that_is_named(tmp_path):
     assert said(True) is None and said(True, better_than=str(a))['answers'] == {'f': ['a', 'a', 0]}
     noted(a)
     shutil.rmtree(a.path)
-    assert said(False, better_than=str(a))['answers'] == {'noted': []}  # of a training that goes on
+    for named in (a.path, a.path/'best.safetensors'): assert said(False, better_than=str(named))['answers'] == {'noted': []}  # of a training that goes on
     noted(out)                                                         # it is gone: only the note knows it
     assert said(True)['answers'] == {'noted': []} and said(True, overwrite=True) is None
 

@@ -219,11 +219,11 @@ def timm_cfg(
         near = difflib.get_close_matches(str(arch), list_models(), 5, cutoff=.5)
         instead = f'close to it: {", ".join(near)}' if near else '`timm.list_models()` lists all'
         raise WeightsError(f'Unknown architecture {arch!r}; {instead}.')
-    arch = get_deprecated_models().get(arch) or arch
-    try: return timm.get_pretrained_cfg(arch) or PretrainedCfg()
+    name,_,tag = arch.partition('.')
+    if new := get_deprecated_models().get(name): new = f'{new.split(".")[0]}.{tag}' if tag else new
+    try: return timm.get_pretrained_cfg(new or arch) or PretrainedCfg()
     except RuntimeError:
-        name = arch.split('.')[0]
-        there = ', '.join(timm.list_pretrained(f'{name}.*')) or 'none'
+        there = ', '.join(timm.list_pretrained(f'{(new or name).split(".")[0]}.*')) or 'none'
         raise WeightsError(f'timm knows no weights {arch!r}; of {name} it has {there}.') from None
 
 def pretrained_cfg(

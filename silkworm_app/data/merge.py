@@ -39,10 +39,11 @@ def _said(root):
     except FileNotFoundError: return {}
     except csv.Error as e: raise DataError(f'{shown(Path(root)/COLLECTED)} is damaged: {e}; mend it, or move it away') from None
     of = {}
-    for r in rows:
-        if not r.get('file') or not r.get('said') or r['said'].startswith('.') or not (Path(root)/r['file']).is_file(): continue
+    there = lambda r: (Path(root)/r['file']).is_file()
+    rows = [r for r in rows if r.get('file') and r.get('said') and not r['said'].startswith('.')]
+    for r in sorted(rows, key=there, reverse=True):                 # what was moved says nothing against what lies there
         c = Path(r['file']).parts[0]
-        if of.setdefault(c, r['said']) != r['said']:                # a page never does that, a person may
+        if of.setdefault(c, r['said']) != r['said'] and there(r):   # a page never does that, a person may
             raise DataError(f'{shown(Path(root)/COLLECTED)} says that the folder {c} is of two classes ({of[c]}, {r["said"]}): '
                             'move the pictures of one into a folder of its own')
     return of

@@ -103,7 +103,7 @@ def _few(distinct, apart, folds):
     alone = {'one photograph only': [c for c in apart if distinct[c] == 1],
              'photographs of one scene only': [c for c, n in apart.items() if n == 1 < distinct[c]]}
     for what, of in alone.items():
-        if of: notes.append(f'{", ".join(of)}: {what}, in train or in test and never in both, so it cannot be judged')
+        if of: notes.append(f'{", ".join(of)}: {what}, in train or in test and never in both, so not to be judged')
     return folds, notes
 
 # %% ../../nbs/data/11_prepare.ipynb #7d7b927f

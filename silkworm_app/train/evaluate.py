@@ -14,7 +14,7 @@ from fastai.torch_core import rank_distrib
 from ..act.fuse import fuse
 from ..act.start import open_weights
 from ..act.weights import Stored, save_weights
-from ..data.diseases import silkworm_names
+from ..data.diseases import canonical_name, spelt
 from ..data.folder import DataError
 from ..data.imaging import Preprocess
 from ..data.loaders import test_loader
@@ -115,9 +115,8 @@ def labelled_pictures(
     items = sum(parts.values(), []) if name == 'all' else parts[name]
     if name == 'train' and len(parts) == 1: name = 'all'
     number = {c: i for i, c in enumerate(classes)}
-    called = silkworm_names([*classes, *{c for _, c in items}])
-    number = {called[c]: i for c, i in number.items()} | number
-    found = {c: number.get(c, number.get(called[c])) for c in {c for _, c in items}}
+    number = {spelt(c): i for c, i in number.items()} | number
+    found = {c: number.get(c, number.get(spelt(c), number.get(canonical_name(c)))) for c in {c for _, c in items}}
     if unknown := sorted(c for c, i in found.items() if i is None):
         raise DataError(f'{splits.path}: the model does not know the class {unknown[0]}; it knows {", ".join(classes[:10])}')
     return [p for p, _ in items], [found[c] for _, c in items], name

@@ -37,8 +37,8 @@ from .learner import keep_memory
 from .log import say, warn_box
 from .one import Trained, train_net
 from .pictures import check_same, learned_pictures, learned_sums, write_pictures
-from .resume import checkpoints, find_checkpoint, read_checkpoint
-from .run import RunFolder, find_run, finished, make_room, start_run, write_start
+from .resume import CheckpointError, checkpoints, find_checkpoint, read_checkpoint
+from .run import RunFolder, clear_run, find_run, finished, make_room, start_run, write_start
 from .setup import load_splits, pick_device, resolve
 from .trouble import under_two_classes, write_trouble
 
@@ -162,8 +162,12 @@ def read_state(
 ): # dictionary, or None
     "The state of a training to go on from. Raises `TrainError`."
     if not cfg.resume: return find_checkpoint(run.checkpoints) if what == 'begun' else None
-    try: return read_checkpoint(cfg.resume)
+    try: state = read_checkpoint(cfg.resume)
     except ValueError as e: raise TrainError(f'resume: {e}') from None
+    for n, f in checkpoints(run.checkpoints).items():
+        if n >= state['epoch'] and not f.samefile(cfg.resume):
+            raise TrainError(f'{f} is another state than resume {cfg.resume}: name another --output_dir')
+    return state
 
 
 # %% ../../nbs/train/16_fit.ipynb #64f40a07
@@ -210,16 +214,23 @@ def _check_processes(cfg):
         raise TrainError('cross_validate runs in one process: start silkworm-train without torchrun')
 
 # %% ../../nbs/train/16_fit.ipynb #e1bbd388
+def _bring(run, file, state):
+    "The best weights so far and the state itself, from which the new run goes on"
+    for f in Path(file).parent.parent.glob('best*.safetensors'):
+        if (run.path/f.name).exists(): continue
+        with replacing(run.path/f.name) as part: shutil.copyfile(f, part)
+    _forget_lost(state, run)
+    run.checkpoints.mkdir(exist_ok=True)
+    if state['epoch'] in checkpoints(run.checkpoints): return # it is that one
+    with replacing(run.checkpoints/f'epoch_{state["epoch"]}.pth') as part: torch.save({k: v for k, v in state.items() if k != 'file'}, part)
+
 def _begin(cfg, run, what, splits, earlier, state, out):
     "Nothing stands in the way of the training: make room, and write what it starts with"
     moved = make_room(run, cfg) if what == 'new' else []
     for f in moved: print(f'Moved aside, since no run lists it as its own: {f}', file=out, flush=True)
-    own = write_start(run, cfg)
+    own = write_start(run, cfg, lambda: _bring(run, cfg.resume, state) if cfg.resume else None)
     write_pictures(run, splits)
     if earlier: write_text(run.before, json.dumps(earlier))
-    if cfg.resume and state['epoch'] not in checkpoints(run.checkpoints): # from here on this run goes on by itself
-        run.checkpoints.mkdir(exist_ok=True)
-        with replacing(run.checkpoints/f'epoch_{state["epoch"]}.pth') as part: shutil.copyfile(cfg.resume, part)
     own.note()
     return own
 
@@ -256,7 +267,13 @@ def train(
         say('\n' + '\n'.join(write_trouble(run, splits, twice)))
         own.note()
     start = time.time()
-    done = train_net(cfg, splits, run, state, begun=begun)
+    try: done = train_net(cfg, splits, run, state, begun=begun)
+    except CheckpointError: # nothing was trained, so nothing is kept
+        if what == 'new' and not cross and not rank_distrib():
+            own.note()
+            clear_run(run)
+        cfg.started = False
+        raise
     leave()
     if rank_distrib(): return {}
     own.note()

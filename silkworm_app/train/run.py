@@ -7,10 +7,10 @@ __all__ = ['FILES', 'RunFolder', 'find_run', 'OwnFiles', 'clear_run', 'is_finish
            'write_start']
 
 # %% ../../nbs/train/11_run.ipynb #ea973f8e
-import json, os, re, shutil
+import json, os, re
 from pathlib import Path
 
-from ..files import replacing, write_text
+from ..files import write_text
 from .config import OPTIONS, TrainConfig, TrainError, read_yaml, write_yaml
 
 # %% ../../nbs/train/11_run.ipynb #751b3aff
@@ -193,9 +193,10 @@ def finished(
 )->str:
     "What is said of a run that is there already"
     other = _other_settings(cfg, run, {k for k in _delivered if getattr(cfg, k)}) if cfg else ''
+    fuse = other and any(getattr(cfg, k) and f'{k}: ' in other for k in ('switch_to_deploy', 'bundle', 'onnx'))
     left = f'; what it was not made with is left out ({other})' if other else ''
     return f'{run} holds this run, and it is finished{left}; start it anew with --overwrite' + (
-        ' (silkworm-fuse writes deployable weights of it)' if 'switch_to_deploy' in other else '')
+        ' (silkworm-fuse makes bundles, ONNX files and deployable weights of it)' if fuse else '')
 
 # %% ../../nbs/train/11_run.ipynb #006a8fc2
 _in_checkpoint = {'model', 'act_num', 'act', 'form', 'per_channel', 'where', 'model_kwargs', 'stem_stride', 'opt', 'model_ema_decay'}
@@ -252,17 +253,12 @@ def make_room(
 def write_start(
     run:RunFolder, # of `start_run`
     cfg:TrainConfig, # resolved
+    bring=lambda: None, # called before the settings are written, by which a run is known
 )->OwnFiles:
     "Make the folder and write its settings"
     run.path.mkdir(parents=True, exist_ok=True)
     own = OwnFiles(run, cfg.given)
+    bring()
     write_yaml(cfg, run.settings)
-    if cfg.resume: _bring_best(run, Path(cfg.resume).parent.parent)
     own.note()
     return own
-
-def _bring_best(run, old):
-    "The best weights so far, where a run goes on in another folder"
-    for f in old.glob('best*.safetensors'):
-        if (run.path/f.name).exists(): continue
-        with replacing(run.path/f.name) as part: shutil.copyfile(f, part)
