@@ -16,15 +16,12 @@ from pathlib import Path
 
 import numpy as np, torch, yaml
 
-try: import fcntl
-except ImportError: fcntl = None                                    # Windows: there nobody stops two writers of one folder
-
 from ..data.loaders import test_loader
 from ..train.config import OPTIONS, TrainConfig, TrainError, READERS, convert
 from ..train.cross import part_splits, photographs_of, whole_split
 from ..train.learner import keep_memory
 from ..train.log import PrintEpoch
-from ..files import one_line
+from ..files import lock, one_line
 
 # %% ../../nbs/lab/04_grid.ipynb #dffea787
 from ..serve.metrics import evaluate_probs
@@ -309,9 +306,8 @@ def _each(todo, procs):
 @contextlib.contextmanager
 def _locked(out):
     "Nobody else writes into the folder meanwhile"
-    with open(out/'.lock', 'w') as lock:
-        try:
-            if fcntl: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with open(out/'.lock', 'w') as f:
+        try: lock(f, wait=False)
         except OSError: raise GridError(f'another process works on {out}; wait for it, or name another folder with --out') from None
         yield
 

@@ -96,9 +96,9 @@ def earlier_answers(
     own = RunFolder(cfg.output_dir)
     if own.settings.is_file() and own.before.is_file() and not cfg.overwrite: # it may be of an earlier start that had another aim
         was = json.loads(own.before.read_text(encoding='utf-8'))
-        named = str(find_run(cfg.better_than) or '') if cfg.better_than else was['name']
-        gone = not named and Path(cfg.better_than).is_relative_to(was['name'])
-        if gone and not new or was['name'] == named and (not new or named == str(own)): return was, '' # of its last run only that is left
+        named = find_run(cfg.better_than) if cfg.better_than else was['name']
+        same = str(named) == was['name'] if named else Path(cfg.better_than).is_relative_to(was['name']) # None: it is gone
+        if same and (not new or was['name'] == str(own)): return was, '' # of what a new run replaces only that is left
     run, note = _earlier(cfg)
     if run is None: return None, note
     answers = held_out(run) if run.metrics.is_file() else {}

@@ -192,9 +192,9 @@ def finished(
     cfg:TrainConfig=None, # resolved, where it may ask for what the run wasn't made with
 )->str:
     "What is said of a run that is there already"
-    other = _other_settings(cfg, run, {k for k in _delivered if getattr(cfg, k)}) if cfg else ''
-    fuse = other and any(getattr(cfg, k) and f'{k}: ' in other for k in ('switch_to_deploy', 'bundle', 'onnx'))
-    left = f'; what it was not made with is left out ({other})' if other else ''
+    other = _other_settings(cfg, run, {k for k in _delivered if getattr(cfg, k)}) if cfg else {}
+    fuse = other.keys() & {'switch_to_deploy', 'bundle', 'onnx'}
+    left = f'; what it was not made with is left out ({_first(other)})' if other else ''
     return f'{run} holds this run, and it is finished{left}; start it anew with --overwrite' + (
         ' (silkworm-fuse makes bundles, ONNX files and deployable weights of it)' if fuse else '')
 
@@ -202,11 +202,13 @@ def finished(
 _in_checkpoint = {'model', 'act_num', 'act', 'form', 'per_channel', 'where', 'model_kwargs', 'stem_stride', 'opt', 'model_ema_decay'}
 
 def _other_settings(cfg, run, names):
-    "The first settings of a run that are others now, in words"
+    "The settings of a run that are others now: name -> words"
     was = read_yaml(run.settings)
     if not (was.get('model_ema') and cfg.model_ema): names = {*names} - {'model_ema_decay'}
     other = [k for k in OPTIONS if k in names and k in was and was[k] != getattr(cfg, k)]
-    return ', '.join(f'{k}: {was[k]}, now {getattr(cfg, k)}' for k in other[:5])
+    return {k: f'{k}: {was[k]}, now {getattr(cfg, k)}' for k in other}
+
+def _first(other): return ', '.join([*other.values()][:5])
 
 def start_run(
     cfg:TrainConfig, # resolved
@@ -229,7 +231,7 @@ def start_run(
     if cfg.resume:
         old = find_run(cfg.resume)
         if old and (other := _other_settings(cfg, old, _in_checkpoint)):
-            raise TrainError(f'resume {cfg.resume} is of a run with another net, optimiser or averages ({other}): name its own')
+            raise TrainError(f'resume {cfg.resume} is of a run with another net, optimiser or averages ({_first(other)}): name its own')
         if begun:
             raise TrainError(f'{run} holds an earlier run: leave out --resume to go on with that one, or name another --output_dir for '
                              f'what goes on from {cfg.resume}')
@@ -238,7 +240,8 @@ def start_run(
         raise TrainError(f'{run} holds an earlier run: go on with --auto_resume true, start anew with --overwrite, or name another '
                          '--output_dir')
     if other := _other_settings(cfg, run, OPTIONS.keys() - _not_compared):
-        raise TrainError(f'{run} holds a run with other settings ({other}): start anew with --overwrite, or name another --output_dir')
+        raise TrainError(f'{run} holds a run with other settings ({_first(other)}): start anew with --overwrite, or name another '
+                         '--output_dir')
     return run, 'done' if run.metrics.is_file() else 'begun'
 
 # %% ../../nbs/train/11_run.ipynb #8f48aa77

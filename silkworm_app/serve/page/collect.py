@@ -12,16 +12,13 @@ from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 
-try: import fcntl
-except ImportError: fcntl = None                                    # Windows: pages don't wait for each other there
-
 import imagehash
 from PIL import Image
 
 from ...data.copies import group_pictures
 from ...data.folder import COLLECTED
 from ...data.near import thumbnail
-from ...files import one_line, read_table, replacing, write_table
+from ...files import lock, one_line, read_table, replacing, write_table
 
 # %% ../../../nbs/serve/18_page_collect.ipynb #b1bfe92d
 ELSE, UNSURE = '.something_else', '.not_sure'
@@ -75,7 +72,7 @@ class Store:
     def locked(self):
         "Alone among the threads of this page and among the pages that share the folder."
         with self._threads, (self.folder / '.lock').open('w') as f:
-            if fcntl: fcntl.flock(f, fcntl.LOCK_EX)
+            lock(f)
             yield
 
     def size(self)->int:
