@@ -5,10 +5,11 @@
 
 DATA is a folder of class folders, cut into --parts over photographs; or one that holds train and valid, tested on valid; or CIFAR at some
 size, as `cifar100.zip:5000`, tested on 2,000 pictures of its test part. One line a training goes to --out, and what is there is not
-trained again. --table prints means and standard deviations over seeds, 95 % intervals from drawing photographs again, minutes of a
-processor for all parts of a seed and, from --deployed, size and milliseconds of one picture of the fused ONNX file on one core; they are
-measured if that file is not there. --equal gives fastai and the VanillaNets the minutes of a processor that arm `last` took on the same
-pictures (it is trained first). --quick does a single part of each, to see that everything runs.
+trained again; a file is for one choice of --parts, --group and --equal. --table prints means and standard deviations over seeds, 95 %
+intervals from drawing photographs again, minutes of a processor for all parts of a seed and, from --deployed, size and milliseconds of
+one picture of the fused ONNX file on one core; they are measured if that file is not there. --equal gives fastai and the VanillaNets the
+minutes of a processor that arm `last` took on the same pictures (it is trained first). --quick does a single part of each, to see that
+everything runs.
 """
 import argparse
 import contextlib
@@ -280,8 +281,13 @@ def main():
         res = summary(a.table)
         if a.plot: plot(res, a.plot)
         return table(res, deployed(res, a.deployed) if a.deployed else {})
-    out = Path(a.out)
-    done = {(r['data'], r['arm'], r['seed'], r['part']): r['minutes'] for r in rows_of(out)}
+    out, rows = Path(a.out), rows_of(a.out)
+    made = {arm: f'--parts {a.parts} --group {a.group}' + ' --equal'*(a.equal and arm not in ARMS) for arm in a.arms}
+    for r in rows:
+        was = r.get('made', '')
+        if was and r['data'] in {Path(o).name for o in a.data} and was != made.get(r['arm'], was):
+            p.error(f'{out} holds {r["data"]} {r["arm"]} made with {was}; name another file with --out')
+    done = {(r['data'], r['arm'], r['seed'], r['part']): r['minutes'] for r in rows}
     for data in a.data:
         name, small, features, splits = Path(data).name, ':' in data, defaultdict(Features), None
         for seed in a.seeds:
@@ -290,6 +296,7 @@ def main():
             for arm, i, rest, test in todo[a.share[0]::a.share[1]]:
                 if (name, arm, seed, i) in done: continue
                 row = one(name, splits, small, arm, seed, i, rest, test, features[side(arm, small)], a.tmp, a.equal and done.get((name, 'last', seed, i)))
+                row['made'] = made[arm]
                 done[name, arm, seed, i] = row['minutes']
                 with out.open('a') as f: f.write('\n' + json.dumps(row) + '\n')  # a line of its own behind one that was cut off, too
                 print(name, arm, seed, i, row['minutes'], row['how'][:200], flush=True)
