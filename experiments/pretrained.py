@@ -30,6 +30,7 @@ from fastai.torch_core import get_model, set_seed
 from fastai.vision.learner import vision_learner
 
 from silkworm_app.act.fuse import fuse
+from silkworm_app.act.lslu import LSLU
 from silkworm_app.act.patch import lslu_model
 from silkworm_app.act.weights import find_weights
 from silkworm_app.clock import in_turns
@@ -59,6 +60,12 @@ def all_norms(model):
     return [p for g in body for p in g if p.ndim == 1] + head
 
 
+def no_kernels(model):
+    "LSLUs without their kernels, and the classifier"
+    *_, head = stages(model)
+    return [p for m in model.modules() if isinstance(m, LSLU) for n, p in m.named_parameters() if n != 'weight'] + head
+
+
 ARMS = {  # side of the pictures, arguments of lslu_learner, arguments of fit_recipe
     'linear': (224, dict(act='relu'), dict(epochs=0, C=.01)),  # the linear model on the same features, its strength fixed
     'head': (288, dict(act='relu'), dict(epochs=0)),  # the command's default below 2,000 photographs
@@ -71,7 +78,8 @@ ARMS = {  # side of the pictures, arguments of lslu_learner, arguments of fit_re
     'top norms': (288, dict(act='relu'), dict(scope=norms)),
     'adapters stem': (288, dict(), dict(scope='adapters')),
     'adapters all-lslu': (288, dict(where='all'), dict(scope='adapters')),
-    'adapters no-kernel': (288, dict(where='all', per_channel=True), dict(scope='adapters')),
+    'adapters no-kernel': (288, dict(where='all', per_channel=True), dict(scope=no_kernels)),
+    'top no-kernel': (288, dict(where=TOP, per_channel=True), dict(scope=no_kernels)),
     'all norms': (288, dict(act='relu'), dict(scope=all_norms)),
     'all': (288, dict(act='relu'), dict(scope='all')),
     'all lslu': (288, dict(), dict(scope='all')),

@@ -18,7 +18,7 @@ def describe_acts(
 )->dict: # lslus: names; act_num; form; text: the same in words
     "Which activations of a net are LSLUs"
     acts = {n: m for n, m in model.named_modules() if isinstance(m, (LSLU, FusedLSLU))}
-    nums = sorted({m.conv.kernel_size[0]//2 if isinstance(m, FusedLSLU) else m.act_num for m in acts.values()})
+    nums = sorted({m.act_num for m in acts.values()})
     forms = sorted({m.form for m in acts.values() if isinstance(m, LSLU)})
     if not acts: text = 'no LSLU: all activations are those of the plain net'
     else:

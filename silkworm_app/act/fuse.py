@@ -102,13 +102,14 @@ def _fold_bn(model, name, step):
 def _absorb(model, name, step):
     f = model.get_submodule(name)
     if step.get('conv'): _scale_into(model.get_submodule(step['conv']), f.pre.c, f.pre.d)
-    pre = nn.ReLU()
+    pre = nn.ReLU6() if step['left'] == 'relu6' else nn.ReLU()
     if step['left'] == 'clamp':
         pre = ClampedLine(f.pre.lo.numel() if f.pre.lo.ndim else 0, line=False).to(f.pre.lo)
         pre.lo.copy_(f.pre.lo); pre.hi.copy_(f.pre.hi)
     f.pre = pre.eval()
 
-_STEPS = {**{o: _own for o in _OWN}, 'fold_bn': _fold_bn, 'absorb': _absorb}
+_STEPS = {**{o: _own for o in _OWN}, 'fold_bn': _fold_bn, 'absorb': _absorb,
+          'drop_kernel': lambda model,name,step: model.get_submodule(name).drop_kernel(step['scaled'])}
 
 # %% ../../nbs/act/10_fuse.ipynb #921b7a1d
 def _check_step(model, step):
@@ -119,8 +120,9 @@ def _check_step(model, step):
         m,conv = get('module'),get('conv') if step.get('conv') else None
         ok = (callable(getattr(type(m), op, None)) if op in _OWN
               else isinstance(m, _NORMS) and type(conv) in _LINEAR and len(conv.weight) == len(m.running_mean) if op == 'fold_bn'
-              else (isinstance(m, FusedLSLU) and isinstance(m.pre, ClampedLine) and m.pre.line
-                    and step.get('left') in ('relu', 'clamp') and (conv is None or type(conv) in _LINEAR)))
+              else _has_line(m) and
+                   (isinstance(m.conv, nn.Conv2d) and isinstance(step.get('scaled'), bool) if op == 'drop_kernel'
+                    else step.get('left') in ('relu', 'relu6', 'clamp') and (conv is None or type(conv) in _LINEAR)))
     except (AttributeError, KeyError, TypeError): ok = False
     if not ok: raise FuseError(f'the fuse plan does not fit this net: {str(step)[:120]}')
 
@@ -190,14 +192,24 @@ def _producer(tr, model, name, c):
         x,reader = tr.calls[pool][0][0],pool
 
 # %% ../../nbs/act/10_fuse.ipynb #bcf60d0a
+def _has_line(m): return isinstance(m, FusedLSLU) and isinstance(m.pre, ClampedLine) and m.pre.line
+def _kernel_steps(model, x):
+    "`(steps, {})`: the fused LSLUs whose kernel is a positive number in its middle, as at an identity start"
+    found = {n: f for n,f in model.named_modules() if _has_line(f) and f.is_scale()}
+    if not found: return [],{}
+    tr,tiny = Trace(model, x),8*torch.finfo(x.dtype).eps                        # what rounding leaves of a norm that undoes itself
+    most = lambda name: max((found[name].pre(o).abs().max() for o,_ in tr.calls[name]), default=0)
+    scaled = lambda name, w, b: bool(((w - 1).abs() > tiny).any() or (b.abs() > tiny*most(name)).any())
+    return [dict(op='drop_kernel', module=n, scaled=scaled(n, *f.middle())) for n,f in found.items()],{}
+
 def _line_steps(model, x):
     "`(steps, kept)`: the lines that a convolution takes in, and for the others the reason"
-    fs = {n: m for n,m in model.named_modules() if isinstance(m, FusedLSLU) and isinstance(m.pre, ClampedLine) and m.pre.line}
+    fs = {n: m for n,m in model.named_modules() if _has_line(m)}
     if not fs: return [],{}
     tr,steps,kept = Trace(model, x),[],{}
     for name,m in fs.items():
         p = m.pre
-        left = 'relu' if bool((p.lo == 0).all() and torch.isinf(p.hi).all()) else 'clamp'
+        left = next((k for k,hi in (('relu', torch.inf), ('relu6', 6)) if bool((p.lo == 0).all() and (p.hi == hi).all())), 'clamp')
         if bool((p.c == 1).all() and (p.d == 0).all()): steps.append(dict(op='absorb', module=name, left=left)); continue
         conv,why = _producer(tr, model, name, p.c)
         if conv: steps.append(dict(op='absorb', module=name, conv=conv, left=left))
@@ -290,7 +302,7 @@ def fuse(
     try: (x,y),_ = first_run(model, torch.no_grad()(lambda x: (x, model(x))), sizes(model, input_size))
     except ValueError as e: raise FuseError(str(e)) from e
     report,plan = FuseReport(),[]
-    for find in (lambda m: (_own_steps(m), {}), _taking(_bn_steps, x), _taking(_line_steps, x)):
+    for find in (lambda m: (_own_steps(m), {}), _taking(_bn_steps, x), _taking(_kernel_steps, x), _taking(_line_steps, x)):
         model,steps,kept = _exactly(model, find, x, y)
         plan += steps
         report.kept.update(kept)
