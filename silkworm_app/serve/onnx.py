@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.imaging import ImageError, Preprocess
+from ..data.progress import each
 from .format import BundleError
 from .trust import Trust, softmax
 from .unlike import picture_stats
@@ -28,6 +29,11 @@ def as_list(
     if isinstance(items, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or hasattr(items, 'read') or items is None:
         return [items]
     return list(items)
+
+def _of_each(f, items, what=''):
+    "`f` of every picture, in order; files are read in threads, but not what is open already, perhaps by another"
+    files = len(items) > 1 and all(isinstance(o, (str, os.PathLike)) for o in items)
+    return each(f, items, what, show=bool(what)) if files else map(f, items)
 
 # %% ../../nbs/serve/07_onnx.ipynb #6f2d68b0
 class BasePredictor:
@@ -46,17 +52,21 @@ class BasePredictor:
         "Logits `[N, K]` and features `[N, D]` of a prepared batch."
         raise NotImplementedError
 
+    def batches(self,
+        items, # as for `as_list`
+        what:str='' # said of how far it is; '': silent
+    ): # of float32 [up to `bs`, 3, size, size]
+        "Yield what `run` takes; `ImageError` names a picture that can't be used."
+        xs = _of_each(self.preprocess.array, as_list(items), what)
+        while some := list(islice(xs, self.bs)): yield np.stack(some)
+
     def forward(self,
-        items # as for `as_list`
+        items, # as for `as_list`
+        what:str='' # as for `batches`
     )->tuple: # logits [N, K], features [N, D], picture_stats [N, 2 or more]
         "All that is computed about pictures, in batches; `ImageError` names a picture that can't be used."
-        items, out = as_list(items), []
-        for i in range(0, max(len(items), 1), self.bs):
-            x = self.preprocess.batch(items[i:i + self.bs])
-            out.append((*self.run(x), picture_stats(x)) if len(x) else self._nothing())
-        return tuple(np.concatenate(o) for o in zip(*out))
-
-    def _nothing(self): return np.zeros((0, len(self.classes)), np.float32), np.zeros((0, 0), np.float32), np.zeros((0, 2), np.float32)
+        out = [(*self.run(x), picture_stats(x)) for x in self.batches(items, what)]
+        return tuple(map(np.concatenate, zip(*out))) if out else tuple(np.zeros((0, n), np.float32) for n in (len(self.classes), 0, 2))
 
     def logits(self, items): return self.forward(items)[0]
     def features(self, items): return self.forward(items)[1]
@@ -78,18 +88,16 @@ class BasePredictor:
         items # iterable of pictures
     ):
         "Yield for each picture its `Decision`, or the `ImageError` that tells why it can't be used."
+        def array(o):
+            try: return self.preprocess.array(o)
+            except ImageError as e: return e
         items = iter(items)
         while chunk := list(islice(items, self.bs)):
-            out, xs = [], []
-            for o in chunk:
-                try:
-                    xs.append(self.preprocess.array(o))
-                    out.append(None)
-                except ImageError as e: out.append(e)
-            if xs:
+            out = list(_of_each(array, chunk))
+            if xs := [o for o in out if not isinstance(o, ImageError)]:
                 x = np.stack(xs)
                 decisions = iter(self.trust.decide(*self.run(x), picture_stats(x)))
-            yield from (next(decisions) if o is None else o for o in out)
+            yield from (o if isinstance(o, ImageError) else next(decisions) for o in out)
 
     def with_risk(self,
         risk:float # part of the photographs of each class that may lose it; None: as it is

@@ -9,6 +9,7 @@ __all__ = ['open_models', 'labelled_pictures', 'report', 'save_deploy', 'evaluat
 import argparse, json, sys
 from pathlib import Path
 
+import numpy as np
 from fastai.torch_core import rank_distrib
 
 from ..act.fuse import fuse
@@ -216,6 +217,12 @@ def _parser():
     return p
 
 # %% ../../nbs/train/15c_evaluate.ipynb #3bca397b
+def _said(models, pics):
+    "`name -> logits` of every form of a net; each picture is decoded once"
+    first = next(iter(models.values()))                     # all prepare them alike
+    said = [[m.run(x)[0] for m in models.values()] for x in first.batches(pics, 'evaluating')]
+    return dict(zip(models, map(np.concatenate, zip(*said))))
+
 @command('silkworm-evaluate')
 def main(
     argv:list=None # default: the command line
@@ -229,6 +236,6 @@ def main(
     splits = run_splits(run, run.read_settings()) if args.data is None else _folder(args.data)
     pics, y, split = labelled_pictures(splits, classes, args.split)
     for m in models.values(): m.bs = args.batch_size
-    res = report({k: m.logits(pics) for k, m in models.items()}, y, classes, pics, args.model, splits, split)
+    res = report(_said(models, pics), y, classes, pics, args.model, splits, split)
     if args.json: write_text(args.json, json.dumps(res, indent=1))
     return 0
