@@ -133,7 +133,7 @@ def learner_trust(
         if splits.groups and same: groups = [splits.groups[p] for p, _ in splits.valid]
         pick = [splits.train[i] for i in np.random.default_rng(0).permutation(len(splits.train))[:2000]]
         try:
-            _, features_of, train_stats = predictor.forward([p for p, _ in pick])
+            _, features_of, train_stats = predictor.forward([p for p, _ in pick], 'trying the net')
             train = features_of, np.array([number[c] for _, c in pick])
         except (ValueError, KeyError):
             pass  # a file that can't be read, or a class that the net hasn't: the validation pictures tell then
