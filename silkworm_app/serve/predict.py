@@ -6,7 +6,8 @@
 __all__ = ['predict_main']
 
 # %% ../../nbs/serve/22_predict.ipynb #a2175fef
-import argparse, sys
+import argparse, sys, time
+from contextlib import suppress
 from pathlib import Path
 
 from ..data.folder import pictures_below
@@ -34,8 +35,11 @@ def _parser():
     return p
 
 # %% ../../nbs/serve/22_predict.ipynb #bd6d35b7
-def _report(predictor, files, topk, rows):
-    "Print an answer for each file, and add its row to `rows`, as those of the page."
+_often = 60 # seconds from one writing of the table to the next
+
+def _report(predictor, files, topk, rows, keep):
+    "Print an answer for each file, and add its row to `rows`, as those of the page; `keep` is called now and then."
+    kept = time.monotonic()
     for i, (f, d) in enumerate(zip(files, predictor.decide_each(files))):
         row = dict(file=shown(f), folder=shown(Path(f).parent), day='', error='')
         rows.append(row | (UNUSABLE | dict(error=shown(d)) if isinstance(d, Exception) else as_dict(d) | dict(day=photo_day(f))))
@@ -44,6 +48,9 @@ def _report(predictor, files, topk, rows):
         else:
             best = sorted(d.probs.items(), key=lambda o: -o[1])[:topk]
             print(f'{shown(f)}: {d}' + (f'  [{", ".join(f"{c} {q:.1%}" for c, q in best)}]' if best else ''), flush=True)
+        if time.monotonic() - kept > _often:
+            keep()
+            kept = time.monotonic()
         if len(files) > 100 and sys.stderr.isatty(): print(f'\r{i + 1}/{len(files)}', end='', file=sys.stderr)
 
 
@@ -75,9 +82,13 @@ def predict_main(
     if args.risk and predictor.trust.scores is None: print(f'silkworm-predict: {NO_RISK}', file=sys.stderr)
     for w in trust_warnings(predictor.trust): print(f'silkworm-predict: {w}', file=sys.stderr)
     rows = []
-    try: _report(predictor, files, args.topk, rows)
+    def write(): write_text(args.csv, to_csv(rows, predictor.classes), 'utf-8-sig')
+    def keep():
+        if args.csv and (Path(args.csv).is_file() or not Path(args.csv).exists()):          # a pipe gets the table once
+            with suppress(OSError): write()             # that another program has it open is said at the end
+    try: _report(predictor, files, args.topk, rows, keep)
     finally: # what was answered is kept, however it ends
-        if args.csv and rows: write_text(args.csv, to_csv(rows, predictor.classes), 'utf-8-sig')
+        if args.csv and rows: write()
     bad = any(r['error'] for r in rows)
     more = f', {skipped} other files in folders skipped' if skipped else ''
     if len(files) > 1 or bad: print(f'{_counted(rows)}{more} ({predictor.backend})', file=sys.stderr)
