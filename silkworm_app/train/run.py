@@ -173,7 +173,8 @@ def _below(place):
 def _changed(place, since):
     "Whether something came, went or became another in a folder or file; a folder that isn't there can't tell"
     stats = lambda p: (p.lstat(), p.stat()) if os.path.exists(p) else (p.lstat(),) # of a link to nowhere
-    return Path(place).exists() and any(s.st_ctime > since for p in _below(place) for s in stats(p))
+    when = lambda s: max(s.st_ctime, s.st_mtime) # the first is when it was made on Windows, when it became another elsewhere
+    return Path(place).exists() and any(when(s) > since for p in _below(place) for s in stats(p))
 
 def is_finished(
     cfg:TrainConfig, # as it was read, before any `auto` has a value
