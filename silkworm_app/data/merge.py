@@ -41,6 +41,7 @@ def _said(root):
     of = {}
     there = lambda r: (Path(root)/r['file']).is_file()
     rows = [r for r in rows if r.get('file') and r.get('said') and not r['said'].startswith('.')]
+    for r in rows: r['file'] = r['file'].replace('\\', '/')         # of a page on Windows
     for r in sorted(rows, key=there, reverse=True):                 # what was moved says nothing against what lies there
         c = Path(r['file']).parts[0]
         if of.setdefault(c, r['said']) != r['said'] and there(r):   # a page never does that, a person may

@@ -39,7 +39,7 @@ def folder_of(
     "The folder for a class: its own name without what file systems refuse, and numbered where another class has that folder."
     if said in (ELSE, UNSURE): return said
     name = re.sub(r'[/\\:*?"<>|\x00-\x1f\x7f]', '_', said).strip(' .') or '_'
-    others = {(r['file'] or '').split('/')[0].casefold() for r in rows if r['said'] != said}       # some disks take A and a for one
+    others = {r['file'].split('/')[0].casefold() for r in rows if r['said'] != said}       # some disks take A and a for one
     return next(n for n in chain([name], (f'{name} {i}' for i in count(2))) if n.casefold() not in others)
 
 # %% ../../../nbs/serve/18_page_collect.ipynb #f5963142
@@ -66,6 +66,7 @@ class Store:
             raise ValueError(f'--collect: {path} cannot be read ({one_line(e)}); save it as CSV in UTF-8, or move it away') from None
         if rows and not {'file', 'said', 'phash'} <= set(rows[0]):
             raise ValueError(f'--collect: {path} is not a table of collected photographs; name another folder')
+        for r in rows: r['file'] = (r['file'] or '').replace('\\', '/')           # as Windows once wrote them
         return rows
 
     @contextmanager
@@ -108,14 +109,14 @@ class Store:
             with self.locked():
                 rows, phash = self.rows(), imagehash.phash(thumbnail(im))
                 if p := self.find(buf.getvalue(), phash):
-                    known = {f: r['said'] for r in rows for f in ((r['file'] or '').split('/')[0], r['file'])}
-                    return Kept('twice', known.get(str(p.relative_to(self.folder))) or known.get(p.parent.name, p.parent.name))
+                    known = {f: r['said'] for r in rows for f in (r['file'].split('/')[0], r['file'])}
+                    return Kept('twice', known.get(p.relative_to(self.folder).as_posix()) or known.get(p.parent.name, p.parent.name))
                 if self.size() + len(buf.getvalue()) > self.max_mb * 2**20: return Kept('full', said)
                 now = time.gmtime()
                 stem = f'{time.strftime("%Y%m%d-%H%M%S", now)}'
                 names = (Path(folder_of(said, rows)) / f'{stem}{n}-{phash}.jpg' for n in chain([''], (f'-{i}' for i in count(2))))
                 file = next(f for f in names if not (self.folder / f).exists())      # another with the same hash, in the same second
-                row = dict(file=str(file), said=said, kind=a['kind'], answer='; '.join(a['labels']), probability=a['probability'],
+                row = dict(file=file.as_posix(), said=said, kind=a['kind'], answer='; '.join(a['labels']), probability=a['probability'],
                     model=model, time=time.strftime('%Y-%m-%dT%H:%M:%SZ', now), width=im.width, height=im.height, phash=str(phash))
                 self.write(self.folder / file, buf.getvalue(), rows + [row])
         except (OSError, ValueError) as e: return Kept('failed', said, getattr(e, 'strerror', None) or str(e))
