@@ -199,7 +199,10 @@ def audit_html(
     conflict, at = {tuple(x) for x in r['conflicts']}, {scan.rel(p): p for p, _, _ in scan.items}    # the report's names are for reading
     lists = (('Files that cannot be used', r['unusable']), ('Folders that cannot be read', r['unreadable_folders']),
              ('Name says another format', r['wrong_suffix']))
+    groups, most = [x for x in r['groups'] if tuple(x) not in conflict], (80, 24)
+    sheets = (x[:most[0]] for x in (r['conflicts'], groups, r['scene_groups']))
+    seen = list(dict.fromkeys(f for gs in sheets for g in gs for f in _spread(g, most[1])))
+    thumbs = dict(zip(seen, each(lambda f: thumb_uri(at[f]), seen, 'reducing pictures')))
     return page(
         'audit.html', r=r, headlines=headlines(r), classes=sorted({c for n in r['counts'].values() for c in n}), lists=lists,
-        percent=_pct, kinds=_kinds, spread=_spread, thumb=lambda f: thumb_uri(at[f]),
-        groups=[x for x in r['groups'] if tuple(x) not in conflict], most_groups=80, most_each=24)
+        percent=_pct, kinds=_kinds, spread=_spread, thumb=thumbs.get, groups=groups, most_groups=most[0], most_each=most[1])

@@ -152,14 +152,14 @@ def _write(work, scan, found, margin, side, others, workers, show):
     list(each(save, items, 'cutting', workers, show))
     rows = [[shown(to) if (work/to).exists() else '', scan.rel(p), *(f.box or ['']*4), f.why] for (p, *_), f, to in items]
     write_table(work/'cropped.csv', [['file', 'cut from', 'x0', 'y0', 'x1', 'y1', 'why not'], *rows])
-    write_text(work/'sheet.html', _sheet(work, scan, items))
+    write_text(work/'sheet.html', _sheet(work, scan, items, show))
 
 
-def _sheet(work, scan, items):
+def _sheet(work, scan, items, show):
     n = sum(bool(f.box) for _, f, _ in items)
     notes = [f'{n} of {len(items)} pictures show a single object on a plain ground, which was cut out']
     if n < len(items): notes.append(f'nothing was cut out of {len(items) - n}: {_counted(f.why for _, f, _ in items if not f.box)}')
     cut = [(c, 'Cut out.', [(work/to, shown(to)) for (_, _, k), f, to in items if f.box and k == c]) for c in scan.classes]
     whys = sorted({f.why for _, f, _ in items} - {''})
     rest = [(w, 'Nothing was cut out.', [(p, scan.rel(p)) for (p, *_), f, _ in items if f.why == w]) for w in whys]
-    return contact_sheet('Objects cut out', notes, [(c or 'pictures', note, ps) for c, note, ps in cut] + rest)
+    return contact_sheet('Objects cut out', notes, [(c or 'pictures', note, ps) for c, note, ps in cut] + rest, show)

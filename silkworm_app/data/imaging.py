@@ -224,10 +224,10 @@ def _upright(im):
     return im.transpose(_upright_by[turn])
 
 # %% ../../nbs/data/00_imaging.ipynb #7264aa19
-def _decoded(im, name, data, small=False):
-    "The whole way from a header to upright RGB; `small`: at an eighth of the size where JPEG allows it."
+def _decoded(im, name, data, side=None):
+    "The whole way from a header to upright RGB; `side`: a JPEG at down to an eighth of its size, where this many pixels are left."
     def load(im):
-        if small: im.draft('RGB', (1, 1))
+        if side: im.draft('RGB', (side, side))
         im.load()
         return im
     try: im = load(im)
@@ -242,11 +242,12 @@ def _decoded(im, name, data, small=False):
 # %% ../../nbs/data/00_imaging.ipynb #d382ca6a
 def open_image(
     src, # path, bytes, open binary file, PIL image or array
+    side:int=None # pixels that each side needs, for a thumbnail only: a large JPEG comes smaller, in a fraction of the time
 )->Image.Image: # upright, 8-bit sRGB, fully decoded, independent of `src`
     "Any picture source as an upright RGB image; raises `ImageError` with one sentence that names the source."
     if isinstance(src, np.ndarray): return _from_array(src)
     im, name, data = _start(src)
-    out = _decoded(im, name, data)
+    out = _decoded(im, name, data, None if im is src else side)        # what is open is the caller's
     if out is src: out = out.copy()
     out.info = {}                                                    # neither turned nor recoloured a second time
     return out
@@ -258,7 +259,7 @@ def check_image(
     "Whether `open_image` would succeed, several times cheaper for JPEG (decoded at an eighth of its size); raises `ImageError`."
     im, name, data = _start(src)
     size = tuple(im.size)
-    _decoded(im, name, data, small=True)
+    _decoded(im, name, data, 1)
     return size
 
 # %% ../../nbs/data/00_imaging.ipynb #5a790268
@@ -279,7 +280,7 @@ def thumb_uri(
     side:int=84 # longest, pixels
 )->str: # None where it can't be opened
     "A small JPEG of a picture as text for a page"
-    try: im = open_image(src)
+    try: im = open_image(src, 2 * side)
     except ImageError: return None
     im.thumbnail((side, side))
     b = io.BytesIO()

@@ -11,6 +11,7 @@ from functools import lru_cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .imaging import thumb_uri
+from .progress import each
 
 # %% ../../nbs/data/03_sheet.ipynb #00a1155f
 @lru_cache
@@ -30,7 +31,10 @@ def page(
 def contact_sheet(
     title:str,
     notes:list, # sentences
-    groups:list # `(heading, sentence, [(picture, line under it)])`; a picture is anything `open_image` takes
+    groups:list, # `(heading, sentence, [(picture, line under it)])`; a picture is anything `open_image` takes
+    show:bool=True # progress on stderr
 )->str: # HTML
     "One self-contained page; of each group at most 400 pictures"
-    return page('sheet.html', title=title, notes=notes, groups=[g for g in groups if g[2]], most=400, thumb=lambda p: thumb_uri(p, 164))
+    groups, most = [g for g in groups if g[2]], 400
+    thumbs = each(lambda p: thumb_uri(p, 164), [p for *_, ps in groups for p, _ in ps[:most]], 'reducing pictures', show=show)
+    return page('sheet.html', title=title, notes=notes, groups=groups, most=most, thumb=lambda p: next(thumbs)) # in this order
