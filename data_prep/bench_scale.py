@@ -24,11 +24,11 @@ from silkworm_app.data.copies import group_pictures
 from silkworm_app.data.folder import DataError, pictures_below
 from silkworm_app.data.imaging import open_image
 from silkworm_app.data.progress import each
+from silkworm_app.files import whole_folder
 
 
 def make(at, of, files, seed):
     "The pictures, named by their source."
-    at.mkdir(parents=True)
     sources = pictures_below(of)[0] if of else []
     per = max(1, round(files / len(sources))) if sources else 1
     def one(k):
@@ -42,7 +42,8 @@ def make(at, of, files, seed):
 
 def main(at, of, files, level, seed):
     cv2.setNumThreads(1)
-    if not at.exists(): make(at, of, files, seed)
+    if not at.exists():
+        with whole_folder(at) as work: make(work, of, files, seed)
     paths = pictures_below(at)[0]
     t, use = time.time(), resource.getrusage(resource.RUSAGE_SELF)
     g = group_pictures(paths, level)

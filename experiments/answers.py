@@ -3,7 +3,8 @@
     SILKWORM_DATA=... python experiments/answers.py --cache DIR
 
 computes features of a pretrained net once (kept in DIR), then trains and calibrates the linear head of `silkworm_app.train.head` over and
-over, with scores from a five-fold cross-validation, and prints tables. `--strange` measures what is turned away as unlike instead.
+over, with scores from a five-fold cross-validation, and prints tables. `--strange` measures what is turned away as unlike instead, of all
+sets but `rare`.
 """
 import argparse
 import os
@@ -19,6 +20,7 @@ from silkworm_app.act.weights import find_weights
 from silkworm_app.data.copies import copy_groups
 from silkworm_app.data.folder import unpack
 from silkworm_app.data.imaging import Preprocess, open_image
+from silkworm_app.files import replacing, whole_folder
 from silkworm_app.serve.calibrate import fit_trust, interval
 from silkworm_app.serve.trust import softmax
 from silkworm_app.serve.unlike import picture_stats
@@ -51,12 +53,16 @@ def features(pictures, size):
     return torch.cat(out).numpy(), np.concatenate(stats)
 
 
+def save(file, **arrays):
+    "An .npz that is whole or not there"
+    with replacing(file) as part, part.open('wb') as f: np.savez(f, **arrays)
+
+
 def files_of(name, data, cache):
     "Files with their class names."
     folder = cache / f'{name}_pictures'
     if not folder.is_dir():
-        folder.mkdir()
-        unpack(data / (f'{name}.zip' if name.startswith('cifar') else f'{name}.tar'), folder)
+        with whole_folder(folder) as work: unpack(data / (f'{name}.zip' if name.startswith('cifar') else f'{name}.tar'), work)
     found = [(p, p.parent.name) for p in sorted(folder.rglob('*.jpg')) if not name.startswith('cifar') or 'train' in p.parts]
     if name == 'cifar10': found = [found[i] for i in np.random.default_rng(0).permutation(len(found))[:6000]]
     if name == 'cifar100': found = [f for f in found if f[1] in LEAVES][::80]
@@ -71,7 +77,7 @@ def cached(name, data, cache, size=224):
         paths = [p for p, _ in found]
         groups = copy_groups(paths) if name == 'silkworm_photos' else np.arange(len(paths))
         f, s = features(paths, size)
-        np.savez(file, f=f, s=s, names=np.array([c for _, c in found]), g=groups)
+        save(file, f=f, s=s, names=np.array([c for _, c in found]), g=groups)
     d = np.load(file)
     return d['f'], d['s'], d['names'], d['g']
 
@@ -112,7 +118,7 @@ def draws(name, data, cache, seed):
             z = fit_head(f[a], y[a], g[a], classes=len(classes), C=.01).logits(f[b])
             parts = held_out(f[a], y[a], g[a], len(classes), seed), y[a], g[a], z, y[b], g[b]
             out |= {f'{i}_{j}': p for j, p in enumerate(parts)}
-        np.savez(file, **out)
+        save(file, **out)
     d = np.load(file)
     return [[d[f'{i}_{j}'] for j in range(6)] for i in range(len(d) // 6)]
 
@@ -197,7 +203,7 @@ def strangers(name, data, cache):
         else: made['CIFAR-10'] = [p for p, _ in files_of('cifar10', data, cache)[:50]]
         if name != 'hymenoptera' and name != 'cifar': made['ants and bees'] = [p for p, _ in files_of('hymenoptera', data, cache)[::8]]
         out = {k: features(v, size) for k, v in made.items()}
-        np.savez(file, **{f'{k}|{j}': v[j] for k, v in out.items() for j in (0, 1)})
+        save(file, **{f'{k}|{j}': v[j] for k, v in out.items() for j in (0, 1)})
     d = np.load(file)
     return {k[:-2]: (d[k], d[k[:-1] + '1']) for k in d if k.endswith('|0')}
 
@@ -233,7 +239,7 @@ def main():
     if 'SILKWORM_DATA' not in os.environ: p.error('the variable SILKWORM_DATA must name the folder with the archives of pictures')
     a.cache.mkdir(parents=True, exist_ok=True)
     data = Path(os.environ['SILKWORM_DATA'])
-    for name in a.sets:
+    for name in (n for n in a.sets if not (a.strange and n == 'rare')):
         body = strange(name, data, a.cache, a.seeds) if a.strange else table(*measure(name, data, a.cache, a.seeds))
         print(f'### {TITLES[name]}\n\n{body}\n', flush=True)
 
