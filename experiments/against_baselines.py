@@ -4,7 +4,8 @@
 
 With --arm, these variants of the command are compared instead.
 
-Every run is a process of its own; rows are added to the table as they come, and runs that are in it are not made again.
+Every run is a process of its own; rows are added to the table as they come, and runs that are in it are not made again. A name in the
+table is for one choice of options. Data without a test split is refused.
 The split, the pictures and all options are the same for the two nets; the linear model sees the same training pictures.
 """
 import argparse
@@ -31,7 +32,7 @@ from silkworm_app.data.imaging import open_image
 from silkworm_app.train.config import read_settings
 from silkworm_app.train.setup import load_splits
 
-FIELDS = ['data', 'what', 'seed', 'accuracy', 'balanced_accuracy', 'n_test', 'epochs', 'seconds']
+FIELDS = ['data', 'what', 'options', 'seed', 'accuracy', 'balanced_accuracy', 'n_test', 'epochs', 'seconds']
 WHAT = {'lslu': ['--act', 'lslu'], 'relu': ['--act', 'relu']}
 
 
@@ -47,7 +48,7 @@ def linear(options):
     "Logistic regression, its strength of regularisation chosen by cross-validation inside the training pictures."
     splits = load_splits(read_settings(options))
     part = lambda items: (np.stack([histogram(p) for p, _ in items]), [c for _, c in items])
-    (x, y), (xt, yt) = part(splits.train + splits.valid), part(splits.test or splits.valid)
+    (x, y), (xt, yt) = part(splits.train + splits.valid), part(splits.test)
     model = GridSearchCV(make_pipeline(StandardScaler(), LogisticRegression(max_iter=200)), {'logisticregression__C': [1e-4, 1e-3, 1e-2, 1e-1]}, cv=3)
     pred = model.fit(x, y).predict(xt)
     return dict(accuracy=accuracy_score(yt, pred), balanced_accuracy=balanced_accuracy_score(yt, pred), n_test=len(yt), epochs='')
@@ -58,7 +59,7 @@ def net(options):
         subprocess.run([sys.executable, '-m', 'silkworm_app.train', *options, '--output_dir', f'{run}/run', '--bundle', 'false', '--save_ckpt', 'false'], check=True)
         m = json.loads(Path(run, 'run/metrics.json').read_text())
         rows = len(Path(run, 'run/history.csv').read_text().splitlines()) - 1
-    m = m.get('test') or m['valid']
+    m = m['test']
     return dict(accuracy=m['accuracy'], balanced_accuracy=m['balanced_accuracy'], n_test=m['n'], epochs=rows)
 
 
@@ -74,17 +75,24 @@ def main():
     args = p.parse_args(argv)
     arms = {a.partition('=')[0]: a.partition('=')[2].split() for a in args.arm} if args.arm else {**WHAT, 'linear': None}
     out = Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     done = list(csv.DictReader(out.open())) if out.is_file() else []
-    for seed in range(args.seeds):
-        options = ['--data_path', args.data, '--seed', str(seed), *rest]
-        for what, more in arms.items():
-            if any((r['data'], r['what'], r['seed']) == (args.name, what, str(seed)) for r in done): continue
-            t = time.perf_counter()
-            row = linear(options) if more is None else net(options + more)
-            done.append({k: str(v) for k, v in dict(data=args.name, what=what, seed=seed, **row, seconds=round(time.perf_counter() - t)).items()})
-            with replacing(out) as part, part.open('w', newline='') as f:
-                w = csv.DictWriter(f, FIELDS)
-                w.writeheader(); w.writerows(done)
+    made = {what: ' '.join(['silkworm-train', *rest, *(more or [])]) for what, more in arms.items()}
+    for r in done:
+        if r['data'] == args.name and (was := r.get('options')) and was != made.get(r['what'], was):
+            p.error(f'{out} holds {args.name} {r["what"]} made with {was}; give the data or the arm another name')
+    todo = [(seed, what) for seed in range(args.seeds) for what in arms if (args.name, what, str(seed)) not in {(r['data'], r['what'], r['seed']) for r in done}]
+    options = lambda seed, more: ['--data_path', args.data, '--seed', str(seed), *rest, *(more or [])]
+    if todo:
+        cfg = read_settings(options(0, arms[todo[0][1]]))
+        if not load_splits(cfg).test or cfg.cross_validate: p.error(f'{args.data} has no test split of its own, and without one nothing is compared')
+    for seed, what in todo:
+        t = time.perf_counter()
+        row = (linear if arms[what] is None else net)(options(seed, arms[what]))
+        done.append({k: str(v) for k, v in dict(data=args.name, what=what, options=made[what], seed=seed, **row, seconds=round(time.perf_counter() - t)).items()})
+        with replacing(out) as part, part.open('w', newline='') as f:
+            w = csv.DictWriter(f, FIELDS)
+            w.writeheader(); w.writerows(done)
     for name in dict.fromkeys(r['data'] for r in done):
         for what in dict.fromkeys(r['what'] for r in done if r['data'] == name):
             rows = [r for r in done if (r['data'], r['what']) == (name, what)]
