@@ -9,7 +9,7 @@ out = Path(sys.argv[1])
 read = lambda name: (out/name).read_text(encoding='utf-8').strip() if (out/name).is_file() else ''
 lines = ['# On a GPU', 'Made by `sh experiments/gpu.sh`.']
 if exact := read('exact.txt'): lines += ['## Exactness', f'`pytest -m cuda tests/test_cuda.py`: {exact.splitlines()[-1].strip("= ")}']
-for name in ('layers', 'nets', 'act_num', 'inference'):
+for name in ('layers', 'nets', 'act_num', 'inference', 'compiled_layers', 'compiled_inference', 'compiled_nets'):
     if found := read(f'{name}.json'): lines += [f'## {name}' + ('' if (out/f'{name}.md').is_file() else ', as far as it came'), markdown(json.loads(found))]
 if found := read('cifar100.json'):
     test = json.loads(found).get('test') or {}

@@ -3,6 +3,7 @@ import csv
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -81,3 +82,32 @@ def test_baselines_want_a_test_split_and_one_choice_of_options(tmp_path, monkeyp
     assert len(made) == 3
     with pytest.raises(SystemExit): run('--', '--group', 'hash', '--epochs', '2')
     assert 'drawn lslu made with silkworm-train --group hash --act lslu' in capsys.readouterr().err and len(made) == 3
+
+
+FAKE = """#!/bin/sh
+case "$*" in
+*lab.bench*act_num*) exit 1;;
+*lab.bench*|*gpu_page*) ;;
+*"import sys, torch"*) ;;
+*) exit 1;;
+esac
+"""
+
+
+def test_the_script_for_a_card_tells_what_failed_and_what_it_left_out(tmp_path):
+    "A python that measures nothing: it is what the shell makes of it that is looked at"
+    (tmp_path/'python').write_text(FAKE)
+    (tmp_path/'python').chmod(0o755)
+    def run(*out, **env):
+        env = dict(os.environ, PYTHON=str(tmp_path/'python'), DEVICE='cpu', CIFAR100='none.zip') | env
+        return subprocess.run(['sh', str(folder/'gpu.sh'), *out], cwd=folder.parent, env=env, capture_output=True, text=True)
+    out = tmp_path/'out'
+    left = lambda: (out/'left_out.txt').read_text().splitlines()
+    assert run(str(out), STEPS='layers').returncode == 0 and (out/'layers.md').is_file()
+    assert 'training steps of whole nets: not among STEPS' in left() and 'the comparison act_num_gpu: MINUTES is under 40' in left()
+    assert not any(o.startswith('one layer:') for o in left())
+    assert run(str(out), STEPS='layers act_num grids', MINUTES='40').returncode == 4            # act_num and three comparisons
+    assert sum('failed, see' in o for o in left()) == 4
+    assert 'grid: {seed: [0], act_num: [1, 2, 3, 4, 5]}' in (out/'act_num_gpu.yaml').read_text()
+    other = run(str(out), DEVICE='cuda')
+    assert other.returncode == 2 and other.stdout.strip() == f'gpu.sh: {out} holds what DEVICE=cpu gave; name another folder for DEVICE=cuda'
