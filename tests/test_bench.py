@@ -1,4 +1,5 @@
 "The benchmark compares like with like, counts memory right, and writes what it measured."
+import argparse
 import json
 import logging
 import warnings
@@ -176,3 +177,50 @@ def test_an_arm_that_was_not_measured_is_told():
     said = []
     rows = run_bench('quick', ['layers'], 1, arms=['lslu', 'lslu, fused'], log=said.append)['rows']
     assert {r['arm'] for r in rows if 'ms' in r} == {'definition', 'lslu'} and 'not among what was measured: lslu, fused' in said
+
+
+@pytest.fixture
+def card(monkeypatch):
+    "What is done on a card, done on the CPU"
+    monkeypatch.setattr(bench, '_on_gpu', lambda o: True)
+    monkeypatch.setattr(torch.cuda, 'synchronize', lambda: None)
+    monkeypatch.setattr(bench, 'peak_allocated', lambda net, x: 2**20)
+    return argparse.Namespace(mode='quick', rounds=3, calls=1, budget=9, device='cpu', compile=True, only='', arms=(), clock='wall', log=lambda s: None)
+
+
+@pytest.mark.parametrize('big', ['lslu', 'definition'])
+def test_an_arm_that_the_card_has_no_memory_for_is_a_note(card, monkeypatch, tmp_path, big):
+    "The others are measured all the same, without ratios where it is the one that they are taken against"
+    def full(*args): raise torch.OutOfMemoryError('CUDA out of memory')
+    arms = layer_arms(16)
+    arms[big].forward = full
+    monkeypatch.setattr(bench, 'layer_arms', lambda c: arms)
+    monkeypatch.setattr(bench, '_compiled', lambda *args: ())
+    rows = list(bench.bench_layers(card))
+    by = {s: {r['arm']: r for r in rows if r['section'] == s} for s in {r['section'] for r in rows}}
+    assert len(by) == 3 and all(v[big]['note'] == 'CUDA out of memory' and 'relu' in v for v in by.values())
+    assert (by['layer, training step']['relu']['faster'] > 0) == (big == 'lslu')
+    result = dict(machine={}, settings={}, rows=rows)
+    assert bench.markdown(result).count('CUDA out of memory') == 3
+    bench.plot_bench(result, tmp_path)
+
+
+def test_each_size_is_compiled_for_itself(card, monkeypatch):
+    "And only what was asked for, since it takes minutes"
+    how, resets = [], []
+    monkeypatch.setattr(torch.nn.Module, 'compile', lambda self, **kw: how.append((type(self), kw)))
+    monkeypatch.setattr(torch.compiler, 'reset', lambda: resets.append(len(how)))
+    monkeypatch.setitem(bench.LAYERS, 'quick', [(2, 16, 14), (2, 16, 7)])
+    card.arms = 'lslu, compiled',
+    rows = list(bench.bench_layers(card))
+    assert how == [(LSLU, dict(dynamic=False))]*2 and resets == [0, 1]
+    assert {r['arm'] for r in rows if r['section'] == 'layer, training step'} == {'definition', 'lslu, compiled'}
+
+
+def test_a_fused_net_is_measured_in_both_layouts(card, monkeypatch):
+    "`fuse` takes channels-last by itself on a CPU, and doesn't on a card"
+    card.compile, layouts, kept = False, [], fuse
+    monkeypatch.setattr(bench, 'fuse', lambda net, size, channels_last=False: layouts.append(channels_last) or kept(net, size, channels_last))
+    rows = list(bench.bench_inference(card))
+    assert layouts == [False, True]*(len(layouts)//2) and {'lslu, fused', 'lslu, fused, channels last'} <= {r['arm'] for r in rows}
+    bench._check_arms({r['arm'] for r in rows})

@@ -48,12 +48,19 @@ def sizes_for(
 
 # %% ../../nbs/lab/03_bench.ipynb #7717537b
 def _rows(section, what, times, against):
-    found = stats_of(times, against)
-    return [dict(section=section, what=what, arm=k, **{a: round(b, 4) for a,b in v.items()}) for k,v in found.items()]
+    found = stats_of(times, against if against in times else next(iter(times), None))
+    none = {} if against in times else dict.fromkeys(('faster', 'faster_q1', 'faster_q3'), float('nan'))
+    return [dict(section=section, what=what, arm=k, **{a: round(b, 4) for a,b in (v | none).items()}) for k,v in found.items()]
+
+def _fits(f, *args):
+    "What `f` returns, or in words that the card's memory is too small"
+    try: return f(*args)
+    except torch.OutOfMemoryError as e: return one_line(e)
 
 def _timed(o, section, what, arms, base='definition', warm=2, share=1):
     "Rows of the arms that were asked for, and of the one that ratios are taken against; an arm that is a text says why it can't be timed"
     arms = {k: v for k,v in arms.items() if k == base or not o.arms or k in o.arms}
+    if _on_gpu(o): arms |= {k: n for k,f in arms.items() if callable(f) and isinstance(n := _fits(f), str)}
     notes = [dict(section=section, what=what, arm=k, note=arms.pop(k)) for k in [k for k,f in arms.items() if isinstance(f, str)]]
     sync,calls = (torch.cuda.synchronize, o.calls) if _on_gpu(o) else (lambda: None, 1)
     several = {k: (lambda f=f: [f() for _ in range(calls)]) for k,f in arms.items()}
@@ -62,22 +69,29 @@ def _timed(o, section, what, arms, base='definition', warm=2, share=1):
 
 def _wanted(o, arms): return {k: m for k,m in arms.items() if not o.arms or k in o.arms}
 
+def _memory(section, what, arm, digits, f, *args):
+    "A row of the bytes that `f` counts, or of why it can't"
+    n = _fits(f, *args)
+    return dict(section=section, what=what, arm=arm, **(dict(note=n) if isinstance(n, str) else dict(megabytes=round(n/2**20, digits))))
+
 def _kept(section, what, arm, f, model, x, digits):
     model.train()
-    return dict(section=section, what=what, arm=arm, megabytes=round(saved_bytes(f, there_anyway(model, x))/2**20, digits))
+    return _memory(section, what, arm, digits, saved_bytes, f, there_anyway(model, x))
 
 # %% ../../nbs/lab/03_bench.ipynb #08ea3f23
 def _compiled(o, section, what, arms, x):
     "On a GPU, rows of the definition, ours and relu by `torch.compile`, or why it can't; after all others, since it takes minutes"
-    if not (_on_gpu(o) and o.compile): return
+    wanted = _wanted(o, {f'{k}, compiled': arms[k] for k in ('definition', 'lslu', 'relu')})
+    if not (_on_gpu(o) and o.compile and wanted): return
+    torch.compiler.reset()                                          # what it knows of other sizes would make this one a size among many
     steps = {'definition': train_step(arms['definition'], x)}
-    for k in ('definition', 'lslu', 'relu'):
-        o.log(f'compiling {k}, {what}')
-        step = train_step(m := copy.deepcopy(arms[k]), x)
-        m.compile()
+    for k,m in wanted.items():
+        o.log(f'{k}, {what}')
+        step = train_step(m := copy.deepcopy(m), x)
+        m.compile(dynamic=False)
         try: step()
         except Exception as e: step = one_line(e)
-        steps[f'{k}, compiled'] = step
+        steps[k] = step
     yield from (r for r in _timed(o, section, what, steps) if r['arm'] != 'definition')
 
 def _forward_only(m, x):
@@ -169,9 +183,9 @@ def bench_peak(o):
         if o.only not in what: continue
         o.log(f'peak memory, {what}')
         for arm,net in _wanted(o, net_arms(arch, kw, size)).items():
-            if _on_gpu(o): n = peak_allocated(net.to(o.device), torch.randn(b, 3, size, size, device=o.device))
-            else: n = peak_growth(arch, kw, b, size, arm)
-            yield dict(section='net, peak of a training step', what=what, arm=arm, megabytes=round(n/2**20, 1))
+            row = 'net, peak of a training step', what, arm, 1
+            if _on_gpu(o): yield _memory(*row, peak_allocated, net.to(o.device), torch.randn(b, 3, size, size, device=o.device))
+            else: yield _memory(*row, peak_growth, arch, kw, b, size, arm)
 
 # %% ../../nbs/lab/03_bench.ipynb #7f25b3b2
 def _inference_arms(o, name, net, x):
@@ -180,16 +194,18 @@ def _inference_arms(o, name, net, x):
     if name == 'definition': return {name: call(net)}
     size = x.shape[-1]
     f = fuse(net, size)
+    other = 'channels last' if _on_gpu(o) else 'NCHW'                # the layout that `fuse` doesn't take by itself
     fs = {name: call(net), f'{name}, fused': call(f),
           f'{name}, channels last': call(copy.deepcopy(net).to(memory_format=torch.channels_last)),
-          f'{name}, fused, NCHW': call(fuse(net, size, channels_last=False))}
+          f'{name}, fused, {other}': call(fuse(net, size, channels_last=_on_gpu(o)))}
     if not _on_gpu(o): fs[f'{name}, fused, ONNX Runtime'] = onnx_runner(copy.deepcopy(f), x)[0]
-    if name == 'lslu' and o.compile:
+    if name == 'lslu' and o.compile and _wanted(o, {(k := f'{name}, fused, torch.compile'): f}):
+        torch.compiler.reset()
         try:
-            c = torch.compile(copy.deepcopy(f))
+            c = torch.compile(copy.deepcopy(f), dynamic=False)
             with torch.no_grad(): c(x)
-            fs[f'{name}, fused, torch.compile'] = call(c)
-        except Exception as e: fs[f'{name}, fused, torch.compile'] = one_line(e)
+            fs[k] = call(c)
+        except Exception as e: fs[k] = one_line(e)
     return fs
 
 # %% ../../nbs/lab/03_bench.ipynb #32efcc8b
@@ -223,10 +239,10 @@ def markdown(
     for section in dict.fromkeys(r['section'] for r in result['rows']):
         rows = [r for r in result['rows'] if r['section'] == section]
         base = 'the unfused lslu' if section == 'inference' else 'the definition'
-        heads = ['what', 'arm', 'ms, median', 'quartiles', f'times as fast as {base}', 'quartiles', 'rounds']
-        body = [_cells(r) for r in rows] if 'megabytes' not in rows[0] else [[r['what'], r['arm'], f'{r["megabytes"]:.2f}'] for r in rows]
-        if 'megabytes' in rows[0]: heads = ['what', 'arm', 'MB']
-        out += ['', f'### {section}', '', markdown_table(heads, body)]
+        sizes = any('megabytes' in r for r in rows)
+        heads = ['MB'] if sizes else ['ms, median', 'quartiles', f'times as fast as {base}', 'quartiles', 'rounds']
+        body = [[r['what'], r['arm'], r.get('note') or f'{r["megabytes"]:.2f}'] if sizes else _cells(r) for r in rows]
+        out += ['', f'### {section}', '', markdown_table(['what', 'arm', *heads], body)]
     return '\n'.join(out) + '\n'
 
 # %% ../../nbs/lab/03_bench.ipynb #54515a74
@@ -277,7 +293,8 @@ def plot_bench(
         save_figure(fig, Path(folder)/f'{stem}_{slug}', ('png',))
 
 # %% ../../nbs/lab/03_bench.ipynb #3d329810
-_kinds = 'channels last', 'channels last, bf16', 'compiled', 'fused', 'fused, NCHW', 'fused, ONNX Runtime', 'fused, torch.compile'
+_kinds = ('channels last', 'channels last, bf16', 'compiled', 'fused', 'fused, NCHW', 'fused, channels last', 'fused, ONNX Runtime',
+          'fused, torch.compile')
 
 def _check_arms(arms):
     "Raise `ValueError` for an arm that no section has"
