@@ -1,5 +1,6 @@
 "Grids of runs: resumed, repeatable, the same with several processes, cut by photograph, one sentence for each mistake."
 import csv
+import errno
 import json
 import shutil
 from fractions import Fraction
@@ -341,6 +342,12 @@ def test_one_writer_at_a_time(drawings, done):
     with open(done[0] / '.lock', 'w') as f:
         fcntl.flock(f, fcntl.LOCK_EX)
         with pytest.raises(GridError, match='another process'): run_grid(make_grid(small_grid(drawings)), done[0], **quiet)
+
+
+def test_a_file_system_without_locks_is_no_other_process(drawings, done, monkeypatch):
+    def lock(f, wait): raise OSError(errno.ENOTSUP, 'Operation not supported')
+    monkeypatch.setattr(experiment, 'lock', lock)
+    assert run_grid(make_grid(small_grid(drawings)), done[0], max_runs=0, **quiet) == done[1]
 
 
 def test_model_card_of_cross_validated_bundle(tmp_path, capsys, monkeypatch):

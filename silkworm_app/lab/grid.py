@@ -308,7 +308,8 @@ def _locked(out):
     "Nobody else writes into the folder meanwhile"
     with open(out/'.lock', 'w') as f:
         try: lock(f, wait=False)
-        except OSError: raise GridError(f'another process works on {out}; wait for it, or name another folder with --out') from None
+        except BlockingIOError: raise GridError(f'another process works on {out}; wait for it, or name another folder with --out') from None
+        except OSError: pass                                        # a file system without locks
         yield
 
 @contextlib.contextmanager
