@@ -374,7 +374,7 @@ def test_model_card_of_cross_validated_bundle(tmp_path, capsys, monkeypatch):
     said, cv = capsys.readouterr().out, m['cross_validation']
     records = [json.loads(o) for o in (tmp_path / 'a/cross_validation.jsonl').read_text().splitlines()]
     seen = [r for r in records if r['by'] == 'photo']
-    assert [g for r in seen for g in set(r['photo'])] and len({g for r in seen for g in r['photo']}) == sum(len(set(r['photo'])) for r in seen) == cv['photographs'] == 17, 'a photograph was tested in two parts, or one under two classes stayed'
+    assert len({g for r in seen for g in r['photo']}) == sum(len(set(r['photo'])) for r in seen) == cv['photographs'] == 17, 'a photograph was tested in two parts, or one under two classes stayed'
     assert cv['n'] == 34 and len(records) == 6 and cv['by_file'] and 'test' not in m and m['leak']['valid_seen_in_train'] == 0
     right = {}
     for r in seen:

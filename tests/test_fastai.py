@@ -238,6 +238,7 @@ def test_save_and_load_of_weights(dls, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(learn.model.state_dict().values(), other.model.state_dict().values()))
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize('how', ['add_cb', 'to_lslu', 'fit'])
 def test_late(dls, how):
     torch.manual_seed(0)  # alone or behind other tests, the same net: three steps of an unlucky one leave an alpha where it was

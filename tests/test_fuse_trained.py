@@ -12,6 +12,8 @@ from silkworm_app.act.fuse import compare, fuse
 from silkworm_app.train.learner import lslu_learner
 from silkworm_app.act.lslu import LSLU
 
+pytestmark = pytest.mark.trains
+
 
 def trained(folder, **kw):
     "A learner after a short deep training, with alphas and biases that have moved, and its test pictures."

@@ -78,7 +78,7 @@ def test_what_cannot_be_added_is_said(tmp_path, collected, capsys):
     assert '--folds says nothing' in said(tmp_path/'old', collected, tmp_path/'x', '--folds', '3')
     assert 'lie inside each other' in said(tmp_path/'old', collected, collected/'x')
     drawn(collected, ('moth', 'cocoon'), 1, 50)
-    assert 'moth, which is no class of the set' in said(tmp_path/'old', collected, tmp_path/'x') or 'cocoon' in said(tmp_path/'old', collected, tmp_path/'x')
+    assert 'cocoon, which is no class of the set' in said(tmp_path/'old', collected, tmp_path/'x')
     (tmp_path/'m.yaml').write_text('moth: null\ncocoon: null\n')
     assert main(['prepare', str(tmp_path/'old'), str(collected), str(tmp_path/'y'), '--mapping', str(tmp_path/'m.yaml')]) == 0
     next((tmp_path/'old/train/healthy').iterdir()).unlink()
