@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 
 from silkworm_app.data.sample import draw_sample
 from silkworm_app.train.cross import photo_interval
@@ -29,6 +29,83 @@ def load(name, monkeypatch):
     monkeypatch.setattr(sys, 'path', list(sys.path))
     if name == 'int8': monkeypatch.setitem(sys.modules, 'pretrained', loaded('pretrained'))
     return loaded(name)
+
+
+def line(arm, seed, part, photo, target, right, of=2, data='d', minutes=1):
+    "A line of pretrained.py: two classes, sure of each answer"
+    probs = np.eye(2)[np.where(right, target, 1 - np.array(target))]
+    return dict(data=data, arm=arm, seed=seed, part=part, photo=photo, target=target, probs=probs.tolist(), minutes=minutes, of=of)
+
+
+def test_photographs_are_counted_once(monkeypatch):
+    "Photograph 5 lies in three files, two of them answered wrong by a little, one right by a lot"
+    pretrained = load('pretrained', monkeypatch)
+    rows = [line('a', 0, 0, [3, 5, 5, 5], [1, 0, 0, 0], [True]*4), line('a', 0, 1, [4], [1], [False])]
+    rows[0]['probs'][1:] = [[.4, .6], [.4, .6], [.9, .1]]
+    photo, y, right = pretrained.by_photograph(rows)
+    assert photo.tolist() == [3, 4, 5] and y.tolist() == [1, 1, 0] and right.tolist() == [True, False, True]
+
+
+def test_the_summary_is_of_whole_seeds(tmp_path, monkeypatch):
+    pretrained = load('pretrained', monkeypatch)
+    rows = []
+    for seed, ok in enumerate(([True]*4, [True, True, True, False], [True, True, False, False])):  # of photographs 0 and 1 of class 0, 2 and 3 of class 1
+        rows += [line('a', seed, 0, [0, 2, 2], [0, 1, 1], [ok[0], ok[2], ok[2]], minutes=2), line('a', seed, 1, [1, 3], [0, 1], [ok[1], ok[3]], minutes=seed)]
+    rows += [line('a', 3, 0, [0, 2, 2], [0, 1, 1], [False]*3, minutes=99), line('b', 0, 0, [0, 1], [0, 1], [True, True], of=1)]
+    file = tmp_path/'peers.jsonl'
+    file.write_text('\n'.join(map(json.dumps, rows)) + '\n{"data": "d", "arm": "a", "se')
+    res = pretrained.summary([file])
+    assert list(res) == [('d', 'a'), ('d', 'b')]
+    a, b = res.values()
+    assert (a['seeds'], a['parts'], b['seeds'], b['parts']) == (3, 2, 1, 1)
+    assert a['right'] == a['balanced'] == 75 and a['right_sd'] == a['balanced_sd'] == 25 and a['minutes'] == 3
+    assert b['right'] == 100 and np.isnan(b['right_sd']) and b['right_in'] == [100, 100]
+    assert a['right_in'][0] < 75 < a['right_in'][1] and a['balanced_in'][0] < 75 < a['balanced_in'][1]
+
+
+def test_rare_classes_count_as_much_in_balanced_figures(tmp_path, monkeypatch):
+    pretrained = load('pretrained', monkeypatch)
+    file = tmp_path/'peers.jsonl'
+    file.write_text(json.dumps(line('a', 0, 0, list(range(10)), [0]*8 + [1]*2, [True]*8 + [True, False], of=1)))
+    a, = pretrained.summary([file]).values()
+    assert np.isclose(a['right'], 90) and np.isclose(a['balanced'], 75)
+
+
+def test_eight_bits_are_counted_by_photograph(monkeypatch, capsys):
+    "Photograph 7 has two files, of which the first counts; 8 became wrong, 9 became right"
+    int8 = load('int8', monkeypatch)
+    sure = lambda *picks: np.eye(2)[list(picks)].tolist()
+    row = dict(data='d', part=0, photo=[7, 7, 8, 9], y=[0, 0, 0, 1], classes=['f', 'm'], ms={'32 bits': 6., '8 bits': 3.},
+               logits={'32 bits': sure(0, 1, 0, 0), '8 bits': sure(0, 1, 1, 1)},
+               sets={'32 bits': [['f'], ['m'], ['f'], ['f']], '8 bits': [['f'], ['m'], ['f', 'm'], ['m']]})
+    int8.table([row])
+    *_, whole, eight = capsys.readouterr().out.strip().splitlines()
+    assert whole == '| d, 3 photographs | 32 bits | 66.7% | 0, 0 | 66.7% | 100.0% | 6.0 | 1.00 |'
+    assert eight == '| d, 3 photographs | 8 bits | 66.7% | 1, 1 | 100.0% | 33.3% | 3.0 | 2.00 |'
+
+
+def test_answers_are_means_over_copies_and_repetitions(monkeypatch):
+    "Columns: photograph, class, kept, answered alone, right, several, classes left"
+    answers = load('answers', monkeypatch)
+    rows = np.array([[4, 0, 1, 1, 1, 0, 1], [4, 0, 1, 0, 0, 1, 2], [4, 0, 0, 0, 0, 1, 2], [4, 0, 1, 1, 1, 0, 1], [2, 1, 0, 1, 0, 0, 1]], float)
+    assert answers.by_photograph(rows).tolist() == [[2, 1, 0, 1, 0, 0, 1], [4, 0, .75, .5, .5, .5, 1.5]]
+    head, _, cells = answers.table({'the rule': rows}, ['x', 'y']).splitlines()
+    assert 'x (1): kept' in head and 'y (1): kept' in head
+    cells = [o.strip() for o in cells.strip('|').split('|')]
+    assert [o.split(' ')[0] for o in cells[1:]] == ['75.0', '0.0', '75.0', '33.3', '25.0', '1.25']
+
+
+def test_the_interval_over_photographs_is_that_of_the_binomial():
+    "Of one class, each photograph right or wrong: drawing them again is a binomial of the part that was right"
+    for n, part in ((400, .9), (1000, .6)):
+        right = np.arange(n) < part*n
+        record = dict(photo=range(n), target=[0]*n, right=right.tolist())
+        value, low, high = photo_interval([record])
+        assert value == part and abs((high - low)/np.ptp(binom.ppf((.025, .975), n, part)/n) - 1) < .1
+        exact = binomtest(int(right.sum()), n).proportion_ci(method='exact')
+        assert abs((high - low)/(exact.high - exact.low) - 1) < .1 and exact.low < value < exact.high
+        copies = dict(photo=[*range(n)]*3, target=[0]*3*n, right=right.tolist()*3)
+        assert photo_interval([copies]) == photo_interval([record]) == photo_interval([record]*4)   # copies and seeds make no photographs
 
 
 def test_what_was_killed_half_way_is_made_again(tmp_path, monkeypatch):
