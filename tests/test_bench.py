@@ -14,7 +14,7 @@ from silkworm_app.act.patch import lslu_model
 from silkworm_app.lab import bench, timing
 from silkworm_app.lab.bench import main, run_bench
 from silkworm_app.clock import in_turns
-from silkworm_app.lab.timing import StepLSLU, latency, layer_arms, net_arms, peak_growth, saved_bytes, stats_of, step_by_step
+from silkworm_app.lab.timing import StepLSLU, latency, layer_arms, net_arms, peak_growth, saved_bytes, step_by_step
 from silkworm_app.serve.net import quiet_export
 
 
@@ -65,12 +65,6 @@ def test_every_arm_runs_once_a_round_and_after_every_other():
     rounds = [calls[i:i + 3] for i in range(0, 30, 3)]
     assert all(sorted(r) == ['a', 'b', 'c'] for r in rounds) and len({r[0] for r in rounds}) == 3
     assert {p + q for r in rounds for p, q in zip(r, r[1:])} == {p + q for p in 'abc' for q in 'abc' if p != q}
-
-
-def test_ratios_are_taken_within_a_round():
-    "A machine that gets ten times slower half-way changes times, not ratios."
-    s = stats_of(dict(a=[2, 2, 20, 20], b=[1, 1, 10, 10]), 'a')
-    assert s['b']['faster'] == s['b']['faster_q1'] == s['b']['faster_q3'] == 2 and s['b']['q1'] < s['b']['q3']
 
 
 def test_saved_memory_is_counted_once():

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from silkworm_app.act import fast
 from silkworm_app.act.fuse import fuse
-from silkworm_app.act.lslu import LSLU, reference_series
+from silkworm_app.act.lslu import LSLU
 from silkworm_app.act.patch import lslu_model, lslus
 
 CARD = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA card')]
@@ -77,14 +77,6 @@ def test_a_layer_computes_on_the_card_what_it_computes_on_the_cpu(kw, last, larg
     x = torch.randn(4, 8, 9, 11, dtype=torch.float64)
     if last: x = x.to(memory_format=torch.channels_last)
     for a, b in zip(step(gpu, x.cuda()), step(cpu, x), strict=True): assert error(a, b) < 1e-10
-
-
-@on_card
-def test_the_series_is_its_definition_on_the_card():
-    x = torch.randn(4, 8, 9, 11, dtype=torch.float64, device='cuda')
-    m = shake(LSLU(8, 3).double()).cuda().eval()
-    y = F.conv2d(F.relu(reference_series(x, m.alphas, m.biases)), m.weight, padding=m.weight.shape[-1]//2, groups=8)
-    assert error(m(x), m.bn(y)) < 1e-10
 
 
 @mixed(BF16, FP16)
