@@ -31,6 +31,8 @@ from silkworm_app.data.audit import audit
 from silkworm_app.serve.page.html import Say
 from silkworm_app.train.config import read_settings
 from silkworm_app.train.evaluate import labelled_pictures, main as evaluate
+from silkworm_app.train.pictures import run_splits, write_pictures
+from silkworm_app.train.run import RunFolder
 from silkworm_app.train.setup import load_splits
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -330,6 +332,15 @@ def test_a_fold_that_is_named_is_tested_or_refused(prepared, tmp_path):
     f = shutil.copytree(folds, tmp_path / 'folds')
     (f / one.folds['fold_2'][0][0].relative_to(folds)).write_bytes(b'')
     assert any('1 file(s) were skipped' in w for w in said_of('--data_path', f, '--fold', 'fold_2', '--on_bad', 'skip').warnings)
+
+
+def test_pictures_of_a_wrapped_set_with_folds_are_found_again(prepared, tmp_path):
+    "Its path was the folder inside, while a run looks below the one that was named"
+    shutil.copytree(prepared / 'folds', tmp_path / 'wrap/clean')
+    cfg, run = read_settings(['--data_path', str(tmp_path / 'wrap')]), RunFolder(tmp_path)
+    write_pictures(run, splits := load_splits(cfg))
+    again = run_splits(run, cfg)
+    for part in ('train', 'valid', 'test'): assert sorted(getattr(again, part)) == sorted(getattr(splits, part)) != []
 
 
 def test_validation_pictures_of_another_folder_take_none_from_training(prepared, tmp_path):

@@ -366,7 +366,9 @@ def find_splits(
         raise DataError(f'{shown(path/MANIFEST)}, which says what each fold tests, is not as silkworm-data wrote it: put that one back, or '
                         f'name {shown(path/"pictures")}, to have it cut anew')
     if rows and rows[0]['split'].startswith('fold_') and read_manifest(path):
-        return _folds(path, rows, distinct, fold, valid_pct, seed, on_bad)
+        out = _folds(path, rows, distinct, fold, valid_pct, seed, on_bad)
+        out.path = given
+        return out
     if fold is not None: raise DataError(f'{shown(path)} has no folds; `silkworm-data prepare --folds` makes them')
     found, notes = _found(path, on_bad)
     if path != given: notes.append(f'the classes were found in {shown(path)}')
