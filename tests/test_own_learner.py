@@ -1,4 +1,5 @@
 "A learner of one's own, with fastai's callbacks and loaders: what was asked for is what is done, or it is said that it isn't."
+import csv
 import warnings
 from collections import namedtuple
 
@@ -7,11 +8,13 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback import hook  # noqa: F401 adds summary to Learner
 from fastai.callback.mixup import MixUp
+from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import SaveModelCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, RegressionBlock
 from fastai.data.transforms import GrandparentSplitter, IndexSplitter, get_image_files, parent_label
 from fastai.losses import CrossEntropyLossFlat
+from fastai.torch_core import params
 from fastai.vision.augment import Resize
 from fastai.vision.core import PILImage
 from fastai.vision.data import ImageBlock
@@ -248,10 +251,13 @@ def test_averages_begin_where_a_training_without_them_goes_on(sample, tmp_path):
 def test_a_checkpoint_that_is_refused_is_left_behind(sample, tmp_path):
     "Every later fit left out the epochs of that checkpoint, and raised again"
     quiet(vanilla(sample, tmp_path, cbs=Checkpoint(tmp_path/'state')), 'fit', 1)
-    other = vanilla(sample, tmp_path, act_num=2, cbs=Checkpoint(tmp_path/'other', resume=tmp_path/'state/epoch_1.pth'))
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        with pytest.raises(ValueError, match='of another net, optimiser or averages'): quiet(other, 'fit', 2)
+    for more, why in ((dict(act_num=2), 'alphas: '), (dict(splitter=params), 'AssertionError')):
+        other = vanilla(sample, tmp_path, cbs=Checkpoint(tmp_path/'other', resume=tmp_path/'state/epoch_1.pth'), **more)
+        was = [p.detach().clone() for p in other.model.state_dict().values()]
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            with pytest.raises(ValueError, match=f'of another net, optimiser or averages .*{why}'): quiet(other, 'fit', 2)
+        assert all(torch.equal(a, b) for a, b in zip(was, other.model.state_dict().values())), why
     before = len(other.cbs)
     other.remove_cb(Checkpoint)
     quiet(other, 'fit', 2)
@@ -261,6 +267,20 @@ def test_a_checkpoint_that_is_refused_is_left_behind(sample, tmp_path):
     was = [p.detach().clone() for p in other.model.parameters()]
     with pytest.raises(ValueError, match='epoch_1.pth is of another net, optimiser or averages'): quiet(other, 'fit', 2)
     assert all(torch.equal(a, b) for a, b in zip(was, other.model.parameters()))
+
+
+@pytest.mark.parametrize('first', [True, False])
+def test_the_history_stands_under_the_head_of_now(sample, tmp_path, first):
+    "Where averages come or go, the old rows had one column for another"
+    def fit(epochs, averages):
+        cbs = [CSVLogger(), Checkpoint(tmp_path/'state', resume=True), *([WeightEMA(.9)] if averages else [])]
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            quiet(vanilla(sample, tmp_path, cbs=cbs), 'fit', epochs)
+        return list(csv.DictReader((tmp_path/'history.csv').read_text().splitlines()))
+    (was,), (row, new) = fit(1, first), fit(2, not first)
+    assert len(new) == len(row) and None not in (new | row) and all(new.values())
+    assert ('ema_0.9_loss' in row) != first and all(row[k] == was.get(k, '') for k in row), (was, row)
 
 
 def test_the_log_and_its_twin_are_two_files():
