@@ -5,6 +5,7 @@ import shutil
 import time
 
 import pytest
+import torch
 
 from silkworm_app.cli import train_main as command
 from silkworm_app.data.sample import draw_sample
@@ -84,11 +85,11 @@ def test_overwritten_by_a_cross_validation(train, finished, tmp_path):
 
 
 @pytest.mark.parametrize('options, says', [('', 'the state after epoch 3 is kept, the same command goes on'), ('--overwrite', 'start it again without --overwrite to go on'), ('--auto_resume false', 'with --auto_resume true to go on'),
-                                           ('--resume STATE', 'start it again without --resume to go on'), ('--overwrite early', None)])
+                                           ('--resume STATE', 'start it again without --resume to go on'), ('--overwrite early', None), ('--seed 9 early', None)])
 def test_what_a_stopped_training_goes_on_with(train, finished, tmp_path, monkeypatch, options, says):
     "The same command would start anew, or be refused; before it began to train, what lies there is another run's"
     run = tmp_path/'run'
-    if 'overwrite' in options: shutil.copytree(finished, run)
+    if 'overwrite' in options or 'early' in options: shutil.copytree(finished, run)
     def stop(cfg, *args):
         if 'early' in options: raise KeyboardInterrupt
         cfg.started = True
@@ -117,6 +118,51 @@ def test_stopped_before_its_first_own_checkpoint(train, finished, tmp_path, monk
     code, out = train(run)
     assert code == 0 and 'Going on after epoch 1' in out, out
     assert (run/'best.safetensors').read_bytes() == (finished/'best.safetensors').read_bytes()
+
+
+def test_a_full_graphics_card_goes_on_with_less(train, tmp_path, monkeypatch):
+    "The same command would fill it again, and with another size its folder is refused"
+    run, state = tmp_path/'run', tmp_path/'run/checkpoints/epoch_3.pth'
+    def full(cfg, *args):
+        cfg.started = True
+        state.parent.mkdir()
+        state.touch()
+        raise torch.OutOfMemoryError('CUDA out of memory')
+    monkeypatch.setattr(one, 'fit_learner', full)
+    code, out = train(run)
+    assert code == 1 and out.endswith(f'the state after epoch 3 is kept: the same command goes on from it with --resume {state} --output_dir OTHER --batch_size 8\n'), out
+
+
+def test_a_refused_checkpoint_moves_no_file(train, finished, tmp_path):
+    "What a person put there stays there; what the run wrote goes"
+    run = tmp_path/'run'
+    (run/'checkpoints').mkdir(parents=True)
+    for f in ('best.safetensors', 'checkpoints/epoch_1.pth'): shutil.copy(finished/f, run/f)
+    there = bits(run)
+    code, out = train(run, '--layer_decay', .7, '--resume', run/'checkpoints/epoch_1.pth')
+    assert code == 2 and 'another net, optimiser' in out and bits(run) == there, out
+
+
+def test_a_cross_validation_whose_checkpoint_is_refused(train, finished, tmp_path):
+    "Another net before its parts are trained; after them, they are kept, and the same without the checkpoint goes on"
+    state, run = shutil.copy(finished/'checkpoints/epoch_1.pth', tmp_path/'alone.pth'), tmp_path/'run'
+    more = '--cross_validate', 2, '--group', 'hash', '--epochs', 1
+    code, out = train(run, *more, '--resume', state, '--act', 'relu')
+    assert code == 2 and f'{state} is of another net' in out and 'Cross-validation' not in out and not run.exists(), out
+    more += '--layer_decay', .7
+    code, out = train(run, *more, '--resume', state)
+    assert code == 2 and f'{state} is of another net' in out and (run/'cross_validation.jsonl').is_file() and not (run/'checkpoints').exists(), out
+    code, out = train(run, *more)
+    assert code == 0 and 'trainings done before' in out and 'Going on' not in out, out
+
+
+def test_averages_are_brought_only_where_they_go_on(train, tmp_path):
+    "Those of the old run answered for the new one"
+    averages = '--model_ema', 'true', '--model_ema_decay', .9
+    assert train(tmp_path/'old', *averages, '--epochs', 1)[0] == 0 and (tmp_path/'old/best_ema_0.9.safetensors').is_file()
+    for dest, more in (('none', ()), ('same', averages)):
+        assert train(tmp_path/dest, *more, '--resume', tmp_path/'old/checkpoints/epoch_1.pth')[0] == 0
+        assert (tmp_path/dest/'best_ema_0.9.safetensors').is_file() == bool(more)
 
 
 def test_copies_of_a_checkpoint_are_a_persons(train, tmp_path):

@@ -35,10 +35,10 @@ from .evaluate import evaluate, save_deploy
 from .head import predict_logits
 from .learner import keep_memory
 from .log import say, warn_box
-from .one import Trained, train_net
+from .one import Trained, build_model, train_net
 from .pictures import check_same, learned_pictures, learned_sums, write_pictures
-from .resume import CheckpointError, checkpoints, find_checkpoint, read_checkpoint
-from .run import RunFolder, clear_run, find_run, finished, make_room, start_run, write_start
+from .resume import CheckpointError, check_net, checkpoints, find_checkpoint, read_checkpoint
+from .run import RunFolder, find_run, finished, make_room, remove_own, start_run, write_start
 from .setup import load_splits, pick_device, resolve
 from .trouble import under_two_classes, write_trouble
 
@@ -214,10 +214,10 @@ def _check_processes(cfg):
         raise TrainError('cross_validate runs in one process: start silkworm-train without torchrun')
 
 # %% ../../nbs/train/16_fit.ipynb #e1bbd388
-def _bring(run, file, state):
+def _bring(run, cfg, state):
     "The best weights so far and the state itself, from which the new run goes on"
-    for f in Path(file).parent.parent.glob('best*.safetensors'):
-        if (run.path/f.name).exists(): continue
+    for f in Path(cfg.resume).parent.parent.glob('best*.safetensors'):
+        if (run.path/f.name).exists() or f.name.startswith('best_ema') and not cfg.model_ema: continue
         with replacing(run.path/f.name) as part: shutil.copyfile(f, part)
     _forget_lost(state, run)
     run.checkpoints.mkdir(exist_ok=True)
@@ -228,7 +228,7 @@ def _begin(cfg, run, what, splits, earlier, state, out):
     "Nothing stands in the way of the training: make room, and write what it starts with"
     moved = make_room(run, cfg) if what == 'new' else []
     for f in moved: print(f'Moved aside, since no run lists it as its own: {f}', file=out, flush=True)
-    own = write_start(run, cfg, lambda: _bring(run, cfg.resume, state) if cfg.resume else None)
+    own = write_start(run, cfg, lambda: _bring(run, cfg, state) if cfg.resume else None)
     write_pictures(run, splits)
     if earlier: write_text(run.before, json.dumps(earlier))
     own.note()
@@ -261,6 +261,7 @@ def train(
     def begun(learn):
         begin()
         _introduce(cfg, learn, state)
+    if cfg.cross_validate and state: check_net(build_model(cfg, len(splits.classes)), state) # before its parts take hours
     if cfg.cross_validate and what == 'begun': begin()
     cross = cross_validate(cfg, splits, run, say, lambda: own.note(), begin if what == 'new' else None) if cfg.cross_validate else None
     if cross:
@@ -269,9 +270,10 @@ def train(
     start = time.time()
     try: done = train_net(cfg, splits, run, state, begun=begun)
     except CheckpointError: # nothing was trained, so nothing is kept
-        if what == 'new' and not cross and not rank_distrib():
+        if what == 'new' and not rank_distrib():
             own.note()
-            clear_run(run)
+            remove_own(run, 'checkpoints/|best' if cross else '')
+            if cross: own.note() # its answers are kept
         cfg.started = False
         raise
     leave()
@@ -310,8 +312,7 @@ def _full(e):
 # %% ../../nbs/train/16_fit.ipynb #44c152d7
 def _kept(cfg):
     "What is left of a training that ended early, and how it goes on"
-    other = cfg.overwrite or cfg.resume
-    if cfg.eval or not cfg.output_dir or other and not cfg.started: return '' # what lies there is of another run
+    if cfg.eval or not cfg.started: return '' # what lies there may be of another run
     run = RunFolder(cfg.output_dir)
     if done := checkpoints(run.checkpoints): what = f'the state after epoch {max(done)} is kept'
     elif cfg.cross_validate and cross_parts(run): what = 'what the cross-validation has answered so far is kept'
@@ -319,6 +320,14 @@ def _kept(cfg):
     leave_out = [f'without --{k}' for k in ('overwrite', 'resume') if getattr(cfg, k)]
     if not cfg.auto_resume: leave_out.append('with --auto_resume true')
     return f'; {what}: start it again {" and ".join(leave_out)} to go on' if leave_out else f'; {what}, the same command goes on from it'
+
+def _smaller(cfg):
+    "How a training goes on that the GPU has no room for: the same command would fill it again, other sizes are refused in its folder"
+    done = checkpoints(RunFolder(cfg.output_dir).checkpoints) if cfg.started and not cfg.eval else {}
+    if not done: return ''
+    n, file = max(done.items())
+    more = f'--resume {file} --output_dir OTHER --batch_size {max(1, cfg.batch_size//2)}'
+    return f'; the state after epoch {n} is kept: the same command goes on from it with {more}'
 
 # %% ../../nbs/train/16_fit.ipynb #7ba1e259
 def _run_command(cfg, plots):
@@ -329,7 +338,7 @@ def _run_command(cfg, plots):
         return 0, ''
     except KeyboardInterrupt: return 130, f'stopped{_kept(cfg)}'
     except FloatingPointError as e: return 1, f'{_sentence(e)}{_kept(cfg)}'
-    except torch.OutOfMemoryError: return 1, f"the GPU's memory is full: take a smaller --batch_size or --input_size{_kept(cfg)}"
+    except torch.OutOfMemoryError: return 1, f"the GPU's memory is full: take a smaller --batch_size or --input_size{_smaller(cfg)}"
     except Exception as e:
         if _full(e): return 1, f'the disk is full or a file limit is reached ({_sentence(e)[:160]}){_kept(cfg)}'
         if not isinstance(e, (TrainError, DataError, ImageError, OSError, ValueError)): raise
