@@ -55,7 +55,9 @@ def check_same(
     "Raises `TrainError` where the pictures of a run that goes on aren't those that it began with"
     now = {path: (c, s) for path, _, c, s in _rows(splits)}
     if not now: return
-    was = {r['path']: (r['class'], r['split']) for r in read_pictures(run) or []}
+    rows = read_pictures(run)
+    if rows is None: raise TrainError(f'{run} has no {run.pictures.name}: bring it back, or start it anew with --overwrite')
+    was = {r['path']: (r['class'], r['split']) for r in rows}
     gone, new = sorted(was.keys() - now.keys()), sorted(now.keys() - was.keys())
     kinds = {'new': new, 'gone': gone, 'in another class or split': sorted(k for k in was.keys() & now.keys() if was[k] != now[k])}
     if found := ', '.join(f'{len(v)} {"is" if len(v) == 1 else "are"} {k} ({shown(v[0])})' for k, v in kinds.items() if v):
