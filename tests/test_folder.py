@@ -237,8 +237,10 @@ def test_two_kinds_of_muscardine_stay_two_classes(tmp_path):
     about = json.loads((tmp_path / 'out/classes.json').read_text(encoding='utf-8'))
     assert about['white muscardine']['title'] == 'White muscardine' and about['green muscardine']['do'] and 'kinds' not in about['green muscardine']
     assert set(silkworm_names(['White Muscardine', 'white_muscardine', 'healthy']).values()) == {'white muscardine', 'healthy'}
-    titles = Say('hi', list(out['distinct'])).titles                # both are muscardine there: the names tell them apart
-    assert len({*titles.values()}) == 3 and titles['healthy'] == Say('hi', ['healthy', 'pebrine']).titles['healthy']
+    for lang, white, green in (('en', 'White muscardine', 'Green muscardine'), ('zh', '白僵病', '绿僵病'), ('hi', 'सफ़ेद मस्कार्डिन', 'हरा मस्कार्डिन')):
+        titles = Say(lang, list(out['distinct'])).titles
+        assert (titles['white muscardine'], titles['green muscardine']) == (white, green) and titles['healthy'] == Say(lang, ['healthy', 'pebrine']).titles['healthy']
+        assert Say(lang, ['White_Muscardine', 'healthy']).titles['White_Muscardine'] == white
 
 
 def test_pictures_of_one_kind_are_no_pictures_of_another(tmp_path):

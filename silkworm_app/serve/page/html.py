@@ -16,7 +16,7 @@ from importlib.resources import files
 import yaml
 from markupsafe import Markup, escape
 
-from ...data.diseases import CLASS_INFO, canonical_name, of_silkworms
+from ...data.diseases import CLASS_INFO, canonical_name, of_silkworms, spelt
 from ...data.sheet import environment
 from .answers import count_rows, named
 
@@ -59,9 +59,10 @@ def disease(
     lang:str='en', # one of `LANGUAGES`
 )->dict: # title, what, do, source; None where it is no class of silkworms
     "What is known about a class of silkworms."
-    name = canonical_name(name)
+    kind, name = spelt(name), canonical_name(name)
     if name not in CLASS_INFO: return None
-    return CLASS_INFO[name] | (texts(f'diseases.{lang}')[name] if lang != 'en' else {})
+    own = texts(f'diseases.{lang}') if lang != 'en' else {kind: dict(title=kind.capitalize())} if kind != name else {}
+    return CLASS_INFO[name] | own.get(name, {}) | own.get(kind, {})
 
 # %% ../../../nbs/serve/16_page_html.ipynb #87db7726
 class Say:
