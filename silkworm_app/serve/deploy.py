@@ -62,7 +62,7 @@ def _of_folder(src):
 def _preprocess_of(pictures, size, crop_pct):
     "How the pictures of a file's net are made ready: what is given goes before what the file says"
     d = {k: pictures[k] for k in ('size', 'crop_pct', 'interpolation', 'resize', 'mean', 'std') if pictures.get(k) is not None}
-    return Preprocess.from_dict({'size': 224, **d, **({'size': size} if size else {}), **({'crop_pct': crop_pct} if crop_pct else {})})
+    return Preprocess.from_dict({'size': 224, **d, **{k: v for k,v in (('size', size), ('crop_pct', crop_pct)) if v is not None}})
 
 # %% ../../nbs/serve/13_deploy.ipynb #83fe4919
 def refuse_net_options(
@@ -86,6 +86,8 @@ def source_of_file(
     else: classes = args.classes.split(',') if args.classes else pictures.get('classes') or classes or []
     classes = [o.strip() for o in classes if o.strip()]
     if not classes: raise BundleError(f'{src} does not say what its classes are: name them with --classes')
+    size = pictures.get('size') or ((spec.get('plan') or {}).get('input_size') or [None])[-1] if args.input_size is None else args.input_size
+    pre = _preprocess_of(pictures, size, crop_pct)
     if args.arch: model = told_net(stored, args.arch, len(classes), **{k: getattr(args, k) for k in OPTIONS})
     elif not spec: raise BundleError(f'{src} is a file of weights that does not say what net it is of: say it with --arch')
     else:
@@ -93,9 +95,8 @@ def source_of_file(
         model = net_of(stored)
     if model.num_classes != len(classes):
         raise BundleError(f'{src} is of a net with {model.num_classes} classes, not {len(classes)} ({", ".join(classes[:8])})')
-    size = args.input_size or pictures.get('size') or ((spec.get('plan') or {}).get('input_size') or [None])[-1]
     fused = getattr(model, 'fuse_plan', None) is not None
-    return Source(None if fused else model, model if fused else None, _preprocess_of(pictures, size, crop_pct), classes, {})
+    return Source(None if fused else model, model if fused else None, pre, classes, {})
 
 # %% ../../nbs/serve/13_deploy.ipynb #44b44b2e
 def _data_path(folder):
@@ -110,7 +111,7 @@ def _pictures(data, known, size=64):
     folder = Path(data or known or '')
     if (data or known) and folder.is_dir():
         files,_ = pictures_below(folder)
-        files = [files[i] for i in np.linspace(0, len(files) - 1, min(size, len(files))).astype(int)] if files else []
+        files = [files[i] for i in np.linspace(0, len(files) - 1, min(size, len(files))).astype(int)]
         if not data and (bad := check_pictures(files)): files = [f for f in files if f not in bad]       # the run may have left them out
         if files: return files,f'pictures of {folder}'
     if data: raise ValueError(f'--data {data} holds no pictures')
