@@ -79,8 +79,11 @@ def lock(
     file, # open file, or its number
     wait:bool=True, # for the other process; False: `BlockingIOError`
 ):
-    "Keep out other processes that ask for the same, until the file is closed. Raises `OSError` where a file system has no locks"
-    if fcntl: fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    "Keep out other processes that ask for the same, until the file is closed; nobody where the file system has no locks"
+    try:
+        if fcntl: fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError: raise
+    except OSError: pass
 
 @contextmanager
 def _alone(work, dest):
@@ -91,7 +94,6 @@ def _alone(work, dest):
         if at is not None:
             try: lock(at, wait=False)
             except BlockingIOError: raise OSError(errno.EBUSY, 'another run is writing it; wait for that one', str(dest)) from None
-            except OSError: pass                                    # a file system without locks
         for p in work.iterdir(): shutil.rmtree(p) if p.is_dir() and not p.is_symlink() else p.unlink()      # of a run that was killed
         try: yield
         except BaseException:                                       # not later: the next run may have begun where this one was

@@ -1,5 +1,6 @@
 "The package says the same about itself everywhere, and importing it is cheap."
 import configparser
+import errno
 import importlib
 import re
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -81,6 +83,19 @@ def test_make_counts_the_folds_of_a_folder_with_spaces(tmp_path, folds, parts):
     for i in range(folds): (pictures/f'fold_{i + 1}').mkdir()
     out = subprocess.run(['make', '-n', 'silkworm', f'DATA={pictures}'], cwd=root, capture_output=True, text=True).stdout
     assert f'--data_path "{pictures}" --output_dir "runs/silkworm" --cross_validate {parts}' in out, out
+
+
+def test_a_file_system_without_locks_stops_nobody(tmp_path, monkeypatch):
+    "Each photograph that a keeper confirmed was lost there; who is kept out still is"
+    fcntl = pytest.importorskip('fcntl')
+    from silkworm_app.files import whole_folder
+    from silkworm_app.serve.page.collect import Store
+    flock = Mock(side_effect=OSError(errno.ENOLCK, 'No locks available'))
+    monkeypatch.setattr(fcntl, 'flock', flock)
+    with Store(tmp_path).locked(), whole_folder(tmp_path / 'made'): pass
+    assert (tmp_path / 'made').is_dir()
+    flock.side_effect = BlockingIOError()
+    with pytest.raises(OSError, match='another run is writing it'), whole_folder(tmp_path / 'made'): pass
 
 
 def test_modules_that_lock_folders_are_imported_on_windows(tmp_path):
