@@ -159,6 +159,4 @@ def _limits(config, trust, title):
     if few := [c for c, n in cross['per_class_n'].items() if n < 5]:
         out.append('Too few photographs to judge, or to learn from: ' + ', '.join(f'{title[c]} ({cross["per_class_n"][c]})' for c in few)
                    + '.')
-    if bad := [c for c, r in cross['per_class_recall'].items() if r is not None and r < 0.5]:
-        out.append('Finds less than half of: ' + ', '.join(title[c] for c in bad) + '.')
     return out
