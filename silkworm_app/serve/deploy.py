@@ -86,8 +86,8 @@ def source_of_file(
     else: classes = args.classes.split(',') if args.classes else pictures.get('classes') or classes or []
     classes = [o.strip() for o in classes if o.strip()]
     if not classes: raise BundleError(f'{src} does not say what its classes are: name them with --classes')
-    size = pictures.get('size') or ((spec.get('plan') or {}).get('input_size') or [None])[-1] if args.input_size is None else args.input_size
-    pre = _preprocess_of(pictures, size, crop_pct)
+    said = pictures.get('size') or ((spec.get('plan') or {}).get('input_size') or [None])[-1]
+    pre = _preprocess_of(pictures, said if args.input_size is None else args.input_size, crop_pct)
     if args.arch: model = told_net(stored, args.arch, len(classes), **{k: getattr(args, k) for k in OPTIONS})
     elif not spec: raise BundleError(f'{src} is a file of weights that does not say what net it is of: say it with --arch')
     else:
