@@ -9,6 +9,7 @@ __all__ = ['training_state', 'CheckpointError', 'check_net', 'load_training_stat
 # %% ../../nbs/train/02_resume.ipynb #c167c694
 import random, re, warnings
 from collections import defaultdict
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np, torch
@@ -124,9 +125,8 @@ def check_net(
     state:dict, # of `training_state`
 ):
     "Raise `CheckpointError` where a state is of another net"
-    then,now = ({k: tuple(v.shape) for k,v in sd.items()} for sd in (state['model'], model.state_dict()))
-    other = next((k for k in then | now if then.get(k) != now.get(k)), None)
-    if other: raise _refused(state, f'{other}: {then.get(other, "none")}, now {now.get(other, "none")}')
+    try: deepcopy(model).load_state_dict(state['model'])
+    except RuntimeError as e: raise _refused(state, e) from None
 
 def load_training_state(
     learn:Learner, # in a fit, after `before_fit`
