@@ -2382,6 +2382,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'silkworm_app.train.recipe.Recipe': ('train/recipe.html#recipe', 'silkworm_app/train/recipe.py'),
                                            'silkworm_app.train.recipe.Recipe.__str__': ( 'train/recipe.html#recipe.__str__',
                                                                                          'silkworm_app/train/recipe.py'),
+                                           'silkworm_app.train.recipe._this_pass': ( 'train/recipe.html#_this_pass',
+                                                                                     'silkworm_app/train/recipe.py'),
                                            'silkworm_app.train.recipe._trained': ( 'train/recipe.html#_trained',
                                                                                    'silkworm_app/train/recipe.py'),
                                            'silkworm_app.train.recipe.fit_gently': ( 'train/recipe.html#fit_gently',

@@ -1,4 +1,5 @@
 "The recipe on real photographs and over fastai's own loaders: it learns, it keeps what is better, and it never needs this library's loaders."
+import pickle
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.data.block import CategoryBlock, DataBlock
+from fastai.data.load import DataLoader
 from fastai.data.transforms import GrandparentSplitter, get_image_files, parent_label
 from fastai.vision.augment import Resize
 from fastai.vision.core import PILImageBW
@@ -137,6 +139,20 @@ def test_one_file_of_each_photograph_in_an_epoch(sample):
     for d in drawn: assert sorted(photos[d]) == sorted(set(photos))
     assert drawn[0] != drawn[1]
     assert len(dls.train.get_idxs()) == len(photos)
+
+
+def test_a_loader_that_draws_goes_to_processes_that_are_started_anew(sample, tmp_path):
+    "Windows, and Python 3.14 everywhere, hand them the loader as it is while pictures are drawn"
+    dls = image_dls(find_splits(sample, group=None), 64, 8, device='cpu', num_workers=2)
+    learn, photos, sent, walk = lslu_learner(dls, 'test_resnet', path=tmp_path), photographs(dls, 0), [], DataLoader.__iter__
+    def send(dl):
+        sent.append(pickle.loads(pickle.dumps(dl.fake_l)).d.get_idxs())
+        return walk(dl)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DataLoader, '__iter__', send)
+        Features().drawn(learn, 'fc', 1, [3, 1])
+    assert sent == [[3, 1]]
+    with one_file_each(dls.train, photos) as dl: assert pickle.loads(pickle.dumps(dl.fake_l)).d.get_idxs() == dl.get_idxs()
 
 
 def test_features_are_shared_among_learners_that_start_alike(sample, tmp_path):

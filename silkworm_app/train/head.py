@@ -11,6 +11,7 @@ __all__ = ['STRENGTHS', 'MARGINS', 'MANY', 'FINE', 'VIEWS', 'photograph_weights'
 import math, os
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from zlib import crc32
 
 import numpy as np, torch
@@ -271,7 +272,7 @@ def training_labels(
 def only(
     dl, # training loader
     n:int, # pictures in a pass
-    draw, # gives their numbers, in order
+    draw, # gives their numbers, in order; can be pickled, for processes that are started anew
 ):
     "Inside, a pass takes the pictures that `draw` names; the last batch may be small"
     kept = {k: getattr(dl, k) for k in ('n', 'drop_last')}
@@ -286,7 +287,7 @@ def _draw(model, dl, idxs, at, epoch):
     was = getattr(dl, 'epoch', None)
     try:
         if was is not None: dl.epoch = epoch
-        with only(dl, len(idxs), lambda: list(idxs)): return picture_features(model, dl, 'one', at)
+        with only(dl, len(idxs), partial(list, idxs)): return picture_features(model, dl, 'one', at)
     finally:
         if was is not None: dl.epoch = was
 

@@ -144,14 +144,16 @@ def one_of_each(
     pick = [f[np.random.default_rng([seed, epoch, p]).integers(len(f))] for p,f in zip(number.tolist(), files)]
     return np.random.default_rng([seed, epoch]).permutation(pick).tolist()
 
+def _this_pass(dl, photos, passes, seed): return one_of_each(photos, getattr(dl, 'epoch', next(passes)), seed)
+
 def one_file_each(
     dl, # training loader
     photos, # photograph of each of its pictures
     seed:int=0, # of the choice
 ):
     "Inside, an epoch takes one file of each photograph, by chance another one each time; the last batch may be small"
-    photos,count = np.asarray(photos),iter(range(10**9))
-    return only(dl, len(np.unique(photos)), lambda: one_of_each(photos, getattr(dl, 'epoch', next(count)), seed))
+    photos = np.asarray(photos)
+    return only(dl, len(np.unique(photos)), partial(_this_pass, dl, photos, iter(range(10**9)), seed))
 
 # %% ../../nbs/train/05_recipe.ipynb #5a1e0c12
 @contextmanager
