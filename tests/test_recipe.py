@@ -119,7 +119,7 @@ def test_how_long_a_cross_validation_takes(tmp_path, monkeypatch, what, says):
     now, lines = [0.], []
     def part(cfg, splits, items, by, i, *args):
         now[0] += 900 if not now[0] else 240
-        return dict(by=by, part=i, photo=[i], target=[i % 2], pick=[i % 2], pick_symmetry=[i % 2])
+        return dict(by=by, part=i, photo=[i], target=[i % 2], pick=[i % 2])
     monkeypatch.setattr(cross, 'test_part', part)
     monkeypatch.setattr(cross, 'time', SimpleNamespace(time=lambda: now[0]))
     train = [(Path(f'{i}.png'), 'ab'[i % 2]) for i in range(6)]

@@ -29,8 +29,7 @@ def cross_text(
     out = [f'Balanced accuracy on photographs never seen: {value(c)}; guessing: {_pct(1/len(c["classes"]))}.',
            f'{c["folds"]}-fold cross-validation over {over} ({c["n"]} files): each was tested once, by a net '
            f'trained on others, and {counts}.',
-           f'Averaged over the eight symmetries of each picture, which the bundle does not do: {value(c["symmetry"])}. Accuracy '
-           f'without balancing the classes: {_pct(c["accuracy"])}.']
+           f'Accuracy without balancing the classes: {_pct(c["accuracy"])}.']
     if f := c.get('by_file'):
         again = 'copies of its training pictures' if c['n'] > (c.get('in_scenes') or c['photographs']) else 'scenes that it was trained on'
         what = 'the head alone, trained and tested' if f.get('head_only') else 'the same training'

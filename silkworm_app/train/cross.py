@@ -147,12 +147,10 @@ def test_part(
     if by == 'file' and own.recipe != 'full': own.recipe = 'head' # what misleads is seen with the head alone, in seconds
     with tempfile.TemporaryDirectory() as d, contextlib.redirect_stdout(io.StringIO()):
         done = train_net(own, cut, RunFolder(d), printer=printer, begun=begun, features=features)
-        learn, model = done.learn, done.model
-        z, y = predict_logits(model, test_loader(learn.dls))
-        turned = predict_logits(model, test_loader(learn.dls), 'symmetry')[0] if by == 'photo' else z
+        z, y = predict_logits(done.model, test_loader(done.learn.dls))
     probs = z.double().softmax(1).numpy()
     return dict(by=by, part=part, file=[content_key(p) for p, _ in cut.test], photo=list(map(int, photo)), target=y.tolist(),
-                pick=probs.argmax(1).tolist(), probs=probs.round(7).tolist(), pick_symmetry=turned.argmax(1).tolist())
+                pick=probs.argmax(1).tolist(), probs=probs.round(7).tolist())
 
 # %% ../../nbs/train/15_cross.ipynb #9e37127b
 def cross_parts(
@@ -172,9 +170,9 @@ def held_out_answers(
     return np.log(probs.clip(1e-7)), y, photo
 
 # %% ../../nbs/train/15_cross.ipynb #9718c728
-def _pooled(records, pick='pick'):
+def _pooled(records):
     "Balanced accuracy with its interval over photographs, and (true class, answer, weight) of each file"
-    photo, y, p = (np.concatenate([r[k] for r in records]) for k in ('photo', 'target', pick))
+    photo, y, p = (np.concatenate([r[k] for r in records]) for k in ('photo', 'target', 'pick'))
     # as in the interval, a scene that holds two classes counts once in each
     _, inverse, n = np.unique(np.stack([y, photo], 1), axis=0, return_inverse=True, return_counts=True)
     value, low, high = photo_interval([dict(photo=photo.tolist(), target=y.tolist(), right=(p == y).tolist())])
@@ -188,8 +186,7 @@ def _result(photo, by_file, classes):
     have = cm.sum(1)
     res |= dict(classes=classes, accuracy=float(np.trace(cm)/cm.sum()), confusion_matrix=cm.round(2).tolist(),
                 per_class_n={c: round(v) for c, v in zip(classes, have)},
-                per_class_recall={c: float(cm[i, i]/have[i]) if have[i] else None for i, c in enumerate(classes)},
-                symmetry=_pooled(photo, 'pick_symmetry')[0], by_file=None)
+                per_class_recall={c: float(cm[i, i]/have[i]) if have[i] else None for i, c in enumerate(classes)}, by_file=None)
     if by_file:
         y, p = (np.concatenate([r[k] for r in by_file]) for k in ('target', 'pick'))
         res['by_file'] = dict(accuracy=float((y == p).mean()), balanced_accuracy=float(balanced_accuracy_score(y, p)))
