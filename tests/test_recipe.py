@@ -19,10 +19,11 @@ from fastai.vision.data import ImageBlock, ImageDataLoaders
 
 from silkworm_app.data.splits import Splits, find_splits
 from silkworm_app.data.sample import draw_sample
+from silkworm_app.data import loaders as loaders_of_pictures
 from silkworm_app.data.loaders import image_dls
 from silkworm_app.act.patch import lslu_model
 from silkworm_app.train.learner import lslu_learner
-from silkworm_app.train.head import Features, fit_head, photograph_losses, photograph_weights, photographs
+from silkworm_app.train.head import Features, fit_head, in_order, photograph_losses, photograph_weights, photographs, picture_features
 from silkworm_app.train import cross, recipe
 from silkworm_app.train.head import predict_logits
 from silkworm_app.train.mixing import TrainLoss
@@ -165,6 +166,16 @@ def test_features_are_shared_among_learners_that_start_alike(sample, tmp_path):
         hook.remove()
         n, before = sum(seen), n if swap else 0
     assert before >= 2*(len(splits.train) + len(splits.valid)) and n - before < 10  # the second learner looks at the probe only
+
+
+def test_features_of_pictures_in_memory_open_no_file(sample, tmp_path, monkeypatch):
+    dls = image_dls(find_splits(sample, group=None), 64, 8, fast=True, device='cpu')
+    learn = lslu_learner(dls, 'test_resnet', path=tmp_path)
+    want = picture_features(learn.model, dls.test_dl(dls.train_ds.items, with_labels=True, num_workers=0))
+    monkeypatch.setattr(loaders_of_pictures, 'open_image', None)
+    assert all(np.array_equal(a, b) for a, b in zip(Features()(learn, 0), want))
+    x, y = picture_features(learn.model, in_order(dls, 0, [5, 2]))
+    assert np.allclose(x, want[0][[5, 2]], atol=1e-5) and np.array_equal(y, want[1][[5, 2]])
 
 
 @pytest.mark.parametrize('arch,fast', [('test_resnet', False), ('lcnet_050', True)])

@@ -9,6 +9,7 @@ __all__ = ['Item', 'OpenPicture', 'LabelOf', 'Fit', 'EpochDL', 'FastDL', 'Pictur
 import os
 from collections import Counter
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -27,7 +28,7 @@ from .augment import (FAST_AUGMENTATIONS, AlbumentationsTransform, BatchAugment,
 from .folder import DataError
 from .imaging import IMAGENET_MEAN, IMAGENET_STD, Preprocess, open_image
 from .pixels import load_pixels, shrunk_pixels
-from .progress import n_threads
+from .progress import each, n_threads
 from .splits import Splits, find_splits
 from ..files import shown
 
@@ -75,7 +76,13 @@ class EpochDL(TfmdDL):
         "What the random numbers of this pass depend on; a pass in order that is augmented differs from the one before."
         return (self.seed, self.epoch) if self.shuffle else (self.seed, self.epoch + self.passes['augmented'])
     def shuffle_fn(self, idxs): return [idxs[i] for i in np.random.default_rng([self.seed, self.epoch]).permutation(len(idxs))]
+    def create_batches(self, samps):
+        if self.training or self.fake_l.num_workers: yield from super().create_batches(samps)
+        else:                                                       # nothing is by chance, and nothing else works ahead
+            res = each(self.do_item, list(islice(samps, max(self.n, self.bs))), '', show=False)
+            yield from map(self.do_batch, self.chunkify(o for o in res if o is not None))
     def do_item(self, s):
+        if not self.training: return super().do_item(s)
         with seeded(*self.key, s or 0): return super().do_item(s)
     def before_iter(self):
         super().before_iter()
@@ -191,6 +198,7 @@ def image_dls(
     fast=False, # True: fitted pictures in memory, augmented by the batch; 'auto': for `size` up to 64 where `aug` allows it
     cache=None, # folder for decoded pictures that later runs reuse
     max_gb:float=4., # limit of the memory that `fast` takes, and of the cache folder
+    known:dict=None, # empty at first: share one among loaders of the same pictures, and `fast` decodes each picture once
     valid_pct:float=.2, test_pct:float=.2, group='auto', on_bad:str='raise', scenes:str='together', # see `find_splits`
     val_bs:int=None, # batch size for validation
     crop_pct:float=1., interpolation:str='bicubic', resize:str='crop', mean=IMAGENET_MEAN, std=IMAGENET_STD, # see `Preprocess`
@@ -209,14 +217,16 @@ def image_dls(
     if fast == 'auto': fast = 3 * pre.size**2 * (len(splits.train) + len(splits.valid)) <= max_gb * 2**30
     if fast: item_aug = None
     elif item_aug: batch_aug = [t for t in batch_aug if not isinstance(t, BatchAugment)]
-    return _loaders(splits, pre, bs, val_bs or bs, seed, item_aug, batch_aug, fast, cache, max_gb, num_workers, device)
+    in_memory = dict(cache=cache, max_gb=max_gb, known=known)
+    return _loaders(splits, pre, bs, val_bs or bs, seed, item_aug, batch_aug, fast, in_memory, num_workers, device)
 
 # %% ../../nbs/data/07_loaders.ipynb #0e386ea7
-def _loaders(splits, pre, bs, val_bs, seed, item_aug, batch_aug, fast, cache, max_gb, num_workers, device):
+def _loaders(splits, pre, bs, val_bs, seed, item_aug, batch_aug, fast, in_memory, num_workers, device):
     n, items = len(splits.train), [Item(p, c) for s in (splits.train, splits.valid) for p, c in s]
+    cache = in_memory['cache']
     on_disk = cache is not None and all(isinstance(p, (str, os.PathLike)) for p, _ in splits.train)
     if on_disk and not fast:
-        for it, a in zip(items, shrunk_pixels([it.src for it in items[:n]], pre.size, cache, max_gb)): it.src = a
+        for it, a in zip(items, shrunk_pixels([it.src for it in items[:n]], pre.size, cache, in_memory['max_gb'])): it.src = a
     dsets = Datasets(items, [[OpenPicture()], [LabelOf(), Categorize(vocab=splits.classes)]], splits=[range(n), range(n, len(items))])
     device = default_device() if device is None else torch.device(device)
     common = dict(bs=bs, shuffle=True, drop_last=n >= bs, seed=seed, device=device,
@@ -225,7 +235,7 @@ def _loaders(splits, pre, bs, val_bs, seed, item_aug, batch_aug, fast, cache, ma
                   after_batch=batch_aug + [IntToFloatTensor(), Normalize.from_stats(pre.mean, pre.std, cuda=False)])
     dls = PictureDataLoaders()
     dls.preprocess, dls.splits, dls.device = pre, splits, device
-    dls.in_memory = dict(cache=cache, max_gb=max_gb) if fast or on_disk else None
+    dls.in_memory = in_memory if fast or on_disk else None
     train = FastDL(dsets.subset(0), **dls.stored(splits.train), **common) if fast else EpochDL(dsets.subset(0), **common)
     kept = dls.stored(splits.valid) if dls.in_memory else {}
     valid = train.new(dsets.subset(1), FastDL if kept else EpochDL, bs=val_bs, shuffle=False, drop_last=False, **kept)

@@ -87,20 +87,25 @@ def load_pixels(
     srcs:list, # paths, arrays, ...
     pre:Preprocess, # how they are fitted
     cache=None, # folder for a memory-mapped file that later runs reuse; None: memory
-    max_gb:float=4. # limit of the memory or of the cache folder
+    max_gb:float=4., # limit of the memory or of the cache folder
+    known:dict=None # what was fitted before; it takes in the new ones, up to `max_gb`
 )->torch.Tensor: # bytes `[N, 3, size, size]`
     "All pictures fitted, as one byte tensor. Raises `DataError` beyond `max_gb`, `ImageError` for a bad file."
     n, s = len(srcs), pre.size
     if 3 * s * s * n > max_gb * 2**30:
         raise DataError(f'{n} pictures of {s} px need {3*s*s*n/2**30:.1f} GB, more than max_gb={max_gb:g}; use fast=False, a smaller '
                         f'size or a larger limit')
-    if cache is not None and all(isinstance(p, (str, os.PathLike)) for p in srcs):
+    files = all(isinstance(p, (str, os.PathLike)) for p in srcs)
+    if cache is not None and files:
         a = _cached(cache, 'fitted', srcs, pre.to_dict(), lambda p: _fitted(p, pre), max_gb)[0]
         return torch.from_numpy(a.reshape(n, s, s, 3)).permute(0, 3, 1, 2)
-    out = np.empty((n, 3, s, s), np.uint8)
-    fit = lambda p: _fitted(p, pre)
-    for i, a in enumerate(map(fit, srcs) if all(isinstance(p, np.ndarray) for p in srcs) else each(fit, srcs, 'decoding pictures')):
+    out, known = np.empty((n, 3, s, s), np.uint8), known if known is not None and files else {}
+    todo = [i for i, p in enumerate(srcs) if not files or (p, pre) not in known]
+    for i in set(range(n)).difference(todo): out[i] = known[srcs[i], pre]
+    fit, new = lambda p: _fitted(p, pre), [srcs[i] for i in todo]
+    for a, i in zip(map(fit, new) if all(isinstance(p, np.ndarray) for p in new) else each(fit, new, 'decoding pictures'), todo):
         out[i] = a.transpose(2, 0, 1)
+    if files and 3 * s * s * (len(known) + len(new)) <= max_gb * 2**30: known.update(((srcs[i], pre), out[i]) for i in todo)
     return torch.from_numpy(out)
 
 # %% ../../nbs/data/06_pixels.ipynb #d948e4e7

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STRENGTHS', 'MARGINS', 'MANY', 'FINE', 'VIEWS', 'photograph_weights', 'photograph_losses', 'Head', 'fit_head',
-           'classifier_of', 'turned', 'batch_answers', 'picture_features', 'predict_logits', 'set_head', 'photographs',
-           'training_labels', 'only', 'Features']
+           'classifier_of', 'turned', 'batch_answers', 'picture_features', 'predict_logits', 'set_head', 'in_order',
+           'photographs', 'training_labels', 'only', 'Features']
 
 # %% ../../nbs/train/03_head.ipynb #5a1e0c04
 import math, os
@@ -243,6 +243,17 @@ def _items(dls, part):
     items = dls.loaders[part].dataset.items
     return [row for _,row in items.iterrows()] if hasattr(items, 'iterrows') else list(items)
 
+def in_order(
+    dls, # fastai DataLoaders
+    part:int, # 0: training pictures, 1: validation pictures
+    idxs:list, # numbers of some of them
+): # loader
+    "Labelled pictures as the net is asked about them, not augmented; those in memory are not opened again"
+    items,dl = _items(dls, part),dls.loaders[part]
+    if not isinstance(dl, FastDL): return dls.test_dl([items[i] for i in idxs], with_labels=True, num_workers=0)
+    whole = dls.test_dl(items, with_labels=True).dataset
+    return dls.valid.new(whole, FastDL, pixels=dl.pixels, labels=dl.labels, get_idxs=partial(list, idxs))
+
 def _keys(dls, part):
     "What each picture of a part is called; None: it has no name"
     own = _own(dls, part)
@@ -303,7 +314,7 @@ def _counted(dl, n, views):
 class Features:
     """Features of a learner's pictures, each computed once.
     Share one among learners whose nets start alike, such as the parts of a cross-validation."""
-    def __init__(self): self.known,self.start = {},None
+    def __init__(self): self.known,self.start,self.pixels = {},None,{}  # pixels: `known` of `image_dls`
 
     def __call__(self,
         learn, # fastai Learner
@@ -312,10 +323,9 @@ class Features:
         at:str=None, # what this module gets, not the classifier
     )->tuple: # features [N, D], or [N, views, ...] of another module; labels [N]
         dls,model = learn.dls,get_model(learn.model)
-        items = _items(dls, part)
         self._check(model, views, getattr(dls, 'preprocess', None))
         return self._rows(at, _keys(dls, part), lambda todo: picture_features(
-            model, _counted(dls.test_dl([items[i] for i in todo], with_labels=True, num_workers=0), len(todo), views), views, at))
+            model, _counted(in_order(dls, part, todo), len(todo), views), views, at))
 
     def drawn(self,
         learn, # fastai Learner

@@ -46,13 +46,14 @@ from .setup import pick_device
 def make_dls(
     cfg:TrainConfig, # resolved
     splits, # of `load_splits`
+    known:dict=None, # pictures that were decoded before, see `image_dls`
 ): # `PictureDataLoaders`
     "The loaders: an albumentations pipeline by name, or timm's policy"
     timm = dict(color_jitter=cfg.color_jitter, train_interpolation=cfg.train_interpolation) if cfg.aa and cfg.aa != 'none' else {}
     dls = image_dls(splits, bs=cfg.batch_size, aug=f'timm:{cfg.aa}' if timm else cfg.aug, seed=cfg.seed, fast=cfg.fast, cache=cfg.cache,
                     num_workers=None if cfg.num_workers == 'auto' else cfg.num_workers, val_bs=max(64, cfg.batch_size),
                     preprocess=Preprocess(cfg.input_size, cfg.crop_pct, cfg.interpolation, cfg.resize, cfg.mean, cfg.std),
-                    device=pick_device(cfg.device), **timm)
+                    device=pick_device(cfg.device), known=known, **timm)
     if cfg.reprob: dls.train.after_batch.add(TimmErasing(cfg.reprob, cfg.remode, cfg.recount))
     return dls
 
@@ -240,7 +241,7 @@ def train_net(
     features=None, # `Features` that several trainings share
 )->Trained:
     "Train once, as the settings say. The command, cross-validation and grids all train through this function."
-    learn = build_learner(cfg, make_dls(cfg, splits), run, state, printer)
+    learn = build_learner(cfg, make_dls(cfg, splits, features and features.pixels), run, state, printer)
     begun(learn)
     recipe = fit_learner(cfg, learn, features)
     return Trained(learn, *best_model(cfg, learn, run), recipe)
