@@ -445,16 +445,20 @@ def test_a_stopped_cross_validation_owns_its_parts(grown, monkeypatch, capsys):
     assert main(start) == 0 and '1 trainings done before' in capsys.readouterr().out
 
 
-def test_what_the_head_learned_is_no_figure(grown, capsys):
-    "In a cross-validated run the head learns the validation part, too"
+def test_what_the_head_learned_is_no_figure(grown, capsys, monkeypatch):
+    "In a cross-validated run the head learns the validation part, too; the net looks once at each picture for all its heads"
+    from silkworm_app.train import head
     top, line = grown
-    run = top/'head'
+    run, asked, in_order = top/'head', [], head.in_order
+    monkeypatch.setattr(head, 'in_order', lambda dls, part, idxs: asked.extend(idxs) or in_order(dls, part, idxs))
     assert command([*line, '--output_dir', str(run), '--model', 'test_resnet', '--recipe', 'head', '--cross_validate', '2']) == 0
     out, m = capsys.readouterr().out, json.loads((run/'metrics.json').read_text())
     assert 'valid' not in m and 'test' not in m and 'Validation split' not in out and 'Balanced accuracy on photographs never seen' in out, out
     card = (run/'bundle/card.md').read_text()
     assert 'The net itself' not in card and 'cross-validation over' in card and (run/'plots/confusion_matrix.png').is_file()
-    n = sum(r['split'] == 'valid' for r in csv.DictReader((run/'pictures.csv').open(encoding='utf-8-sig')))
+    split = [r['split'] for r in csv.DictReader((run/'pictures.csv').open(encoding='utf-8-sig'))]
+    n = split.count('valid')
+    assert len(asked) == n + split.count('train')
     assert evaluate([str(run)]) == 0 and f'trained on {n} of these {n} pictures' in capsys.readouterr().out
 
 

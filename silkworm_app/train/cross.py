@@ -200,6 +200,7 @@ def cross_validate(
     log=print, # called with a line for each part
     kept=lambda: None, # called when a part was kept
     begun=None, # of a new run: called before a part's first epoch; until then the folder may hold an earlier run
+    features:Features=None, # which the training on all may share
 )->dict: # plain values
     "Every photograph tested once by a net that never saw it; beside it the same, cut by file"
     items, k, done = photographs_of(splits), cfg.cross_validate, {} if begun else cross_parts(run)
@@ -207,7 +208,7 @@ def cross_validate(
     photos = sum(splits.distinct.values()) if splits.distinct else len({splits.photos[Path(p)] for p, *_ in items}) if splits.photos else n
     what = 'scenes' if photos > n else 'photographs'
     if not 2 <= k <= n: raise TrainError(f'cross_validate must be 2 to {n}, the number of {what}, not {k}')
-    out, each, features = sys.stdout, None, Features()
+    out, each, features = sys.stdout, None, features or Features()
     for by, i in done:
         if by == 'photo' and done[by, i]['photo'] != list(map(int, part_splits(cfg, splits, items, by, i)[1])):
             raise TrainError(f'{run} was begun with other parts: start it anew with --overwrite')

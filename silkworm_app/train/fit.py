@@ -32,7 +32,7 @@ from .config import TrainConfig, TrainError, read_settings
 from .cross import cross_parts, cross_validate, held_out_answers, whole_split
 from .distributed import leave
 from .evaluate import evaluate, save_deploy
-from .head import predict_logits
+from .head import Features, predict_logits
 from .learner import keep_memory
 from .log import say, warn_box
 from .one import Trained, build_model, train_net
@@ -263,12 +263,13 @@ def train(
         _introduce(cfg, learn, state)
     if cfg.cross_validate and state: check_net(build_model(cfg, len(splits.classes)), state) # before its parts take hours
     if cfg.cross_validate and what == 'begun': begin()
-    cross = cross_validate(cfg, splits, run, say, lambda: own.note(), begin if what == 'new' else None) if cfg.cross_validate else None
-    if cross:
+    cross, shared = None, Features() if cfg.cross_validate else None
+    if cfg.cross_validate:
+        cross = cross_validate(cfg, splits, run, say, lambda: own.note(), begin if what == 'new' else None, shared)
         say('\n' + '\n'.join(write_trouble(run, splits, twice)))
         own.note()
     start = time.time()
-    try: done = train_net(cfg, splits, run, state, begun=begun)
+    try: done = train_net(cfg, splits, run, state, begun=begun, features=shared)
     except CheckpointError: # nothing was trained, so nothing is kept
         if what == 'new' and not rank_distrib():
             own.note()
