@@ -2140,8 +2140,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'silkworm_app.train.front': { 'silkworm_app.train.front.Front': ('train/front.html#front', 'silkworm_app/train/front.py'),
                                           'silkworm_app.train.front.Front.__init__': ( 'train/front.html#front.__init__',
                                                                                        'silkworm_app/train/front.py'),
-                                          'silkworm_app.train.front.Front.bytes': ( 'train/front.html#front.bytes',
-                                                                                    'silkworm_app/train/front.py'),
                                           'silkworm_app.train.front.Front.fed': ( 'train/front.html#front.fed',
                                                                                   'silkworm_app/train/front.py'),
                                           'silkworm_app.train.front.Front.instead': ( 'train/front.html#front.instead',

@@ -18,7 +18,7 @@ from fastcore.foundation import L
 from torch import fx, nn
 
 from ..act.places import noise, sizes
-from .head import Features, picture_features
+from .head import Features, in_order, picture_features
 from .mixing import Mix
 
 # %% ../../nbs/train/04_front.ipynb #f0a10007
@@ -88,13 +88,6 @@ class Front:
         self.learn,self.name,self.rest,self.features,self.views = learn,name,rest,features,views
         self.parts = {1: features(learn, 1, views, name)}
 
-    def bytes(self,
-        photos:int, # training photographs
-        epochs:int, # of training
-    )->int: # that it will keep
-        maps,n = self.parts[1][0],len(self.learn.dls.train_ds)
-        return maps[0].nbytes*(len(maps) + n) + maps[0, 0].nbytes*photos*epochs
-
     def pooled(self,
         part:int, # 0: training pictures, 1: validation pictures
     )->tuple: # features [N, D], labels [N]
@@ -147,5 +140,6 @@ def find_front(
     name = None if whole else cut_at(model, train)
     rest = name and cut_net(model, name)
     if rest is None or not train <= set(rest.parameters()): return
-    front = Front(learn, name, rest, features, views)
-    return front if front.bytes(photos, epochs) <= max_bytes else None
+    maps = picture_features(model, in_order(learn.dls, 1, [0]), views, name)[0]
+    kept = maps.nbytes*(len(learn.dls.train_ds) + len(learn.dls.valid_ds)) + maps[0, 0].nbytes*photos*epochs
+    return Front(learn, name, rest, features, views) if kept <= max_bytes else None
