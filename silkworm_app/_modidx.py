@@ -2178,7 +2178,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'silkworm_app.train.head.Head.logits': ( 'train/head.html#head.logits',
                                                                                   'silkworm_app/train/head.py'),
                                          'silkworm_app.train.head._choose': ('train/head.html#_choose', 'silkworm_app/train/head.py'),
-                                         'silkworm_app.train.head._counted': ('train/head.html#_counted', 'silkworm_app/train/head.py'),
                                          'silkworm_app.train.head._draw': ('train/head.html#_draw', 'silkworm_app/train/head.py'),
                                          'silkworm_app.train.head._fit': ('train/head.html#_fit', 'silkworm_app/train/head.py'),
                                          'silkworm_app.train.head._items': ('train/head.html#_items', 'silkworm_app/train/head.py'),

@@ -121,8 +121,7 @@ def _deploy(cfg, learn, model, run, res, dl, last):
     "Fuse, compare, write what is asked for"
     curves = layer_curves(model)
     fused = fuse(model, cfg.input_size).cpu().float()
-    pics = [b[0].as_subclass(torch.Tensor).cpu() for _, b in zip(range(16), dl)]
-    proof = compare(model.cpu(), fused, pics)
+    proof = compare(model.cpu(), fused, (b[0].cpu() for _, b in zip(range(16), dl)))
     res['fusion'] = proof.to_dict()
     print(f'\nFused net against the trained one, on pictures of the {last} split:\n{proof}', flush=True)
     if not proof.max_rel_err <= 1e-3 or proof.top1_agreement < 1:
@@ -133,8 +132,9 @@ def _deploy(cfg, learn, model, run, res, dl, last):
     _bundle(cfg, learn, run, res, dict(fusion=res['fusion'], curves=curves, activations=res['activations']['text']))
     learn.model = model
     if cfg.onnx:
-        with torch.no_grad(): z = fused(pics[0]).numpy()
-        off, _ = agreement(z, load_bundle(run.bundle, 'onnx').run(pics[0].numpy())[0])
+        x = dl.one_batch()[0].as_subclass(torch.Tensor).cpu()
+        with torch.no_grad(): z = fused(x).numpy()
+        off, _ = agreement(z, load_bundle(run.bundle, 'onnx').run(x.numpy())[0])
         print(f'ONNX file against the fused net: largest relative difference {off:.1e}')
     trust, photographs = load_bundle(run.bundle).trust, (learn.dls.splits.leak or {}).get('distinct')
     print(f'Bundle: {run.bundle}   (page: python app.py --bundle {run.bundle})\n{closing_words(trust, photographs)}', flush=True)

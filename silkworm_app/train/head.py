@@ -180,12 +180,15 @@ def batch_answers(
     take=lambda y: y, # what is kept of a view, from what the net gives
 ): # of each batch: what is kept of its views, and the labels
     "The one loop over pictures without training"
-    p = next(model.parameters())
+    p,n = next(model.parameters()),getattr(dl, 'n', None) or 0
+    bar = Progress('pictures through the net', n, n*VIEWS[views] > 300)
     with eval_mode(model), torch.no_grad():
         for b in dl:
             x = b[0].as_subclass(torch.Tensor).to(p.device, p.dtype)
             vs = [turned(x, i).contiguous(memory_format=torch.channels_last) for i in range(VIEWS[views])]
             yield [take(model(v)).float().cpu() for v in vs], b[1].as_subclass(torch.Tensor).long().cpu()
+            bar.step(len(x))
+    bar.done()
 
 
 # %% ../../nbs/train/03_head.ipynb #a5b1feat
@@ -252,7 +255,7 @@ def in_order(
     items,dl = _items(dls, part),dls.loaders[part]
     if not isinstance(dl, FastDL): return dls.test_dl([items[i] for i in idxs], with_labels=True, num_workers=0)
     whole = dls.test_dl(items, with_labels=True).dataset
-    return dls.valid.new(whole, FastDL, pixels=dl.pixels, labels=dl.labels, get_idxs=partial(list, idxs))
+    return dls.valid.new(whole, FastDL, pixels=dl.pixels, labels=dl.labels, n=len(idxs), get_idxs=partial(list, idxs))
 
 def _keys(dls, part):
     "What each picture of a part is called; None: it has no name"
@@ -303,14 +306,6 @@ def _draw(model, dl, idxs, at, epoch):
         if was is not None: dl.epoch = was
 
 # %% ../../nbs/train/03_head.ipynb #5a1e0c09
-def _counted(dl, n, views):
-    "The batches of `n` pictures, with a line on how far it is where they are many"
-    bar = Progress('features of pictures', n, n*VIEWS[views] > 300)
-    for b in dl:
-        yield b
-        bar.step(len(b[1]))
-    bar.done()
-
 class Features:
     """Features of a learner's pictures, each computed once.
     Share one among learners whose nets start alike, such as the parts of a cross-validation."""
@@ -324,8 +319,7 @@ class Features:
     )->tuple: # features [N, D], or [N, views, ...] of another module; labels [N]
         dls,model = learn.dls,get_model(learn.model)
         self._check(model, views, getattr(dls, 'preprocess', None))
-        return self._rows(at, _keys(dls, part), lambda todo: picture_features(
-            model, _counted(in_order(dls, part, todo), len(todo), views), views, at))
+        return self._rows(at, _keys(dls, part), lambda todo: picture_features(model, in_order(dls, part, todo), views, at))
 
     def drawn(self,
         learn, # fastai Learner
@@ -338,7 +332,11 @@ class Features:
         alone = isinstance(dl, FastDL) and None not in keys
         def compute(todo):
             if not alone: return _draw(model, dl, [idxs[i] for i in todo], at, epoch)
-            runs = [_draw(model, dl, [idxs[i]], at, crc32(f'{epoch} {keys[idxs[i]]}'.encode())) for i in todo]
+            bar,runs = Progress('augmented pictures through the net', len(todo), len(todo) > 300),[]
+            for i in todo:
+                runs.append(_draw(model, dl, [idxs[i]], at, crc32(f'{epoch} {keys[idxs[i]]}'.encode())))
+                bar.step()
+            bar.done()
             return [np.concatenate(o) for o in zip(*runs)]
         known = [keys[i] if alone else None for i in idxs]
         x,y = self._rows((at, epoch, getattr(dl, 'seed', None)), known, compute)
