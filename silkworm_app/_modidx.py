@@ -861,6 +861,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'silkworm_app/data/memory.py'),
                                           'silkworm_app.data.memory.cache_folder': ( 'data/memory.html#cache_folder',
                                                                                      'silkworm_app/data/memory.py'),
+                                          'silkworm_app.data.memory.code_of': ('data/memory.html#code_of', 'silkworm_app/data/memory.py'),
                                           'silkworm_app.data.memory.pack': ('data/memory.html#pack', 'silkworm_app/data/memory.py'),
                                           'silkworm_app.data.memory.stat_key': ('data/memory.html#stat_key', 'silkworm_app/data/memory.py'),
                                           'silkworm_app.data.memory.unpack': ('data/memory.html#unpack', 'silkworm_app/data/memory.py')},

@@ -19,8 +19,10 @@ from silkworm_app.act.patch import lslu_model
 from silkworm_app.act.weights import save_weights
 from silkworm_app.cli import data_main
 from silkworm_app.data.augment import A, aug_pipeline
+from silkworm_app.data.copies import group_pictures
 from silkworm_app.data.diseases import silkworm_info, silkworm_names
-from silkworm_app.data.folder import DataError, Scan, opened, pictures_below, unpack
+from silkworm_app.data import folder
+from silkworm_app.data.folder import DataError, Scan, check_pictures, opened, pictures_below, unpack
 from silkworm_app.data.loaders import image_dls, test_loader as labelled_test
 from silkworm_app.data.cli import main
 from silkworm_app.data.merge import merge
@@ -222,6 +224,28 @@ def test_a_folder_says_what_it_left_out(tmp_path, capsys):
     assert said.split('\n')[0].startswith('classes renamed')
     s = find_splits(d, on_bad='skip')
     assert '3 file(s) were skipped' in s.warnings[0] and 'is a video' in s.warnings[0] and 'list.csv is not a picture' in s.warnings[0]
+
+
+def test_a_picture_that_opened_is_not_opened_again(tmp_path, monkeypatch):
+    "Only what is new, has changed or did not open, whichever of the two looked at it first; and the same files are named."
+    monkeypatch.setenv('SILKWORM_CACHE', str(tmp_path/'cache'))
+    files = sorted(tree(tmp_path/'set', n=3).rglob('*.png'))
+    files[1].write_bytes(files[1].read_bytes()[:2000])
+    opens, read = [], folder.check_image
+    monkeypatch.setattr(folder, 'check_image', lambda f: (opens.append(f), read(f)))
+    first = check_pictures(files)
+    assert sorted(opens) == files and list(first) == [files[1]] and 'damaged or cut short' in first[files[1]]
+    opens.clear()
+    assert check_pictures(files) == first and opens == [files[1]]
+    files[2].write_bytes(b'no picture any more')
+    opens.clear()
+    assert list(check_pictures(files)) == files[1:3] and sorted(opens) == files[1:3]
+    other = sorted(tree(tmp_path/'other', n=3, seed=1).rglob('*.png'))
+    group_pictures(other, 'hash', show=False)
+    opens.clear()
+    assert check_pictures(other) == {} and opens == []
+    monkeypatch.setenv('SILKWORM_CACHE', 'off')
+    assert check_pictures(other) == {} and sorted(opens) == other
 
 
 def test_pictures_beside_the_classes_are_said(tmp_path):

@@ -16,10 +16,10 @@ import cv2, numpy as np
 from scipy.cluster.hierarchy import DisjointSet
 from threadpoolctl import threadpool_limits
 
-from .folder import DataError
+from .folder import OPENS, DataError
 from .imaging import ImageError, open_image
 from .look import Look, look, unpacked
-from .memory import Memory, pack, stat_key, unpack
+from .memory import Memory, code_of, pack, stat_key, unpack
 from .near import fine, hashes, near_links, same_thumbs, signs, thumb_side, thumbnail, trims
 from .progress import Progress, each, n_threads
 from .propose import bags, by_wheels, by_words
@@ -146,10 +146,8 @@ class Groups:
 # %% ../../nbs/data/02g_copies.ipynb #3a22a7f6
 def _rules():
     "What is remembered is good for these modules and this OpenCV."
-    own = Path(overlay.__code__.co_filename).parent
-    try: text = b''.join((own/f'{m}.py').read_bytes() for m in ('imaging', 'near', 'look', 'same', 'propose', 'copies'))
-    except OSError: text = b'in an archive'
-    return f'{cv2.__version__} {hashlib.sha256(text).hexdigest()[:12]}'
+    of = 'imaging', 'near', 'look', 'same', 'propose', 'copies'
+    return f'{cv2.__version__} {code_of(overlay.__code__.co_filename, of)}'
 
 
 _of_these = _rules()
@@ -185,6 +183,7 @@ class _Read:
         if sha in self.first: return sha, None
         try: got = self.seen(open_image(data if data else f))
         except ImageError as e: return sha, str(e).replace('the uploaded picture', str(f), 1)
+        self.memory.put(OPENS, key, b'1')
         self.memory.put(self.kind, sha, pack([got[0].tobytes(), np.packbits(got[1], axis=1).tobytes(), *(got[2] or ())]))
         return sha, got
 
