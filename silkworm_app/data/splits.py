@@ -68,8 +68,9 @@ def _mend(items, groups, taken):
     for gs in (*main.values(), *every.values()):
         if not left(gs): taken[members[gs[-1]]] = False
     for gs in main.values():
-        spare = [g for g in gs if all(len(left(every[c])) > 1 for c in labels[g])]
-        if len(left(gs)) == len(gs) > 1 and spare: taken[members[spare[0]]] = True
+        if not len(left(gs)) == len(gs) > 1: continue
+        spare = next((g for g in gs if all(len(left(every[c])) > 1 for c in labels[g])), None)
+        if spare is not None: taken[members[spare]] = True
     return taken
 
 def _held(items, groups):
