@@ -191,7 +191,7 @@ class _Read:
         "Thumbnail, hashes and, where one is needed, a packed look."
         t, l = thumbnail(im), None
         if self.looks or max(im.size) > 64:                         # smaller ones hold no object: the thumbnail is all there is
-            l = look(im)
+            l = look(im, opened=True)
             l = l.pack() if self.looks or l.plain else None
         return np.asarray(t), hashes(t, self.boxes), l
 

@@ -87,12 +87,14 @@ def _scaled(a, k):
 
 # %% ../../nbs/data/02c_look.ipynb #2bd13250
 def look(
-    src # anything `open_image` takes
+    src, # anything `open_image` takes
+    opened:bool=False # whether `open_image` gave it: it isn't copied
 )->Look:
     "A close look at what a picture shows; raises `ImageError`"
-    a = np.asarray(open_image(src))
+    a = np.asarray(src if opened else open_image(src))
     k = _side / max(a.shape[:2])
-    flat = ground(_scaled(a, k))
+    small = _scaled(a, k)
+    flat, seen = ground(small), (k, a.shape)
     plain = flat.mean() > .3
     if plain:
         y, x = np.nonzero(cv2.morphologyEx((~flat).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3))))
@@ -102,8 +104,10 @@ def look(
             a = a[y0:y1, x0:x1]
     for side in (_side, 2 * _side):
         zoom = min(4, side / max(a.shape[:2]))
-        small = _scaled(a, zoom)
-        things = (~ground(small)).astype(np.uint8)
+        if (zoom, a.shape) != seen:
+            small = _scaled(a, zoom)
+            flat = ground(small)
+        things = (~flat).astype(np.uint8)
         inner = cv2.erode(things, np.ones((7, 7)), borderValue=1)
         if not plain or side / max(a.shape[:2]) >= 1 or inner.sum() > .5 * things.sum(): break    # else many small ones: closer
     return Look(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), inner, bool(plain), zoom)
