@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -146,6 +147,21 @@ def test_backslashes_of_old_windows_tools(tmp_path):
     with opened(with_raw_names(tmp_path / 'a.zip', names, 'ascii', '\\')) as root: assert Scan(root).classes == ['sick', 'well']
     bad = with_raw_names(tmp_path / 'b.zip', ['set/a/0.png', '../../evil.png'], 'ascii', '\\')
     with pytest.raises(DataError, match='points outside'): unpack(bad, tmp_path)
+
+
+def test_names_that_windows_cannot_hold(tmp_path, monkeypatch):
+    "They stay as they are elsewhere; there `_` stands for what would hide a picture or stop the command, and two that become one are refused."
+    names = ['set/sick/img 12:30.png', 'set/sick/a?*.png', 'set/well. /b.png', 'set/well. /c.png.']
+    one, two = (with_raw_names(tmp_path/f'{len(ns)}.zip', ns, 'ascii') for ns in (names, ['set/a/1:2.png', 'set/a/1?2.png']))
+    def below(d): return sorted(p.relative_to(d).as_posix() for p in d.rglob('*') if p.is_file())
+    for d in ('here', 'there', 'twice'): (tmp_path/d).mkdir()
+    unpack(one, tmp_path/'here')
+    assert below(tmp_path/'here') == sorted(names)
+    monkeypatch.setattr(folder, '_unheld', re.compile(folder._on_windows))
+    unpack(one, tmp_path/'there')
+    assert below(tmp_path/'there') == ['set/sick/a__.png', 'set/sick/img 12_30.png', 'set/well_/b.png', 'set/well_/c.png_']
+    with pytest.raises(DataError, match='two files whose names read'): unpack(two, tmp_path/'twice')
+    assert below(tmp_path/'twice') == []
 
 
 def test_one_name_written_in_two_ways_is_one_class(tmp_path):

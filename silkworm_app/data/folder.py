@@ -228,6 +228,8 @@ def new_folder(
 # what an archive raises that was cut off or overwritten
 DAMAGED = zipfile.BadZipFile, tarfile.TarError, BadGzipFile, zlib.error, LZMAError, EOFError
 _max_unpacked = 64 * 2**30
+_on_windows = r'[<>:"|?*]|[. ]+$' # what no name may hold there; what stands after a `:` would be hidden in another file
+_unheld = re.compile(_on_windows if os.name == 'nt' else '(?!)')
 
 def _outside(name):
     up = '..' in PurePosixPath(name.replace('\\', '/')).parts
@@ -274,7 +276,8 @@ def unpack(
         if total > min(_max_unpacked, .9 * shutil.disk_usage(dest).free):
             raise DataError(f'{name} would unpack to {total / 2**30:.1f} GB, more than is allowed or free; nothing was unpacked')
     def write(members, reader, raw):
-        wanted = [(m, PurePosixPath(n)) for m, n in members if not any(map(is_litter, PurePosixPath(n).parts))]
+        parts = [(m, PurePosixPath(n).parts) for m, n in members]
+        wanted = [(m, PurePosixPath(*(_unheld.sub('_', p) for p in ps))) for m, ps in parts if not any(map(is_litter, ps))]
         members = {raw(m): (m, n) for m, n in wanted}           # what was added again under its name stands for what was there
         twice = next((n for n, k in Counter(n for _, n in members.values()).items() if k > 1), None)
         if twice: raise DataError(f'{name} holds two files whose names read {str(twice)!r}, of which one would be lost; rename one of them')
