@@ -6,14 +6,15 @@
 __all__ = ['load_pixels', 'shrunk_pixels']
 
 # %% ../../nbs/data/06_pixels.ipynb #de787ffd
-import hashlib, json, os
+import hashlib, json, math, os
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np, torch
 from PIL import Image
 
 from .folder import DataError
-from .imaging import Preprocess, open_image
+from .imaging import Preprocess, open_image, picture_header
 from .progress import each
 from ..files import shown
 
@@ -36,6 +37,8 @@ def _write_cache(work, srcs, one, limit, max_gb):
         f.write(_magic + np.asarray(shapes, np.int32).tobytes())
 
 # %% ../../nbs/data/06_pixels.ipynb #a6264e12
+_mapped = WeakValueDictionary() # name of a cache file -> what this process reads from it
+
 def _read_cache(file, n):
     "What `_cached` gives, from a complete file, else None."
     head = len(_magic) + 8 * n
@@ -44,22 +47,27 @@ def _read_cache(file, n):
     shapes = np.frombuffer(a[len(_magic):head].tobytes(), np.int32).reshape(n, 2)
     whole = a[:len(_magic)].tobytes() == _magic and len(a) == head + 3 * int((shapes[:, 0].astype(np.int64) * shapes[:, 1]).sum())
     if not whole: return None
+    _mapped[file.name] = a
     os.utime(file)
     return a[head:], shapes
 
 # %% ../../nbs/data/06_pixels.ipynb #5e87ab3f
 def _make_room(cache, need, limit):
-    "Delete the cache files used longest ago until `need` bytes fit under the limit."
+    "Delete the cache files used longest ago until `need` bytes fit under the limit; those that this process reads stay."
     files = sorted(cache.glob('pixels-*.bin'), key=lambda f: f.stat().st_mtime)
     used = sum(f.stat().st_size for f in files)
     for f in files:
         if used + need <= limit: return
-        used -= f.stat().st_size
-        f.unlink(missing_ok=True)
+        if f.name in _mapped: continue
+        size = f.stat().st_size
+        try: f.unlink(missing_ok=True)
+        except PermissionError: continue                             # Windows: another process reads it
+        used -= size
 
 # %% ../../nbs/data/06_pixels.ipynb #2971958c
-def _cached(cache, kind, srcs, settings, one, max_gb):
-    "`(flat bytes, [(height, width)])` of `one(src)` for all `srcs`, memory-mapped from a file in `cache`."
+def _cached(cache, kind, srcs, settings, one, max_gb, bytes_of=None):
+    """`(flat bytes, [(height, width)])` of `one(src)` for all `srcs`, memory-mapped from a file in `cache`. `bytes_of(src)` says without
+    decoding what it takes, so that a set which is too large is refused at once."""
     cache = Path(cache)
     stat = [(shown(Path(p).absolute()), st.st_size, st.st_mtime_ns) for p in srcs for st in [os.stat(p)]]
     name = hashlib.sha256(json.dumps([kind, settings, stat]).encode()).hexdigest()[:20]
@@ -67,6 +75,9 @@ def _cached(cache, kind, srcs, settings, one, max_gb):
     try:
         cache.mkdir(parents=True, exist_ok=True)
         if (old := _read_cache(file, len(srcs))) is not None: return old
+        if bytes_of and (need := sum(each(bytes_of, srcs, 'measuring pictures'))) > limit:
+            raise DataError(f'{len(srcs)} pictures need {need/2**30:.3g} GB in the cache, more than max_gb={max_gb:g}; raise the limit, or '
+                            'go without cache')
         work = cache/f'.{file.name}.{os.getpid()}.tmp'
         try:
             _write_cache(work, srcs, one, limit, max_gb)
@@ -109,15 +120,25 @@ def load_pixels(
     return torch.from_numpy(out)
 
 # %% ../../nbs/data/06_pixels.ipynb #d948e4e7
+def _shrunk_sides(w, h, size):
+    "`(width, height)` of what is kept of a picture, and of that shrunk"
+    cw, ch = min(w, 4 * h), min(h, 4 * w)
+    k = min(1., round(1.5 * size) / min(cw, ch))
+    return (cw, ch), (max(1, round(cw * k)), max(1, round(ch * k)))
+
 def _shrunk(src, size):
     "The picture with a shorter side of at most 1.5 `size`, at most four times as long as wide."
-    im, side = open_image(src), round(1.5 * size)
+    im = open_image(src)
     w, h = im.size
-    cw, ch = min(w, 4 * h), min(h, 4 * w)
-    k = min(1., side / min(cw, ch))
-    if k == 1 and (cw, ch) == (w, h): return np.asarray(im)
+    (cw, ch), to = _shrunk_sides(w, h, size)
+    if to == (w, h): return np.asarray(im)
     box = ((w - cw) / 2, (h - ch) / 2, (w + cw) / 2, (h + ch) / 2)
-    return np.asarray(im.resize((max(1, round(cw * k)), max(1, round(ch * k))), Image.Resampling.BICUBIC, box=box))
+    return np.asarray(im.resize(to, Image.Resampling.BICUBIC, box=box))
+
+def _shrunk_bytes(src, size):
+    "What it takes in the cache, by the header of the file; 0 where it has none"
+    head = picture_header(src)
+    return 3 * math.prod(_shrunk_sides(*head[1:3], size)[1]) if head and min(head[1:3]) > 0 else 0
 
 # %% ../../nbs/data/06_pixels.ipynb #170b3384
 def shrunk_pixels(
@@ -127,6 +148,6 @@ def shrunk_pixels(
     max_gb:float # limit of the folder
 )->list: # arrays `[height, width, 3]` that lie in the file
     "Training pictures decoded once, a little larger than the net needs."
-    flat, shapes = _cached(cache, 'shrunk', srcs, size, lambda p: _shrunk(p, size), max_gb)
+    flat, shapes = _cached(cache, 'shrunk', srcs, size, lambda p: _shrunk(p, size), max_gb, lambda p: _shrunk_bytes(p, size))
     ends = np.cumsum(3 * shapes[:, 0].astype(np.int64) * shapes[:, 1])
     return [flat[e - 3 * h * w:e].reshape(h, w, 3) for e, h, w in zip(ends, shapes[:, 0].astype(int), shapes[:, 1].astype(int))]
