@@ -323,7 +323,8 @@ def check_pictures(
         if memory.db is None: return None
         memory.put('sha256', key, sha256_of(f).encode())             # just read, so it costs little here
         memory.put(OPENS, key, b'1')
-    with Memory() as memory: return {f: m for f, m in zip(files, each(bad, files, 'checking pictures')) if m}
+    with Memory() as memory, memory.alone('\n'.join(map(str, files))):   # of several processes one reads, the others are told
+        return {f: m for f, m in zip(files, each(bad, files, 'checking pictures')) if m}
 
 # %% ../../nbs/data/02_folder.ipynb #bc3f94c1
 def why_unusable(
