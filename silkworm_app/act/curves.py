@@ -18,7 +18,7 @@ def describe_acts(
 )->dict: # lslus: names; act_num; form; text: the same in words
     "Which activations of a net are LSLUs"
     acts = {n: m for n, m in model.named_modules() if isinstance(m, (LSLU, FusedLSLU))}
-    nums = sorted({m.act_num for m in acts.values()})
+    nums = sorted({getattr(m, 'act_num', 0) for m in acts.values()})  # 0: a fused net that was pickled before it was kept
     forms = sorted({m.form for m in acts.values() if isinstance(m, LSLU)})
     if not acts: text = 'no LSLU: all activations are those of the plain net'
     else:

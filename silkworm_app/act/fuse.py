@@ -109,7 +109,7 @@ def _absorb(model, name, step):
     f.pre = pre.eval()
 
 _STEPS = {**{o: _own for o in _OWN}, 'fold_bn': _fold_bn, 'absorb': _absorb,
-          'drop_kernel': lambda model,name,step: model.get_submodule(name).drop_kernel(step['scaled'])}
+          'drop_kernel': lambda model,name,step: setattr(model.get_submodule(name), 'conv', nn.Identity())}
 
 # %% ../../nbs/act/10_fuse.ipynb #921b7a1d
 def _check_step(model, step):
@@ -120,9 +120,9 @@ def _check_step(model, step):
         m,conv = get('module'),get('conv') if step.get('conv') else None
         ok = (callable(getattr(type(m), op, None)) if op in _OWN
               else isinstance(m, _NORMS) and type(conv) in _LINEAR and len(conv.weight) == len(m.running_mean) if op == 'fold_bn'
-              else _has_line(m) and
-                   (isinstance(m.conv, nn.Conv2d) and isinstance(step.get('scaled'), bool) if op == 'drop_kernel'
-                    else step.get('left') in ('relu', 'relu6', 'clamp') and (conv is None or type(conv) in _LINEAR)))
+              else isinstance(m, FusedLSLU) and isinstance(m.conv, nn.Conv2d) if op == 'drop_kernel'
+              else (isinstance(m, FusedLSLU) and isinstance(m.pre, ClampedLine) and m.pre.line
+                    and step.get('left') in ('relu', 'relu6', 'clamp') and (conv is None or type(conv) in _LINEAR)))
     except (AttributeError, KeyError, TypeError): ok = False
     if not ok: raise FuseError(f'the fuse plan does not fit this net: {str(step)[:120]}')
 
@@ -192,19 +192,19 @@ def _producer(tr, model, name, c):
         x,reader = tr.calls[pool][0][0],pool
 
 # %% ../../nbs/act/10_fuse.ipynb #bcf60d0a
-def _has_line(m): return isinstance(m, FusedLSLU) and isinstance(m.pre, ClampedLine) and m.pre.line
 def _kernel_steps(model, x):
-    "`(steps, {})`: the fused LSLUs whose kernel is a positive number in its middle, as at an identity start"
-    found = {n: f for n,f in model.named_modules() if _has_line(f) and f.is_scale()}
-    if not found: return [],{}
-    tr,tiny = Trace(model, x),8*torch.finfo(x.dtype).eps                        # what rounding leaves of a norm that undoes itself
-    most = lambda name: max((found[name].pre(o).abs().max() for o,_ in tr.calls[name]), default=0)
-    scaled = lambda name, w, b: bool(((w - 1).abs() > tiny).any() or (b.abs() > tiny*most(name)).any())
-    return [dict(op='drop_kernel', module=n, scaled=scaled(n, *f.middle())) for n,f in found.items()],{}
+    "`(steps, {})`: the fused LSLUs whose convolution passes on what it gets, as after a start as the activation in their place"
+    acts = {n: m.conv for n,m in model.named_modules() if isinstance(m, FusedLSLU) and isinstance(m.conv, nn.Conv2d)}
+    tr,tiny = acts and Trace(model, x),8*min(torch.finfo(o).eps for o in (x.dtype, torch.float32))  # rounding of a norm that undoes itself
+    def passes(name, c):
+        most,delta = max((y.abs().max().item() for _,y in tr.calls[f'{name}.pre']), default=0),torch.zeros_like(c.weight)
+        delta[..., c.padding[0], c.padding[1]] = 1
+        return most < torch.inf and bool(((c.weight - delta).abs() <= tiny*delta).all() and (c.bias.abs() <= tiny*most).all())
+    return [dict(op='drop_kernel', module=n) for n,c in acts.items() if passes(n, c)],{}
 
 def _line_steps(model, x):
     "`(steps, kept)`: the lines that a convolution takes in, and for the others the reason"
-    fs = {n: m for n,m in model.named_modules() if _has_line(m)}
+    fs = {n: m for n,m in model.named_modules() if isinstance(m, FusedLSLU) and isinstance(m.pre, ClampedLine) and m.pre.line}
     if not fs: return [],{}
     tr,steps,kept = Trace(model, x),[],{}
     for name,m in fs.items():
@@ -310,7 +310,7 @@ def fuse(
     report.own,report.folded,report.absorbed = by(*_OWN),by('fold_bn'),by('absorb')
     _layout(model, channels_last)
     with torch.no_grad(): report.error = deviation(model(x), y)
-    model.fuse_plan,model.fuse_report = dict(version=1, steps=plan),report
+    model.fuse_plan,model.fuse_report = dict(version=1 + any({s['op'], s.get('left')} & {'drop_kernel', 'relu6'} for s in plan), steps=plan),report
     return model
 
 # %% ../../nbs/act/10_fuse.ipynb #44e0bd56
@@ -319,8 +319,8 @@ def fuse_like(
     fuse_plan:dict, # `fuse_plan` of the fused one
 )->nn.Module: # `model` itself, changed in place
     "The same change of structure, without running the net: the weights of the fused one fit then; raises FuseError if the plan doesn't"
-    if not isinstance(fuse_plan, dict) or fuse_plan.get('version') != 1 or not isinstance(fuse_plan.get('steps'), list):
-        raise FuseError('this is not a fuse plan of version 1')
+    if not isinstance(fuse_plan, dict) or fuse_plan.get('version') not in (1, 2) or not isinstance(fuse_plan.get('steps'), list):
+        raise FuseError('this is not a fuse plan of version 1 or 2')
     for m in model.modules():
         if isinstance(m, VanillaNet): m.set_act_slope(1)
     _apply(model.eval().requires_grad_(False), fuse_plan['steps'])

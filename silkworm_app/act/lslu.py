@@ -15,7 +15,6 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .fast import Form,activate,wide
-from .trace import in_double
 
 # %% ../../nbs/act/00_lslu.ipynb #e1c4eb17
 def _check(x, alphas, biases):
@@ -148,27 +147,6 @@ class FusedLSLU(nn.Module):
     def forward(self, x):
         if self.layout == 'NHWC': return self.conv(self.pre(x.permute(0,3,1,2))).permute(0,2,3,1)
         return self.conv(self.pre(x))
-
-    def middle(self): # each [C, 1, 1]
-        "Weight in the middle of the kernel, and bias"
-        w = self.conv.weight[:, :, self.conv.padding[0], self.conv.padding[1], None]
-        return w,self.conv.bias.view_as(w)
-
-    def is_scale(self)->bool:
-        "Does the kernel look at one place only, with a positive weight?"
-        if not isinstance(self.conv, nn.Conv2d): return False
-        w,_ = self.middle()
-        return bool((w > 0).all() and w.count_nonzero() == self.conv.weight.count_nonzero())
-
-    def drop_kernel(self,
-        scaled:bool, # line and bounds take in weight and bias; False: these are 1 and 0 but for rounding
-    ):
-        "Leave out a kernel that is a scale: `w*clamp(u, lo, hi) + b = clamp(w*u + b, w*lo + b, w*hi + b)`"
-        if scaled:
-            (w,b),was = map(in_double, self.middle()),self.pre
-            self.pre = ClampedLine(len(w)).to(w.device, self.conv.weight.dtype).eval()
-            for k,add in (('c', 0), ('d', b), ('lo', b), ('hi', b)): getattr(self.pre, k).copy_(w*in_double(getattr(was, k)) + add)
-        self.conv = nn.Identity()
 
 # %% ../../nbs/act/00_lslu.ipynb #6358b3f1
 FORMS,INITS = dict(chain=CHAIN, sum=SUM, series=RELU),('reference', 'delta', 'mixed')
