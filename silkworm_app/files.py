@@ -13,8 +13,6 @@ from fnmatch import fnmatch
 from functools import wraps
 from pathlib import Path
 
-from .data.memory import Memory, stat_key
-
 try: import fcntl
 except ImportError: fcntl = None                                    # Windows: processes neither wait for each other there nor are refused
 
@@ -194,6 +192,5 @@ def one_line(
 def sha256_of(
     path, # file
 )->str: # hexadecimal
-    "What a file is known by, wherever it lies; a picture that was looked at before and is unchanged isn't read again"
-    with Memory() as memory: known = memory.get('sha256', stat_key(path))
-    return known.decode() if known else hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    "What a file is known by, wherever it lies"
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -1,6 +1,5 @@
 "What people bring: archives of every machine, names in every alphabet, and one command's output as the next one's input."
 import csv
-import hashlib
 import io
 import json
 import os
@@ -32,10 +31,8 @@ from silkworm_app.data.prepare import prepare, read_mapping
 from silkworm_app.data.sample import draw_larva
 from silkworm_app.data.splits import carve, cut, find_splits
 from silkworm_app.data.audit import audit
-from silkworm_app.files import sha256_of
 from silkworm_app.serve.page.html import Say
 from silkworm_app.train.config import read_settings
-from silkworm_app.train.cross import content_key
 from silkworm_app.train.evaluate import labelled_pictures, main as evaluate
 from silkworm_app.train.pictures import run_splits, write_pictures
 from silkworm_app.train.run import RunFolder
@@ -265,21 +262,6 @@ def test_a_picture_that_opened_is_not_opened_again(tmp_path, monkeypatch):
     assert check_pictures(other) == {} and opens == []
     monkeypatch.setenv('SILKWORM_CACHE', 'off')
     assert check_pictures(other) == {} and sorted(opens) == other
-
-
-def test_a_picture_that_is_known_is_not_read_for_its_sum(tmp_path, monkeypatch):
-    "After a start, or a search for copies, none of the lists of a run reads it; one that has changed is read."
-    monkeypatch.setenv('SILKWORM_CACHE', str(tmp_path/'cache'))
-    files = sorted(tree(tmp_path/'set', n=3).rglob('*.png'))
-    sums = [hashlib.sha256(f.read_bytes()).hexdigest() for f in files]
-    check_pictures(files[:3])
-    group_pictures(files[3:], 'hash', show=False)
-    reads, read = [], Path.read_bytes
-    monkeypatch.setattr(Path, 'read_bytes', lambda p: (reads.append(p), read(p))[1])
-    assert [sha256_of(f) for f in files] == sums and [content_key(f) for f in files] == [s[:16] for s in sums] and reads == []
-    draw_larva('healthy', 48, 1).save(files[0])
-    assert sha256_of(files[0]) == hashlib.sha256(read(files[0])).hexdigest() != sums[0] and reads == files[:1]
-    with pytest.raises(FileNotFoundError): sha256_of(tmp_path/'none.png')
 
 
 def test_pictures_beside_the_classes_are_said(tmp_path):

@@ -162,8 +162,7 @@ def write_set(
     def save(t):
         k, c, s, to = t
         p = _saved(files[k], sizes[k], to)
-        sha = sha256_of(p if sizes[k] else files[k])                # as it is: known since the search for copies
-        return p.relative_to(work).as_posix(), sha, c, s, order[photo[k]], sources[k]
+        return p.relative_to(work).as_posix(), sha256_of(p), c, s, order[photo[k]], sources[k]
     rows = sorted(each(save, todo, 'writing pictures', workers, show))
     if folds:                                                     # each fold is an image folder of its own; links, so it takes no space
         for path, _, c, s, *_ in rows:
