@@ -10,11 +10,11 @@ set -u
 device=${DEVICE:-cuda}; if [ "$device" = cpu ]; then out=${1:-runs/gpu_rehearsal}; else out=${1:-runs/gpu}; fi
 minutes=${MINUTES:-10}; cifar=${CIFAR100:-}; python=${PYTHON:-python}; procs=${PROCS:-6}; steps=${STEPS:-}
 if [ "$device" = cuda ] && ! $python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    echo "gpu.sh: PyTorch sees no CUDA card here; DEVICE=cpu runs every line at tiny sizes"; exit 2
+    echo "gpu.sh: PyTorch sees no CUDA card here; DEVICE=cpu runs every line at tiny sizes"; exit 64
 fi
 mkdir -p "$out"
 was=$(cat "$out/device.txt" 2>/dev/null || echo "$device")
-if [ "$was" != "$device" ]; then echo "gpu.sh: $out holds what DEVICE=$was gave; name another folder for DEVICE=$device"; exit 2; fi
+if [ "$was" != "$device" ]; then echo "gpu.sh: $out holds what DEVICE=$was gave; name another folder for DEVICE=$device"; exit 64; fi
 echo "$device" > "$out/device.txt"
 tiny=""; epochs=15; pictures=0; served="vanillanet_5, "
 if [ "$device" = cpu ]; then tiny="--quick"; epochs=1; pictures=200; procs=1; served=""; fi

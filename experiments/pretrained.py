@@ -25,13 +25,14 @@ from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
+import torch
 from fastai.callback.training import ShortEpochCallback
 from fastai.torch_core import get_model, set_seed
 from fastai.vision.learner import vision_learner
 
 from silkworm_app.act.fuse import fuse
 from silkworm_app.act.lslu import LSLU
-from silkworm_app.act.patch import lslu_model
+from silkworm_app.act.patch import lslu_model, lslus
 from silkworm_app.act.weights import find_weights
 from silkworm_app.clock import in_turns
 from silkworm_app.data.cifar import cifar_splits
@@ -224,6 +225,12 @@ def summary(files):
     return res
 
 
+def move(net):
+    "LSLUs as training leaves them: as they start, they would fuse away"
+    for m in lslus(net).values():
+        for p in m.parameters(): p.data += .01*torch.randn_like(p)
+
+
 def deployed(keys, file):
     "Megabytes and milliseconds of the fused nets, measured once, in turns, and kept in `file`"
     if Path(file).is_file(): return json.loads(Path(file).read_text())
@@ -234,7 +241,9 @@ def deployed(keys, file):
         kind = 'fastai' if arm == 'fastai' else arm if arm in VANILLA else str(ARMS[arm][1])
         if arm in VANILLA: net = lslu_model('vanillanet_5_x0_125', classes, input_size=size, **from_nothing(arm, size))
         elif arm == 'fastai': net = lslu_model(NET, classes, act='relu', input_size=size)
-        else: net = lslu_model(NET, classes, pretrained=True, input_size=size, report=lambda o: None, **ARMS[arm][1])
+        else:
+            net = lslu_model(NET, classes, pretrained=True, input_size=size, report=lambda o: None, **ARMS[arm][1])
+            if kind != '{}': move(net)  # where the stem alone holds one, the recipe doesn't train it
         sizes[size].setdefault(kind, [net, []])[1].append(f'{data} {arm}')
     for size, nets in sizes.items():
         for kind, v in latency({k: fuse(net.eval(), size) for k, (net, _) in nets.items()}, size, rounds=10).items():
@@ -292,6 +301,7 @@ def main():
         res = summary(a.table)
         if a.plot: plot(res, a.plot)
         return table(res, deployed(res, a.deployed) if a.deployed else {})
+    if a.equal and a.share[1] > 1: p.error('--equal needs all parts of arm last in one process: leave out --share')
     out, rows = Path(a.out), rows_of(a.out)
     made = {arm: f'--parts {a.parts} --group {a.group}' + ' --equal'*(a.equal and arm not in ARMS) + ' --quick'*a.quick for arm in a.arms}
     for r in rows:

@@ -187,4 +187,4 @@ def test_the_script_for_a_card_tells_what_failed_and_what_it_left_out(tmp_path):
     assert sum('failed, see' in o for o in left()) == 4
     assert 'grid: {seed: [0], act_num: [1, 2, 3, 4, 5]}' in (out/'act_num_gpu.yaml').read_text()
     other = run(str(out), DEVICE='cuda')
-    assert other.returncode == 2 and other.stdout.strip() == f'gpu.sh: {out} holds what DEVICE=cpu gave; name another folder for DEVICE=cuda'
+    assert other.returncode == 64 and other.stdout.strip() == f'gpu.sh: {out} holds what DEVICE=cpu gave; name another folder for DEVICE=cuda'

@@ -308,9 +308,9 @@ def fuse(
         report.kept.update(kept)
     by = lambda *ops: [s['module'] for s in plan if s['op'] in ops]
     report.own,report.folded,report.absorbed = by(*_OWN),by('fold_bn'),by('absorb')
-    _layout(model, channels_last)
-    with torch.no_grad(): report.error = deviation(model(x), y)
-    model.fuse_plan,model.fuse_report = dict(version=1 + any({s['op'], s.get('left')} & {'drop_kernel', 'relu6'} for s in plan), steps=plan),report
+    with torch.no_grad(): report.error = deviation(_layout(model, channels_last)(x), y)
+    new = any({s['op'], s.get('left')} & {'drop_kernel', 'relu6'} for s in plan)
+    model.fuse_plan,model.fuse_report = dict(version=1 + new, steps=plan),report
     return model
 
 # %% ../../nbs/act/10_fuse.ipynb #44e0bd56

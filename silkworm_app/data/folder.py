@@ -20,7 +20,7 @@ import PIL, pillow_heif
 from .imaging import IMAGE_SUFFIXES, ImageError, check_image
 from .memory import Memory, code_of, stat_key
 from .progress import each
-from ..files import sha256_of, shown, whole_folder
+from ..files import shown, whole_folder
 
 # %% ../../nbs/data/02_folder.ipynb #8026b473
 class DataError(ValueError):
@@ -320,9 +320,7 @@ def check_pictures(
         if key and memory.get(OPENS, key) and os.access(f, os.R_OK): return None
         try: check_image(f)
         except ImageError as e: return str(e)
-        if memory.db is None: return None
-        memory.put('sha256', key, sha256_of(f).encode())             # just read, so it costs little here
-        memory.put(OPENS, key, b'1')
+        if key: memory.put(OPENS, key, b'1')
     with Memory() as memory, memory.alone('\n'.join(map(str, files))):   # of several processes one reads, the others are told
         return {f: m for f, m in zip(files, each(bad, files, 'checking pictures')) if m}
 

@@ -197,7 +197,7 @@ def image_dls(
     num_workers:int=None, # processes that prepare pictures; None: 0 for small sets, else the number of cores (8 at most)
     fast=False, # True: fitted pictures in memory, augmented by the batch; 'auto': for `size` up to 64 where `aug` allows it
     cache=None, # folder for decoded pictures that later runs reuse
-    max_gb:float=4., # limit of the memory that `fast` takes, and of the cache folder
+    max_gb:float=4., # limit of the memory that `fast` takes (and again of `known`), and of the cache folder but for what is in use
     known:dict=None, # empty at first: share one among loaders of the same pictures, and `fast` decodes each picture once
     valid_pct:float=.2, test_pct:float=.2, group='auto', on_bad:str='raise', scenes:str='together', # see `find_splits`
     val_bs:int=None, # batch size for validation

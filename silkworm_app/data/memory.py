@@ -108,7 +108,8 @@ class Memory:
                 at = int(hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:7], 16)
                 try: fcntl.lockf(held.enter_context(open(self.file.with_suffix('.lock'), 'a')), fcntl.LOCK_EX, 1, at)
                 except OSError: pass                               # a file system without locks, a folder that may only be read
-            yield
+            try: yield
+            finally: self.save()                                   # before the next one looks
 
 # %% ../../nbs/data/02e_memory.ipynb #facffead
 def stat_key(

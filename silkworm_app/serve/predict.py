@@ -85,7 +85,7 @@ def predict_main(
     def write(): write_text(args.csv, to_csv(rows, predictor.classes), 'utf-8-sig')
     def keep():
         if args.csv and (Path(args.csv).is_file() or not Path(args.csv).exists()):          # a pipe gets the table once
-            with suppress(OSError): write()             # that another program has it open is said at the end
+            with suppress(OSError, ValueError): write() # that another program has it open is said at the end
     try: _report(predictor, files, args.topk, rows, keep)
     finally: # what was answered is kept, however it ends
         if args.csv and rows: write()

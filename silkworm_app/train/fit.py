@@ -260,6 +260,7 @@ def train(
         _forget_lost(state, run)
     def begun(learn):
         begin()
+        if shared: shared.pixels.clear() # the loaders hold their own
         _introduce(cfg, learn, state)
     if cfg.cross_validate and state: check_net(build_model(cfg, len(splits.classes)), state) # before its parts take hours
     if cfg.cross_validate and what == 'begun': begin()
@@ -328,7 +329,8 @@ def _smaller(cfg):
     if not done: return ''
     n, file = max(done.items())
     more = f'--resume {file} --output_dir OTHER --batch_size {max(1, cfg.batch_size//2)}'
-    return f'; the state after epoch {n} is kept: the same command goes on from it with {more}'
+    without = ' and without --overwrite'*cfg.overwrite + ', after the parts of its cross-validation anew'*bool(cfg.cross_validate)
+    return f'; the state after epoch {n} is kept: the same command goes on from it with {more}{without}'
 
 # %% ../../nbs/train/16_fit.ipynb #7ba1e259
 def _run_command(cfg, plots):
