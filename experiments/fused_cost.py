@@ -7,9 +7,10 @@ Prints a table: milliseconds of the processor (arms in turns, medians; quartiles
 import argparse
 
 import torch
+from pretrained import move
 
 from silkworm_app.act.fuse import fuse
-from silkworm_app.act.patch import lslu_model, lslus
+from silkworm_app.act.patch import lslu_model
 from silkworm_app.lab.timing import latency, machine
 
 ARMS = {  # arguments of `lslu_model`, and the parameters of an LSLU that training has moved
@@ -28,9 +29,7 @@ def net(size, kwargs, moved):
     "The fused net, its LSLUs moved by a hundredth"
     torch.manual_seed(0)
     model = lslu_model('tf_efficientnet_lite0', 5, pretrained=True, input_size=size, report=lambda o: None, **kwargs).eval()
-    with torch.no_grad():
-        for m in lslus(model).values():
-            for k in moved: m.get_parameter(k).add_(.01*torch.randn_like(m.get_parameter(k)))
+    move(model, moved)
     return fuse(model, size)
 
 

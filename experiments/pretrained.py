@@ -225,10 +225,9 @@ def summary(files):
     return res
 
 
-def move(net):
-    "LSLUs as training leaves them: as they start, they would fuse away"
-    for m in lslus(net).values():
-        for p in m.parameters(): p.data += .01*torch.randn_like(p)
+def move(net, names=('alphas', 'biases', 'weight', 'bn.weight', 'bn.bias')):
+    "LSLUs as training leaves them, these parameters by a hundredth: as they start, they would fuse away"
+    for p in (m.get_parameter(k) for m in lslus(net).values() for k in names): p.data += .01*torch.randn_like(p)
 
 
 def deployed(keys, file):

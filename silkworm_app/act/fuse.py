@@ -194,19 +194,19 @@ def _producer(tr, model, name, c):
 # %% ../../nbs/act/10_fuse.ipynb #bcf60d0a
 def _kernel_steps(model, x):
     "`(steps, {})`: the fused LSLUs whose convolution passes on what it gets, as after a start as the activation in their place"
-    acts = {n: m.conv for n,m in model.named_modules() if isinstance(m, FusedLSLU) and isinstance(m.conv, nn.Conv2d)}
-    tr,tiny = acts and Trace(model, x),8*min(torch.finfo(o).eps for o in (x.dtype, torch.float32))  # rounding of a norm that undoes itself
-    def passes(name, c):
-        most,delta = max((y.abs().max().item() for _,y in tr.calls[f'{name}.pre']), default=0),torch.zeros_like(c.weight)
-        delta[..., c.padding[0], c.padding[1]] = 1
-        return most < torch.inf and bool(((c.weight - delta).abs() <= tiny*delta).all() and (c.bias.abs() <= tiny*most).all())
-    return [dict(op='drop_kernel', module=n) for n,c in acts.items() if passes(n, c)],{}
+    tiny = 8*min(torch.finfo(o).eps for o in (x.dtype, torch.float32))          # rounding of a norm that undoes itself
+    def is_delta(c):
+        delta = torch.zeros_like(c.weight); delta[..., c.padding[0], c.padding[1]] = 1
+        return bool(((c.weight - delta).abs() <= tiny*delta).all())
+    acts = {n: m.conv for n,m in model.named_modules() if isinstance(m, FusedLSLU) and type(m.conv) is nn.Conv2d and is_delta(m.conv)}
+    tr = acts and Trace(model, x)
+    most = {n: max((y.abs().max().item() for _,y in tr.calls[f'{n}.pre']), default=0) for n in acts}
+    return [dict(op='drop_kernel', module=n) for n,c in acts.items() if most[n] < torch.inf and (c.bias.abs() <= tiny*most[n]).all()],{}
 
 def _line_steps(model, x):
     "`(steps, kept)`: the lines that a convolution takes in, and for the others the reason"
     fs = {n: m for n,m in model.named_modules() if isinstance(m, FusedLSLU) and isinstance(m.pre, ClampedLine) and m.pre.line}
-    if not fs: return [],{}
-    tr,steps,kept = Trace(model, x),[],{}
+    tr,steps,kept = fs and Trace(model, x),[],{}
     for name,m in fs.items():
         p = m.pre
         left = next((k for k,hi in (('relu', torch.inf), ('relu6', 6)) if bool((p.lo == 0).all() and (p.hi == hi).all())), 'clamp')
