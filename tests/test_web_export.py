@@ -141,7 +141,7 @@ def test_a_picture_gets_the_same_numbers_and_sets_as_in_python(phone, pictures):
 
 
 RULES = [{}, dict(risk=.05), dict(risk=.3, measured={}), dict(scores=None, calibrated=False, note='no photographs to try it on'), dict(distance_limit=None, look_limit=None, fitted={}),
-         dict(scores={c: [.1, .2] for c in CLASSES}, measured={})]
+         dict(scores={c: [.1, .2] for c in CLASSES}, measured={}), dict(scores={c: [i / 40 for i in range(2 if c == 'pebrine' else 20)] for c in CLASSES}, measured={})]
 
 
 def test_the_rules_are_those_of_trust(phone):
@@ -164,8 +164,8 @@ def test_the_rules_are_those_of_trust(phone):
             for k in ('kind', 'label', 'labels', 'excluded', 'unproven', 'advice', 'measured'): assert g[k] == w[k], k
             assert [(r['code'], list(r['values'])) for r in g['codes']] == [(r['code'], list(r['values'])) for r in w['codes']]
             for k in ('probabilities', 'pvalues'): assert g[k] == pytest.approx(w[k], abs=1e-6)
-            kinds |= {g['kind'], *(r['code'] for r in g['codes'])}
-    assert kinds >= {'one', 'several', 'nothing', 'unlike', 'blank', 'noise', 'look', 'far', 'unproven', 'ambiguous', 'note'}
+            kinds |= {g['kind'], (g['kind'], g['advice']), *(r['code'] for r in g['codes'])}
+    assert kinds >= {'one', 'several', 'nothing', 'unlike', 'blank', 'noise', 'look', 'far', 'unproven', 'ambiguous', 'note', ('nothing', 'camera'), ('nothing', 'collect')}
 
 
 @pytest.mark.parametrize('lang', html.LANGUAGES)

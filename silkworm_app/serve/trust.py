@@ -278,7 +278,7 @@ class _Decide:
             if base['prob'] < SURE: reasons.insert(0, Reason('ambiguous', probs={c: base['probs'][c] for c in labels[:3]}))
             vague = m.get('nothing', 0) > .5 * m.get('photographs', 0)
             return Decision(None, **base, reasons=reasons, kind='nothing', labels=labels,
-                            advice='collect' if unproven or vague else 'camera')
+                            advice='collect' if self.proven.sum() < 2 or vague else 'camera')
         base |= dict(excluded=[self.classes[k] for k in by_prob if not keep[k]], labels=labels, advice='collect' if unproven else None)
         if len(labels) != 1:
             return Decision(None, **base | dict(advice=base['advice'] or 'camera'), reasons=reasons, kind='several',

@@ -125,7 +125,7 @@ function by_sets(t, p, a) {
   if (all) {
     if (a.probability < SURE) codes.unshift(reason('ambiguous', {probs: of(labels.slice(0, 3).map(c => [c, p[names.indexOf(c)]]))}));
     const vague = (m.nothing || 0) > .5 * (m.photographs || 0);
-    return {...a, kind: 'nothing', advice: hardly.length || vague ? 'collect' : 'camera'};
+    return {...a, kind: 'nothing', advice: names.length - hardly.length < 2 || vague ? 'collect' : 'camera'};
   }
   a = {...a, excluded: order.filter(i => !keep[i]).map(i => names[i]), advice: hardly.length ? 'collect' : null};
   if (labels.length !== 1) return {...a, kind: 'several', advice: a.advice || 'camera', measured: m.several || null};
