@@ -339,6 +339,29 @@ def test_an_onnx_file_alone_is_served(tmp_path, monkeypatch, capsys):
     assert server.main(['--bundle', str(tmp_path / 'list.onnx'), '--port', '0']) == 2 and 'list.onnx' in capsys.readouterr().err
 
 
+def test_a_page_shows_of_a_bundle_what_its_config_says(tmp_path, monkeypatch, capsys):
+    "The card is made at the risk of the page, and no file that merely lies there is shown or deployed, a link least of all"
+    from silkworm_app.serve.calibrate import fit_trust
+    from silkworm_app.serve.deploy import fuse_main
+    from silkworm_app.serve.page import server
+    y = np.arange(25) % 5
+    few = fit_trust(4 * np.eye(5)[y] + np.random.default_rng(0).normal(0, .1, (25, 5)), None, y, Keeper.classes, leak=0.)
+    rng, got = np.random.default_rng(0), {}
+    bundle = random_bundle(tmp_path / 'bundle', trust=few, examples=[(picture(rng, (320, 240)), 'healthy')])
+    (tmp_path / 'secret.txt').write_bytes('root:x:0:0 caf\u00e9'.encode('latin-1'))
+    picture(rng, (320, 240)).save(tmp_path / 'private.jpg')
+    (bundle / 'card.md').unlink(), (bundle / 'card.md').symlink_to(tmp_path / 'secret.txt')
+    (bundle / 'examples/01.jpg').symlink_to(tmp_path / 'private.jpg')
+    monkeypatch.setattr(server, 'serve', lambda predictor, **kwargs: got.update(kwargs))
+    for risk in ('.1', '.2'):
+        assert server.main(['--bundle', str(bundle), '--port', '0', '--risk', risk]) == 0, capsys.readouterr().err
+        assert got['examples'] == [(bundle / 'examples/00.jpg', 'healthy')] and 'root' not in got['card'] and '# Model card' in got['card']
+        assert ("can't tell anything" in got['card']) == (risk == '.1') and ('in at most 20% of' in got['card']) == (risk == '.2')
+        assert 'photographs are like these (tried on 25 validation pictures of 25 photographs)' in got['card']
+    assert fuse_main([str(bundle), '--out', str(tmp_path / 'out')]) == 0
+    assert [f.name for f in (tmp_path / 'out/examples').iterdir()] == ['00.jpg'] and load_bundle(tmp_path / 'out').config['example_classes'] == {'examples/00.jpg': 'healthy'}
+
+
 def test_what_an_option_cannot_do_is_said(tmp_path, monkeypatch, capsys):
     "Which example is too large to be shown; that a model which was not calibrated answers at none"
     from silkworm_app.serve.page import server
@@ -371,7 +394,7 @@ def test_examples_carry_their_class_and_none_is_there_twice(tmp_path):
     found = find_examples(tmp_path)
     assert [(p.name, c) for p, c in found] == [('1.jpg', 'blue'), ('3.jpg', 'red'), ('2.jpg', 'blue')]
     for p in tmp_path.glob('*/*.jpg'): p.rename(tmp_path / p.name)
-    assert {c for _, c in find_examples(tmp_path)} == {''} and {c for _, c in find_examples(tmp_path, {'3.jpg': 'red'})} == {'', 'red'}
+    assert {c for _, c in find_examples(tmp_path)} == {''} and find_examples(tmp_path, {'3.jpg': 'red', '1.jpg': ''}) == [(tmp_path / '3.jpg', 'red'), (tmp_path / '1.jpg', '')]
 
 
 def test_examples_are_of_every_class(tmp_path, monkeypatch):

@@ -160,8 +160,8 @@ def _bundle(out, src, x, onnx, examples):
 
 def _examples(folder, config):
     "The examples of a bundle, or of the one in a run, each with its class where the bundle names it"
-    known, files = config.get('example_classes') or {}, sorted((bundle_folder(folder)/'examples').glob('*.jpg'))
-    return [(f, known.get(f'examples/{f.name}')) for f in files] or None
+    known = config.get('example_classes') or {}
+    return [(bundle_folder(folder)/n, known.get(n)) for n in config.get('files', ()) if n.startswith('examples/')] or None
 
 def _list(path):
     "What was written, with sizes"

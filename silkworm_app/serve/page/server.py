@@ -22,6 +22,7 @@ from ...data.folder import pictures_below
 from ...data.imaging import ImageError
 from ...files import command
 from ..advice import NO_RISK
+from ..card import bundle_card
 from ..format import BundleError, read_config
 from ..load import bundle_folder, load_bundle, open_predictor
 from . import html
@@ -42,13 +43,13 @@ def _in_turns(found):
 
 def find_examples(
     folder, # pictures, or folders of pictures named by class
-    known:dict=None, # file name -> class
+    known:dict=None, # files below it -> class or '': these alone; None: all, by their folders
     predictor=None, # puts those first that it answers rightly
 )->list: # (file, class or '')
     "Up to eight pictures to click on."
-    folder, known = Path(folder), known or {}
-    files = [p for p in pictures_below(folder)[0] if p.suffix.lower() in SUFFIXES]
-    found = _in_turns((p, known.get(p.name) or (p.parent.name if p.parent != folder else '')) for p in files)[:200]     # to be compared
+    folder = Path(folder)
+    if known is None: known = {p: p.parent.name if p.parent != folder else '' for p in pictures_below(folder)[0]}
+    found = _in_turns((folder / p, c) for p, c in known.items() if Path(p).suffix.lower() in SUFFIXES)[:200]            # to be compared
     if found:
         from silkworm_app.data.copies import group_pictures          # OpenCV: not needed without examples
         groups, first = group_pictures([p for p, _ in found]), {}
@@ -277,10 +278,10 @@ def main(
     store = Store(args.collect, args.collect_mb or COLLECT_MB) if args.collect else None
     predictor = open_bundle(folder, args.backend, threads, args.risk)
     if args.risk and predictor.trust.scores is None: print(f'app.py: {NO_RISK}', file=sys.stderr)
-    known = {} if args.examples else {Path(n).name: c for n, c in (predictor.config or {}).get('example_classes', {}).items()}
-    source = args.examples or folder / 'examples'
-    examples = find_examples(source, known, predictor) if Path(source).is_dir() else []
-    card = (folder / 'card.md').read_text(encoding='utf-8') if (folder / 'card.md').is_file() else ''
+    c = predictor.config
+    own = {n: c['example_classes'].get(n) or '' for n in c.get('files', ()) if n.startswith('examples/')}     # checked when it was loaded
+    examples = find_examples(args.examples or folder, None if args.examples else own, predictor)
+    card = bundle_card(c, predictor.trust) if 'arch' in c else ''       # of an ONNX file alone that isn't known
     name = (folder.resolve().parent if folder.name == 'bundle' else folder.resolve()).name
     serve(predictor, host=args.host, port=args.port, workers=args.workers, queue_size=args.queue_size, root_path=root,
         examples=examples, card=card, title=args.title, lang=args.lang, name=name, store=store)
