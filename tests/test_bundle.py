@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from silkworm_app.serve.page.answers import facts
@@ -29,6 +30,7 @@ from silkworm_app.act.lslu import LSLU
 from silkworm_app.serve.onnx import OnnxPredictor
 from silkworm_app.act.patch import lslu_model
 from silkworm_app.serve.calibrate import fit_trust
+from silkworm_app.serve.trust import Trust
 
 
 def moved(model, seed=0):
@@ -271,6 +273,25 @@ def test_warnings_are_those_of_the_risk_that_is_asked(tmp_path):
         f = facts(load_bundle(d, risk=risk))
         assert [n['code'] for n in f['notes']] == codes and f['warnings'] == []
     assert "can't tell anything about any picture: of each class 9 photographs" in (d / 'card.md').read_text()
+
+
+def test_what_must_be_known_first_goes_with_every_file(tmp_path, capsys):
+    "As the page does, the command says it, of a bundle and of the ONNX file alone"
+    from silkworm_app.serve.predict import predict_main
+    leak, warned = dict(test_seen_in_train=.31, distinct=dict(a=30, b=20)), [f'the labels of {tmp_path}/pictures/odd were guessed']
+    net, trust = moved(lslu_model('vanillanet_5_x0_125', 2)), Trust(['a', 'b'], scores=dict(a=[.1] * 20, b=[.1] * 20), calibrated=True, note='')
+    d = save_bundle(tmp_path / 'b', net, Preprocess(64), ['a', 'b'], trust=trust, extra=dict(drawn=True), inherit=dict(leak=leak, warnings=warned), onnx=True)
+    alone, whole = facts(OnnxPredictor(d / 'model.onnx')), facts(load_bundle(d))
+    assert [n['code'] for n in alone['notes']] == ['drawn', 'leaked'] and alone['warnings'] == ['the labels of odd were guessed']
+    assert all(alone[k] == whole[k] for k in ('notes', 'warnings', 'todo', 'leak'))
+    Image.new('RGB', (30, 30)).save(tmp_path / 'p.png')
+    for source in (d, d / 'model.onnx'):
+        assert predict_main([str(source), str(tmp_path / 'p.png')]) == 0
+        err = capsys.readouterr().err
+        assert 'synthetic pictures' in err and '31% of the test pictures' in err and 'the labels of odd were guessed' in err
+    assert fuse_main([str(d), '--out', str(tmp_path / 'pt2'), '--format', 'torch-export']) == 0
+    torch.export.load(tmp_path / 'pt2/model.pt2', extra_files=(held := {'about': ''}))
+    assert json.loads(held['about']) == dict(warnings=alone['warnings'], leak=leak, extra=dict(drawn=True))
 
 
 # ---- files that lie ----
@@ -521,7 +542,6 @@ def test_a_stored_bundle_can_be_saved_anew(tmp_path):
 
 
 def test_a_bundle_of_a_net_with_a_new_classifier(tmp_path):
-    from silkworm_app.serve.trust import Trust
     net = lslu_model('vanillanet_5_x0_125', 10, stem_stride=2).eval()
     net.reset_classifier(3)
     dest = save_bundle(tmp_path/'b', net.eval(), Preprocess(32), ['a', 'b', 'c'], trust=Trust(['a', 'b', 'c']))

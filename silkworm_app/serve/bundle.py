@@ -279,13 +279,13 @@ def _write(dest, config, predictor, onnx, examples, roots):
             state = {k: v.detach().cpu().contiguous().clone() for k, v in predictor.model.state_dict().items()}
             safetensors.torch.save_file(state, new / 'model.safetensors', metadata={'net_spec': json.dumps(config['net_spec'])})
         if trust.arrays(): safetensors.numpy.save_file(trust.arrays(), new / 'trust.safetensors')
-        if onnx: save_onnx(new / 'model.onnx', predictor.model, predictor.classes, predictor.preprocess, trust)
+        odd = sorted((c for c in {*config['classes'], *config['class_titles'].values()} if plain(c, roots) != c), key=len, reverse=True)
+        config = plain(config, roots, odd)
+        if onnx: save_onnx(new / 'model.onnx', predictor.model, predictor.classes, predictor.preprocess, trust, config)
         shown, classes = _save_examples(new, examples)
         names = [n for n in BUNDLE_FILES if (new / n).exists()] + shown
         files = {n: dict(sha256=sha256_of(new / n), bytes=(new / n).stat().st_size) for n in names}
-        odd = sorted((c for c in {*config['classes'], *config['class_titles'].values()} if plain(c, roots) != c), key=len, reverse=True)
-        own = dict(example_classes=plain(classes, (), odd), files=files)    # names of its own, whatever the roots are called
-        config = plain(config, roots, odd) | own
+        config |= dict(example_classes=plain(classes, (), odd), files=files)    # names of its own, whatever the roots are called
         (new / 'config.json').write_text(json.dumps(config, indent=1, allow_nan=False), encoding='utf-8')
         (new / 'card.md').write_text(bundle_card(config, trust), encoding='utf-8')
         for n in names: os.chmod(new / n, 0o644)

@@ -124,7 +124,7 @@ def _eight(out, src, pics):
     "One ONNX file in eight bits, and what it changes on pictures that its ranges were not measured on"
     with tempfile.TemporaryDirectory() as folder:
         print(f'Ranges are measured on {len(pics[::2])} pictures ...', flush=True)
-        whole = save_onnx(f'{folder}/model.onnx', src.fused, src.classes, src.preprocess, src.trust)
+        whole = save_onnx(f'{folder}/model.onnx', src.fused, src.classes, src.preprocess, src.trust, src.config)
         eight = quantise(whole, src.preprocess.batch(pics[::2]), f'{folder}/int8.onnx')
         nets = [OnnxPredictor(f, threads=1) for f in (whole, eight)]
         a,b = (p.forward(pics[1::2]) for p in nets)
@@ -145,7 +145,7 @@ def _eight(out, src, pics):
 def _export(out, src, x):
     "`(file, logits of what is in it)`: one file for torch"
     out.mkdir(parents=True, exist_ok=True)
-    file = save_torch_export(out/'model.pt2', src.fused, src.classes, src.preprocess, src.trust)
+    file = save_torch_export(out/'model.pt2', src.fused, src.classes, src.preprocess, src.trust, src.config)
     with torch.no_grad(): return file,torch.export.load(file).module()(torch.from_numpy(x))[0].numpy()
 
 # %% ../../nbs/serve/13_deploy.ipynb #916aaddd

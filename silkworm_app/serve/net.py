@@ -95,7 +95,8 @@ def save_onnx(
     model:nn.Module, # fused net
     classes:list, # names
     preprocess:Preprocess, # picture -> input
-    trust:Trust=None # when it may answer
+    trust:Trust=None, # when it may answer
+    config:dict=None # of its bundle, for what must be known about it
 )->Path:
     "Write a net as one ONNX file that can be served by itself (`OnnxPredictor`)."
     net, p = LogitsAndFeatures(model).eval(), next(model.parameters())
@@ -106,7 +107,7 @@ def save_onnx(
     norms = picture_norms(proto.graph)
     if norms and not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         raise BundleError(f'the ONNX graph holds batch norms that the net has not: {norms[:3]}')
-    for k, v in onnx_metadata(classes, preprocess, trust).items(): proto.metadata_props.add(key=k, value=v)
+    for k, v in onnx_metadata(classes, preprocess, trust, config).items(): proto.metadata_props.add(key=k, value=v)
     file = Path(file)
     with replacing(file) as part: onnx.save(proto, part)
     return file
@@ -118,13 +119,15 @@ def save_torch_export(
     classes:list, # names
     preprocess:Preprocess, # picture -> input
     trust:Trust=None, # when it may answer
+    config:dict=None, # of its bundle, for what must be known about it
 )->Path:
     "Write a net as a `torch.export` program with the same metadata as the ONNX file in its extra files."
     x = torch.zeros(2, 3, preprocess.size, preprocess.size)
     with torch.no_grad():
         program = torch.export.export(LogitsAndFeatures(model).eval(), (x,), dynamic_shapes={'image': {0: torch.export.Dim('batch')}})
     file = Path(file)
-    with replacing(file) as part, part.open('wb') as f: torch.export.save(program, f, extra_files=onnx_metadata(classes, preprocess, trust))
+    meta = onnx_metadata(classes, preprocess, trust, config)
+    with replacing(file) as part, part.open('wb') as f: torch.export.save(program, f, extra_files=meta)
     return file
 
 # %% ../../nbs/serve/08_net.ipynb #80f68d4c

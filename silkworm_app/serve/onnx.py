@@ -136,10 +136,14 @@ def unpack_arrays(d):
 def onnx_metadata(
     classes:list, # names
     preprocess:Preprocess, # picture -> input
-    trust:Trust=None # or None
+    trust:Trust=None, # or None
+    config:dict=None # of its bundle
 )->dict: # text -> text
-    "What another program needs to serve the file."
+    "What another program needs to serve the file, and what whoever relies on it must know."
+    c = config or {}
+    about = {k: c[k] for k in ('warnings', 'leak') if c.get(k)} | (dict(extra=dict(drawn=True)) if (c.get('extra') or {}).get('drawn') else {})
     meta = {'silkworm_app.format': ONNX_FORMAT, 'classes': list(classes), 'preprocess': preprocess.to_dict()}
+    if about: meta['about'] = about
     if trust is not None: meta['trust'] = dict(trust.to_dict(), arrays=pack_arrays(trust.arrays()))
     return {k: json.dumps(v) for k, v in meta.items()}
 
@@ -156,12 +160,18 @@ def _session(path, data, threads):
         except Exception as e: raise BundleError(f'{path} is not an ONNX model that onnxruntime can run: {one_line(e)}') from None
 
 # %% ../../nbs/serve/07_onnx.ipynb #c00ae085
+_about = dict(warnings=list, leak=dict, extra=dict) # what of a bundle's config stands in an ONNX file, too
+
 def _metadata(meta):
     "Config, `Preprocess` and `Trust` in the metadata of a file; raises `KeyError` and `ValueError`."
     get = {k: json.loads(meta[k]) for k in ('silkworm_app.format', 'classes', 'preprocess')}
     if get['silkworm_app.format'] != ONNX_FORMAT: raise ValueError(f'format {get["silkworm_app.format"]} is not {ONNX_FORMAT}')
     classes = get['classes']
     if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes): raise ValueError('classes is not a list of names')
+    about = json.loads(meta.get('about', '{}'))
+    if not set(about) <= set(_about) or not all(isinstance(v, _about[k]) for k, v in about.items()):
+        raise ValueError('about holds something else than warnings, leak and extra')
+    get |= about
     t = json.loads(meta['trust']) if 'trust' in meta else None
     trust = None if t is None else Trust.from_dict({k: v for k, v in t.items() if k != 'arrays'}, unpack_arrays(t.get('arrays', {})))
     if trust and trust.classes != classes: raise ValueError('trust and classes name different classes')

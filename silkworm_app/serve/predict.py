@@ -13,9 +13,9 @@ from pathlib import Path
 from ..data.folder import pictures_below
 from ..data.imaging import IMAGE_SUFFIXES
 from ..files import command, shown, write_text
-from .advice import NO_RISK, trust_warnings
+from .advice import NO_RISK
 from .load import open_predictor
-from .page.answers import UNUSABLE, as_dict, count_rows, photo_day, to_csv
+from .page.answers import UNUSABLE, as_dict, count_rows, facts, photo_day, to_csv
 
 # %% ../../nbs/serve/22_predict.ipynb #4b96ea91
 def _parser():
@@ -80,7 +80,8 @@ def predict_main(
     if not files: raise ValueError(f'no pictures in {", ".join(args.files)}')
     predictor = open_predictor(args.bundle, args.backend, args.risk)
     if args.risk and predictor.trust.scores is None: print(f'silkworm-predict: {NO_RISK}', file=sys.stderr)
-    for w in trust_warnings(predictor.trust): print(f'silkworm-predict: {w}', file=sys.stderr)
+    f = facts(predictor)
+    for w in [n['text'] for n in f['notes']] + f['warnings']: print(f'silkworm-predict: {shown(w)}', file=sys.stderr)
     rows = []
     def write(): write_text(args.csv, to_csv(rows, predictor.classes), 'utf-8-sig')
     def keep():
