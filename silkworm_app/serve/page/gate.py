@@ -19,7 +19,7 @@ OPEN = re.compile(r'/(login|logout|config|theme\.css|favicon\.ico|robots\.txt|ma
     r'|/gradio_api/(info|config|app_id|login_check|token|user|startup-events|upload|upload_progress|theme\.css|reset|cancel)/?'
     r'|/gradio_api/queue/(join|data|status)/?'
     r'|/gradio_api/heartbeat/\w+|/gradio_api/call/(v2/)?\w+/?|/gradio_api/call/\w+/\w+|/gradio_api/run/\w+/?'
-    r'|/gradio_api/file=/(?!/)[^:]*')
+    r'|/gradio_api/file=(/(?!/)|[A-Za-z]:[\\/](?![\\/]))[^:]*')                # of Windows, too
 _calls = re.compile(r'/gradio_api/(call/|run/|queue/join)')
 
 def routed(
