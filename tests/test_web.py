@@ -444,6 +444,21 @@ def test_a_figure_is_called_by_the_pictures_that_it_is_of():
     assert 'on the test pictures' in (h := model_html(say, f)) and 'always saying Green would be right on 75%' in h
 
 
+@pytest.mark.parametrize('risk,lost,kept', [(.005, '0.5', '99.5'), (.025, '2.5', '97.5'), (.07, '7', '93'), (.125, '12.5', '87.5')])
+def test_a_risk_is_said_as_it_is_promised(risk, lost, kept):
+    from dataclasses import replace
+    from silkworm_app.serve.card import answers_text
+    from silkworm_app.serve.page.answers import as_dict, facts, reason_code
+    from silkworm_app.serve.page.html import Say, model_html, why_html
+    from silkworm_app.serve.reasons import Reason
+    class At(Keeper): trust = replace(Keeper().trust, risk=risk)
+    f, say = facts(At()), Say('en', Keeper.classes)
+    for t in (r := Reason('leaked', part=risk / 10), say.reason(reason_code(r))): assert t.startswith(f'{10 * risk:.3g}% of the test pictures')
+    assert f'in at most {lost}% of the cases' in answers_text(replace(At.trust, measured={}))[0]
+    assert f'at least {kept} in 100 of each class' in model_html(say, f)
+    assert f'about {lost} in 100 photographs' in why_html(say, as_dict(At().decide([Image.new('RGB', (8, 8), 'red')])[0]), f)
+
+
 def test_names_of_classes_keep_their_capitals():
     from silkworm_app.serve.page.html import Say
     assert list(Say('en', ['NPV', 'iPhone', 'rust_spot']).titles.values()) == ['NPV', 'IPhone', 'Rust spot']

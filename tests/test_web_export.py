@@ -15,7 +15,7 @@ from PIL import Image
 from silkworm_app.serve.load import load_bundle
 from silkworm_app.serve.onnx import OnnxPredictor, pack_arrays
 from silkworm_app.serve.page import html
-from silkworm_app.serve.page.answers import as_dict
+from silkworm_app.serve.page.answers import as_dict, facts
 from silkworm_app.serve.page.export import export_web, ort_web, page_model
 from silkworm_app.serve.trust import Trust
 from test_imaging import wide
@@ -219,7 +219,7 @@ def test_names_that_are_whole_numbers_keep_their_order(phone, pictures):
     "Objects of JavaScript sort them; the sentences name the surest first, or in the order of the classes."
     predictor, folder = phone.exported
     other, names, logits = copy(predictor), list('54321'), [1.2, 1.1, .2, 1., .1]
-    other.classes, other.trust = names, Trust(names, scores={c: [.1] * n for n, c in enumerate(names)}, note='')
+    other.classes, other.trust = names, Trust(names, scores={c: [.1] * n for n, c in enumerate(names)}, risk=.025, note='')
     net = f'{{run: async () => ({{logits: {{data: {logits}}}, features: {{data: []}}}})}}'          # in place of the real one, which takes longer to load
     page = phone.context.browser.new_context(service_workers='block').new_page()
     page.route('**/*', lambda r: r.fulfill(path=folder / (r.request.url.split('/', 3)[3] or 'index.html')))
@@ -233,6 +233,9 @@ def test_names_that_are_whole_numbers_keep_their_order(phone, pictures):
     want = page.evaluate("h => { const d = document.createElement('div'); d.innerHTML = h; return d.textContent; }", html.verdict_html(html.Say('en', names), answer))
     assert [c['code'] for c in answer['codes']] == ['ambiguous', 'unproven']
     assert ''.join(page.text_content('.verdict').split()) == ''.join(want.split())
+    why = page.evaluate("h => { const d = document.createElement('div'); d.innerHTML = h; return d.textContent; }", html.why_html(html.Say('en', names), answer, facts(other)))
+    got = ''.join(page.evaluate("document.getElementById('why').lastElementChild.textContent").split())
+    assert ''.join(why.split()).startswith(got) and 'about2.5in100' in got         # what follows in Python is where the net looked
     page.context.close()
 
 

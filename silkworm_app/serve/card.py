@@ -67,7 +67,7 @@ def answers_text(
     if trust.scores is None: return [_sentence(Reason('refuses', why=trust.note)), '']
     m, t = trust.measured, lambda c: (titles or {}).get(c, c)
     tried = trust.note.split('); ')[-1]                # without how many were needed at the risk of the training
-    out = [f'A photograph of any class loses its class in at most {trust.risk:.0%} of the cases, for each class by itself, as far as '
+    out = [f'A photograph of any class loses its class in at most {100*trust.risk:g}% of the cases, for each class by itself, as far as '
            f'new photographs are like these ({tried}).', '']
     if not m: return out
     several = m['several']

@@ -56,7 +56,7 @@ REASONS |= dict(
     confused=lambda true, said, n, of: f'{true} is taken for {said}: {n} of {_photos(of)}',
     enough=lambda: 'every class has the photographs that it needs at this risk',
     drawn=lambda: 'this model was trained on synthetic pictures (drawings made by a program): it knows nothing about real silkworms',
-    leaked=lambda part: f'{part:.0%} of the test pictures also occur in train: the accuracy is not a result',
+    leaked=lambda part: f'{pct(part)} of the test pictures also occur in train: the accuracy is not a result',
     refuses=lambda why: f'this model can\'t tell anything about any picture: {why}',
     refuses_few=lambda seen, needed: f'this model can\'t tell anything about any picture: of each class {needed} photographs that it did '
                                      f'not train on are needed, and of no class there are so many '

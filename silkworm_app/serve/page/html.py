@@ -18,6 +18,7 @@ from markupsafe import Markup, escape
 
 from ...data.diseases import CLASS_INFO, canonical_name, of_silkworms, spelt
 from ...data.sheet import environment
+from ..reasons import pct
 from .answers import count_rows, named
 
 # %% ../../../nbs/serve/16_page_html.ipynb #2bf3f736
@@ -99,7 +100,7 @@ class Say:
         if f'reason_{name}' not in self.texts: return text[:1].upper() + text[1:].rstrip('.') + '.'
         if name in ('excluded', 'unproven'): return getattr(self, name)(**v)
         if name == 'unchecked': v = dict(classes=self.classes(v['labels']))
-        if name == 'leaked': v = dict(part=f'{v["part"]:.0%}')
+        if name == 'leaked': v = dict(part=pct(v['part']))
         if name == 'refuses_few': v['seen'] = self.list(f'{self.title(c)} {n}' for c, n in v['seen'].items())
         if name == 'collect_class': name += '' if v['crossed'] is None else '_crossed' if v['crossed'] else '_enough'
         if name == 'ambiguous': v = dict(list=self.list(f'{self.title(c)} {p:.0%}' for c, p in v['probs'].items()))

@@ -78,7 +78,7 @@ function why(a) {
     bar.value = p;
     table.append(cells('td', title(c), el('span', '', bar, ` ${pct(p)}`), ...(proof ? [a.pvalues[c].toFixed(2)] : [])));
   }
-  return [el('p', 'small', proof ? say('why_evidence', {risk, rate: half_even(100 * risk)}) : say('why_probability')), table];
+  return [el('p', 'small', proof ? say('why_evidence', {risk, rate: +(100 * risk).toPrecision(6)}) : say('why_probability')), table];
 }
 
 function linked(text) {
