@@ -21,6 +21,7 @@ const title = c => words.titles[c];
 const by_class = o => model.classes.filter(c => Object.hasOwn(o, c)).map(c => [c, o[c]]);       // objects sort names that are whole numbers
 const surest_first = o => by_class(o).sort((x, y) => y[1] - x[1]);
 const pct = p => `${half_even(100 * p)}%`;
+const two_places = v => (v * 8 % 2 === 1 ? half_even(100 * v) / 100 : v).toFixed(2);        // 1/8, 3/8, ... lie between two: as Python rounds
 
 function list(items, last = 'and', most = 8) {
   items = items.map(String);
@@ -76,7 +77,7 @@ function why(a) {
   for (const [c, p] of surest_first(a.probabilities)) {
     const bar = el('meter');
     bar.value = p;
-    table.append(cells('td', title(c), el('span', '', bar, ` ${pct(p)}`), ...(proof ? [a.pvalues[c].toFixed(2)] : [])));
+    table.append(cells('td', title(c), el('span', '', bar, ` ${pct(p)}`), ...(proof ? [two_places(a.pvalues[c])] : [])));
   }
   return [el('p', 'small', proof ? say('why_evidence', {risk, rate: +(100 * risk).toPrecision(6)}) : say('why_probability')), table];
 }
