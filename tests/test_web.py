@@ -459,6 +459,17 @@ def test_a_risk_is_said_as_it_is_promised(risk, lost, kept):
     assert f'about {lost} in 100 photographs' in why_html(say, as_dict(At().decide([Image.new('RGB', (8, 8), 'red')])[0]), f)
 
 
+def test_a_class_below_the_risk_that_stays_is_no_riddle():
+    "The two thirds keep it: the sentence over the p-values says so"
+    from silkworm_app.serve.page.answers import as_dict, facts
+    from silkworm_app.serve.page.html import Say, why_html
+    from silkworm_app.serve.trust import Trust
+    class Net(Colours): trust = Trust(Colours.classes, scores=dict(red=[.1] * 20, green=[i / 40 for i in range(20)], blue=[.1] * 20), calibrated=True)
+    a = as_dict(Net.trust.decide(np.log([[.4, .58, .02]]))[0])
+    assert a['pvalues']['red'] < .1 and 'red' in a['labels'] and 'red' not in a['excluded']
+    for lang, words in dict(en='two thirds', zh='三分之二', hi='दो तिहाई').items(): assert words in why_html(Say(lang, Net.classes), a, facts(Net()))
+
+
 def test_names_of_classes_keep_their_capitals():
     from silkworm_app.serve.page.html import Say
     assert list(Say('en', ['NPV', 'iPhone', 'rust_spot']).titles.values()) == ['NPV', 'IPhone', 'Rust spot']
