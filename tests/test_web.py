@@ -470,6 +470,18 @@ def test_a_class_below_the_risk_that_stays_is_no_riddle():
     for lang, words in dict(en='two thirds', zh='三分之二', hi='दो तिहाई').items(): assert words in why_html(Say(lang, Net.classes), a, facts(Net()))
 
 
+def test_what_was_measured_leaves_out_the_unlike_and_says_so():
+    from silkworm_app.serve.calibrate import fit_trust
+    from silkworm_app.serve.card import answers_text
+    from silkworm_app.serve.page.answers import facts
+    from silkworm_app.serve.page.html import LANGUAGES, Say, model_html
+    y, rng = np.arange(60) % 3, np.random.default_rng(0)
+    for features in rng.normal(size=(60, 4)) + 3 * np.eye(4)[y], None:
+        class Net(Colours): trust = fit_trust(4 * np.eye(3)[y], features, y, Colours.classes, leak=0.)
+        assert any('turn away as unlike' in line for line in answers_text(Net.trust)) == (features is not None)
+        for say in (Say(lang, Net.classes) for lang in LANGUAGES): assert (say('model_measured_unlike') in model_html(say, facts(Net()))) == (features is not None)
+
+
 def test_names_of_classes_keep_their_capitals():
     from silkworm_app.serve.page.html import Say
     assert list(Say('en', ['NPV', 'iPhone', 'rust_spot']).titles.values()) == ['NPV', 'IPhone', 'Rust spot']
