@@ -96,7 +96,7 @@ def test_a_picture_between_two_well_seen_classes_needs_another_picture():
     "The model has seen enough of both, and can exclude either; that a third was hardly seen is no reason to collect for this picture"
     many, between = [round(i / 40, 6) for i in range(20)], np.log([[.5, .498, .002]])
     at = lambda **more: Trust(list('abc'), **dict(scores=dict(a=many, b=many, c=[.1, .2]), calibrated=True) | more).decide(between)[0]
-    assert (at().kind, at().advice) == ('nothing', 'camera') and 'c can\'t be ruled out' in str(at())
+    assert (at().kind, at().labels, at().advice) == ('nothing', [], 'camera') and 'c can\'t be ruled out' in str(at())
     for more in dict(scores=dict(a=many, b=[.1], c=[.1])), dict(measured=dict(photographs=42, nothing=30, several=dict(n=0, right=0, low=0, high=1))):
         assert (at(**more).kind, at(**more).advice) == ('nothing', 'collect')
 

@@ -482,6 +482,20 @@ def test_what_was_measured_leaves_out_the_unlike_and_says_so():
         for say in (Say(lang, Net.classes) for lang in LANGUAGES): assert (say('model_measured_unlike') in model_html(say, facts(Net()))) == (features is not None)
 
 
+def test_where_nothing_can_be_told_no_table_names_a_class(tmp_path):
+    import csv
+    import io
+    from silkworm_app.serve.page.answers import as_dict, to_csv
+    from silkworm_app.serve.page.collect import Store
+    from silkworm_app.serve.trust import Trust
+    half = [i / 40 for i in range(20)]
+    a = as_dict(Trust(Colours.classes, scores=dict.fromkeys(Colours.classes, half), calibrated=True).decide(np.log([[.34, .33, .33]]))[0])
+    row, = csv.DictReader(io.StringIO(to_csv([a | dict(file='a.jpg', folder='', day='', error='')], Colours.classes)))
+    assert a['kind'] == 'nothing' and row['label'] == row['labels'] == row['excluded'] == '' and 'no class stands out: red 34%' in row['reasons']
+    store = Store(tmp_path)
+    assert store.keep(picture(np.random.default_rng(0)), 'red', a).state == 'done' and store.rows()[0]['answer'] == ''
+
+
 def test_names_of_classes_keep_their_capitals():
     from silkworm_app.serve.page.html import Say
     assert list(Say('en', ['NPV', 'iPhone', 'rust_spot']).titles.values()) == ['NPV', 'IPhone', 'Rust spot']

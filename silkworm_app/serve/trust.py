@@ -51,7 +51,7 @@ class Decision:
     top:str = None # the most likely class, also where it is not given as the answer
     distance:float = None # to the training pictures; `distance_limit` of `Trust` is the limit
     kind:str = None # 'one', 'several', 'nothing' or 'unlike'
-    labels:list = None # classes that it may be, surest first
+    labels:list = None # classes that it names, surest first; none where nothing can be told
     excluded:list = field(default_factory=list) # classes that evidence excludes
     unproven:dict = field(default_factory=dict) # class -> (photographs it was tried on, needed): never excluded
     pvalues:dict = field(default_factory=dict) # class -> p-value
@@ -277,7 +277,7 @@ class _Decide:
         if keep.all():
             if base['prob'] < SURE: reasons.insert(0, Reason('ambiguous', probs={c: base['probs'][c] for c in labels[:3]}))
             vague = m.get('nothing', 0) > .5 * m.get('photographs', 0)
-            return Decision(None, **base, reasons=reasons, kind='nothing', labels=labels,
+            return Decision(None, **base, reasons=reasons, kind='nothing',
                             advice='collect' if self.proven.sum() < 2 or vague else 'camera')
         base |= dict(excluded=[self.classes[k] for k in by_prob if not keep[k]], labels=labels, advice='collect' if unproven else None)
         if len(labels) != 1:

@@ -121,13 +121,13 @@ function by_sets(t, p, a) {
   const labels = order.filter(i => named[i]).map(i => names[i]), hardly = names.map((_, i) => i).filter(i => !proven[i]);
   const unproven = of(hardly.map(i => [names[i], [scores[i].length, needed]])), apart = hardly.filter(i => all || !named[i]);
   const codes = apart.length ? [reason('unproven', {seen: of(apart.map(i => [names[i], scores[i].length])), needed})] : [];
-  a = {...a, labels, unproven, codes, pvalues: of(names.map((c, i) => [c, pvalues[i]]))};
+  a = {...a, unproven, codes, pvalues: of(names.map((c, i) => [c, pvalues[i]]))};
   if (all) {
     if (a.probability < SURE) codes.unshift(reason('ambiguous', {probs: of(labels.slice(0, 3).map(c => [c, p[names.indexOf(c)]]))}));
     const vague = (m.nothing || 0) > .5 * (m.photographs || 0);
     return {...a, kind: 'nothing', advice: names.length - hardly.length < 2 || vague ? 'collect' : 'camera'};
   }
-  a = {...a, excluded: order.filter(i => !keep[i]).map(i => names[i]), advice: hardly.length ? 'collect' : null};
+  a = {...a, labels, excluded: order.filter(i => !keep[i]).map(i => names[i]), advice: hardly.length ? 'collect' : null};
   if (labels.length !== 1) return {...a, kind: 'several', advice: a.advice || 'camera', measured: m.several || null};
   const label = labels[0];
   return {...a, kind: 'one', label, probability: p[names.indexOf(label)], measured: (m.one || {})[label] || null};
