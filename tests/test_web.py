@@ -136,6 +136,7 @@ def test_upload_over_the_limit_is_refused_and_leaves_nothing():
 def test_limits_are_those_of_the_manual():
     import inspect
     from silkworm_app.serve.page.server import parser, serve
+    assert 'export-web' in parser().format_help()
     assert inspect.signature(serve).parameters['max_file_size'].default == '40mb' and '(default: 2000)' in ' '.join(parser().format_help().split())
 
 

@@ -6,12 +6,13 @@
 __all__ = ['ORT_WEB', 'ort_web', 'page_words', 'page_model', 'export_web', 'main']
 
 # %% ../../../nbs/serve/21_page_export.ipynb #a4b9ce3c
-import argparse, hashlib, json, os, shutil, subprocess, tarfile, tempfile
+import argparse, hashlib, json, os, shutil, subprocess, sys, tarfile, tempfile
 from pathlib import Path
 
 from ...data.folder import DAMAGED
 from ...data.memory import cache_folder
 from ...files import check_kind, command, one_line, replacing, whole_folder
+from ..advice import NO_RISK
 from ..format import BundleError
 from ..load import open_predictor
 from ..onnx import OnnxPredictor, pack_arrays
@@ -165,7 +166,10 @@ def main(
     p.add_argument('--risk', type=float, help='part of the photographs of each class that may lose it (default: as the bundle was saved)')
     p.add_argument('--title', help='title of the page')
     args = p.parse_args(argv)
+    if args.risk is not None and not 0 < args.risk <= .5: p.error(f'--risk must lie above 0 and up to 0.5, not {args.risk:g}')
     dest = export_web(args.bundle, args.dest, args.ort_web, args.risk, args.title)
+    scores = json.loads((dest / 'model.json').read_text(encoding='utf-8'))['trust']['scores']
+    if args.risk and scores is None: print(f'silkworm-app: {NO_RISK}', file=sys.stderr)
     size = sum(f.stat().st_size for f in dest.rglob('*') if f.is_file())
     print(f'{dest}  {size / 1e6:.1f} MB\nPut it on any web space with https and open it there once: then it works without a network.\n'
           f'To try it here: python -m http.server --bind 127.0.0.1 --directory {dest} 8000, then http://127.0.0.1:8000')

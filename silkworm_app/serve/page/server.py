@@ -236,7 +236,8 @@ def fastest(
 def parser()->argparse.ArgumentParser:
     "The options of app.py."
     p = argparse.ArgumentParser(prog='app.py', description='Serve a silkworm_app bundle as a web page and an API. '
-        'A login can be set in the environment: SILKWORM_APP_AUTH=user:password.')
+        'A login can be set in the environment: SILKWORM_APP_AUTH=user:password.',
+        epilog='silkworm-app export-web BUNDLE DIR writes a page of plain files that needs no server (silkworm-app export-web --help).')
     p.add_argument('--bundle', required=True, help='bundle folder, run folder of silkworm-train, or ONNX file of silkworm-fuse')
     p.add_argument('--host', default='127.0.0.1', help='address to listen on (default: this machine only; 0.0.0.0: other machines, too)')
     p.add_argument('--port', type=int, default=7860, help='port (default: %(default)s; 0: any free one)')
