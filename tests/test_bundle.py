@@ -103,6 +103,23 @@ assert not bad, bad'''
     assert r.returncode == 0, r.stderr
 
 
+@pytest.mark.parametrize('file,call,more', [('model.onnx', 'onnx import OnnxPredictor as load', ()), ('', 'load import load_bundle as load', ('safetensors',))])
+def test_what_the_manual_names_is_all_that_is_needed(file, call, more):
+    "Of what pip installs nothing else is there"
+    folder = Path(__file__).parent / 'stored_bundle'
+    code = f'''import sys
+allowed = {{"silkworm_app", "numpy", "PIL", "pillow_heif", "_pillow_heif", "onnxruntime", *{more}, *sys.stdlib_module_names}}
+class Bare:
+    def find_spec(self, name, *args):
+        if name.split(".")[0] not in allowed: raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Bare())
+from silkworm_app.serve.{call}
+p = load({str(folder / "bundle" / file)!r})
+print(p.backend, len(p.decide({str(min((folder / "pictures").iterdir()))!r})))'''
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert r.stdout == 'onnxruntime 1\n', r.stderr
+
+
 def test_where_torch_is_missing(bundle, learn):
     "A page is served by the ONNX file, without a map; the backend torch is refused in a sentence"
     pic = str(learn.dls.splits.valid[0][0])
