@@ -141,7 +141,8 @@ def onnx_metadata(
 )->dict: # text -> text
     "What another program needs to serve the file, and what whoever relies on it must know."
     c = config or {}
-    about = {k: c[k] for k in ('warnings', 'leak') if c.get(k)} | (dict(extra=dict(drawn=True)) if (c.get('extra') or {}).get('drawn') else {})
+    about = {k: c[k] for k in ('warnings', 'leak') if c.get(k)}
+    if (c.get('extra') or {}).get('drawn'): about['extra'] = dict(drawn=True)
     meta = {'silkworm_app.format': ONNX_FORMAT, 'classes': list(classes), 'preprocess': preprocess.to_dict()}
     if about: meta['about'] = about
     if trust is not None: meta['trust'] = dict(trust.to_dict(), arrays=pack_arrays(trust.arrays()))
