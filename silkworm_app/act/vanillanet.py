@@ -189,6 +189,7 @@ class VanillaNet(nn.Module):
         else: state_dict.setdefault(prefix+'slope_steps', torch.tensor(_STEPS))
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._seen = None
+        self._read_slope()
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable=True): self.grad_checkpointing = enable
