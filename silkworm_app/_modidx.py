@@ -450,6 +450,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'silkworm_app/act/weights.py'),
                                           'silkworm_app.act.weights.package_file': ( 'act/weights.html#package_file',
                                                                                      'silkworm_app/act/weights.py'),
+                                          'silkworm_app.act.weights.pool_of': ('act/weights.html#pool_of', 'silkworm_app/act/weights.py'),
                                           'silkworm_app.act.weights.pretrained_cfg': ( 'act/weights.html#pretrained_cfg',
                                                                                        'silkworm_app/act/weights.py'),
                                           'silkworm_app.act.weights.read_weights': ( 'act/weights.html#read_weights',

@@ -425,13 +425,18 @@ def test_weights_that_say_nothing_of_the_slope(tmp_path):
     assert again.act_slope == 1 and torch.equal(again(x), net(x))
 
 
-@pytest.mark.parametrize('arch', ['vanillanet_5_x0_125', 'test_resnet'])
-def test_a_new_classifier_is_in_the_file(tmp_path, arch):
+@pytest.mark.parametrize('arch,later', [('vanillanet_5_x0_125', [(0, ''), (4, '')]), ('test_resnet', [(0, ''), (4, 'max')]), ('convnext_atto', [(0, 'max'), (4, 'avgmax')])])
+def test_a_new_classifier_is_in_the_file(tmp_path, arch, later):
     net = lslu_model(arch, 10, act_num=1, input_size=64).eval()
     net.reset_classifier(4)
     x = torch.randn(2, 3, 64, 64)
-    assert torch.equal(net_of(save_weights(net, tmp_path/'w.safetensors'))(x), net.eval()(x))
+    assert torch.equal(net_of(save_weights(net, tmp_path/'w.safetensors'))(x), net.eval()(x)) and 'global_pool' not in NetSpec.of(net).kwargs
     assert NetSpec.of(net).num_classes == file_options(tmp_path/'w.safetensors').get('num_classes', 4) == 4
+    for classes, pool in later:
+        net.reset_classifier(classes, pool)
+        again = net_of(save_weights(net, tmp_path/'w.safetensors'))
+        assert torch.equal(again(x), net.eval()(x)) and NetSpec.of(again).num_classes == classes
+        start_from(net, tmp_path/'w.safetensors')
 
 
 def test_files_of_wrapped_nets(tmp_path):

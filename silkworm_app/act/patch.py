@@ -20,7 +20,7 @@ from .norms import has_stats,undo_norms
 from .places import arch_of,noise,triple
 from .plan import LSLUPlan,is_clamp,plan_lslu,where_name
 from .trace import deviation,eval_mode,several,take_hooks,tensors
-from .weights import built_from,find_weights,timm_cfg
+from .weights import built_from,find_weights,pool_of,timm_cfg
 from ..files import one_line
 from .lslu import INITS,LSLU
 
@@ -249,7 +249,7 @@ class NetSpec:
         "The structure, with fresh weights; runs nothing"
         try: model = timm.create_model(self.arch, pretrained=False, num_classes=self.num_classes, **self.kwargs)
         except TypeError as e: raise ValueError(f'{self.arch} cannot be built from this build_cfg: {one_line(e)}.') from None
-        model.build_cfg = self.to_dict()
+        model.build_cfg,model.built_pool = self.to_dict(),pool_of(model)
         return apply_plan(model, LSLUPlan.from_dict(self.plan)) if self.plan else model
 
 # %% ../../nbs/act/08_patch.ipynb #4201ded3
@@ -350,7 +350,7 @@ def lslu_model(
     if input_size is not None and cfg.fixed_input_size: kwargs.setdefault('img_size', list(size[1:]))
     model = _create(arch, cfg, pretrained, num_classes, kwargs)
     spec = NetSpec(arch, num_classes, {k: v for k,v in kwargs.items() if k not in _SOURCE})
-    try: model.build_cfg = json.loads(json.dumps(spec.to_dict()))
+    try: model.build_cfg,model.built_pool = json.loads(json.dumps(spec.to_dict())),pool_of(model)
     except TypeError as e:
         raise ValueError(f'{arch} cannot be stored with these arguments, {one_line(e)}: give numbers, texts and lists only.') from None
     if own and not pretrained: start_kernels(lslus(model).values(), init)

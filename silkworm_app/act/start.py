@@ -19,7 +19,7 @@ from .norms import has_stats,undo_norms
 from .patch import NetSpec,batches,eval_out,how_far,exact_start,identity_series,is_vanillanet,lslu_model,lslus
 from .places import arch_of,net_cfg,noise,sizes
 from .trace import deviation,in_double
-from .weights import Stored,WeightsError,fit_names,head_prefixes,read_weights
+from .weights import Stored,WeightsError,built_from,fit_names,head_prefixes,read_weights
 from .fuse import fuse_like
 from .lslu import LSLU
 from ..files import one_line
@@ -86,7 +86,7 @@ def _stride(arch, kwargs): return kwargs.get('stem_stride') or (3 if 'ada_pool' 
 # %% ../../nbs/act/11_start.ipynb #f3fd3e75
 def _same_net(model, stored, what):
     "`WeightsError` if the file says that it is of a net that computes something else under the same names"
-    mine,theirs = getattr(model, 'build_cfg', None),stored.net_spec
+    mine,theirs = built_from(model),stored.net_spec
     if not mine or not theirs: return
     arch = theirs.get('arch', '')
     if arch.split('.')[0] != mine['arch'].split('.')[0]:
