@@ -181,6 +181,16 @@ def test_an_identity_start_that_is_none_is_told():
     assert start.startswith('the start is not the identity') and 'computes what' not in start
 
 
+def test_every_map_of_a_net_of_features_is_compared():
+    "The first one lies before what is replaced or changed"
+    net, x = timm.create_model('test_efficientnet', features_only=True).eval(), torch.randn(2, 3, 64, 64)
+    randomise(net, x)
+    changed = copy.deepcopy(net)
+    with torch.no_grad(): changed.blocks[-1][-1].conv_pwl.weight.mul_(2)
+    assert torch.equal(net(x)[0], changed(x)[0]) and compare(net, changed, x, .01).max_rel_err > .01
+    assert patch_lslu(net, 'stages', 1, 'identity', input_size=64)[1].deviation > .01
+
+
 def test_labels_beside_the_pictures_are_no_batch():
     net, x, y = timm.create_model('test_resnet', num_classes=3).double(), torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.randint(0, 3, (4,))
     nets = [patch_lslu(copy.deepcopy(net), 'stem', 1, 'identity', calibrate=c, input_size=64)[0] for c in (x, (x, y), [(x, y)], [x, x], (x, F.one_hot(y)))]

@@ -388,10 +388,10 @@ def compare(
         for b in several(batches):
             x = (b[0] if isinstance(b, (list, tuple)) else b).as_subclass(torch.Tensor)
             if n == 0: first = x
-            y,z = (tensors(m(x))[0] for m in (model, fused))
-            far.append((y - z).abs().max())
-            top.append(y.abs().max())
-            same,n = same+int((y.flatten(1).argmax(1) == z.flatten(1).argmax(1)).sum()),n+len(x)
+            outs = list(zip(*(tensors(m(x)) for m in (model, fused)), strict=True))
+            far += [(y - z).abs().max() for y,z in outs]
+            top += [y.abs().max() for y,_ in outs]
+            same,n = same+int(torch.eq(*(o.flatten(1).argmax(1) for o in outs[0])).sum()),n+len(x)
         if n == 0: raise ValueError('compare: there is no picture to compare on')
         (p,o),(pf,of) = count_ops(model, first),count_ops(fused, first)
         sync = torch.cuda.synchronize if first.is_cuda else lambda: None

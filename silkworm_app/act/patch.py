@@ -147,9 +147,9 @@ def batches(
 def eval_out(
     model:nn.Module,
     x:torch.Tensor, # pictures
-)->torch.Tensor:
+)->list: # of tensors
     "What `model` gives for `x` in eval mode; its modes stay"
-    with eval_mode(model),torch.no_grad(): return tensors(model(x))[0]
+    with eval_mode(model),torch.no_grad(): return tensors(model(x))
 
 # %% ../../nbs/act/08_patch.ipynb #e2cc6c6c
 def how_far(
