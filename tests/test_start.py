@@ -230,6 +230,16 @@ def test_where_the_weights_lie_in_a_file(tmp_path):
     torch.save({'student': w, 'teacher': w}, tmp_path/'w.pth')
     refused(other, tmp_path/'w.pth', 'student, teacher', '--model_key')
     start_from(other, tmp_path/'w.pth', 'teacher')
+    for content, has in (({'state_dict': w, 'state_dict_ema': w, 'optimizer': {'state': {i: {'exp_avg': w['fc.bias']} for i in (0, 1)}}}, 'state_dict, state_dict_ema'), ({'model': {'net': w}}, 'model'),
+                         ({'state_dict': w, 'old': {'model_ema': w}}, 'state_dict, old')):
+        torch.save(content, tmp_path/'w.pth')
+        with pytest.raises(ValueError, match=f'w.pth holds no model_ema; it has {has}.$'): start_from(other, tmp_path/'w.pth', 'model_ema')
+        start_from(other, tmp_path/'w.pth', 'model|module')
+    start_from(other, tmp_path/'w.pth', 'ema|state_dict')
+    torch.save({'model': {'model_ema': w, 'state_dict': w}}, tmp_path/'w.pth')
+    start_from(other, tmp_path/'w.pth', 'model_ema')
+    torch.save(w, tmp_path/'w.pth')                                   # a file of one net
+    start_from(other, tmp_path/'w.pth', 'model_ema')
 
 
 def test_files_that_hold_no_weights(tmp_path):

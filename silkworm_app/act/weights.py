@@ -38,7 +38,6 @@ class Stored:
     fuse_plan:dict=None   # of a fused net
     pictures:dict=None    # mean, std, interpolation, crop_pct of the pictures it was trained on, where the file says
     file:Path=None
-    key:str=None          # entry of the file that held the weights
 
 # %% ../../nbs/act/04_weights.ipynb #b54802e9
 def _why(path, e):
@@ -82,32 +81,34 @@ def _averages(d):
 
 # %% ../../nbs/act/04_weights.ipynb #9702e96e
 def _inside(d, names):
-    "`(entry, tensors)`: those of the first entry that is named, else of the only one that has some, else of `d` itself"
+    "`(entries on the way, tensors)`: those of the first entry that is named, else of the only one that has some, else of `d` itself"
     def dicts(keys): return [k for k in keys if isinstance(d.get(k), dict)]
     own,found = {k: v for k,v in d.items() if isinstance(v, torch.Tensor) and isinstance(k, str)},dicts(names)[:1]
     if not found and not own: found = [k for k in dicts(d) if _inside(d[k], names)[1]]
-    return (found[0],_inside(d[found[0]], names)[1]) if len(found) == 1 else (None,own)
+    if len(found) != 1: return [],own
+    way,state = _inside(d[found[0]], names)
+    return [found[0], *way],state
 
 def read_weights(
     file, # .safetensors, .pth of any origin, or what `torch.load` gave
     key:str=None, # entry of a checkpoint: model, model_ema, a training's model_ema_<decay>; of several, cut by |, the first that is there
 )->Stored:
-    "The weights of a file, as tensors only. Raises `WeightsError`."
+    "The weights of a file, as tensors only. Raises `WeightsError`, also for a checkpoint without the entry, unless it is model or module."
     path = None if isinstance(file, dict) else Path(file)
     d,meta = (file,{}) if path is None else _open(path)
     keys = key.split('|') if key else []
     if not isinstance(d, dict): raise WeightsError(f'{path} holds no weights: it is a {type(d).__name__}.')
-    if isinstance(d.get('callbacks'), dict) and 'model' in d:
-        entries = dict(model=d.get('model'), **_averages(d))
-        if keys and not set(keys) & set(entries):
-            raise WeightsError(f'{path or "The checkpoint"} holds no {key}; it has {", ".join(entries)}.')
-    else: entries = d
-    found,state = _inside(entries, [*keys, 'model', 'module', 'state_dict', 'model_ema'])
+    entries = dict(model=d['model'], **_averages(d)) if isinstance(d.get('callbacks'), dict) and 'model' in d else d
+    names = [*keys, 'model', 'module', 'state_dict', 'model_ema']
+    way,state = _inside(entries, names)
     if not state:
         has = ', '.join(map(str, [*d][:8])) or 'nothing'
         raise WeightsError(f'No weights under {key or "model"} in {path or "the checkpoint"}, which has {has}: say what holds them '
                            '(--model_key), or name another file.')
-    return Stored(dict(clean_state_dict(state)), **_described(meta or d), file=path, key=found)
+    if way and set(keys) - {'model', 'module'} and not set(keys) & set(way):
+        has = ', '.join(str(k) for k,v in entries.items() if isinstance(v, dict) and _inside(v, names)[1])
+        raise WeightsError(f'{path or "The checkpoint"} holds no {key}; it has {has}.')
+    return Stored(dict(clean_state_dict(state)), **_described(meta or d), file=path)
 
 # %% ../../nbs/act/04_weights.ipynb #f3d0f411
 def pool_of(
