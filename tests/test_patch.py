@@ -181,6 +181,20 @@ def test_an_identity_start_that_is_none_is_told():
     assert start.startswith('the start is not the identity') and 'computes what' not in start
 
 
+@pytest.mark.parametrize('arch,where', [('test_resnet', 'all'), ('test_efficientnet', 'stem')])
+def test_batch_norms_that_were_measured_on_noise_are_told(tmp_path, arch, where):
+    plain, x = timm.create_model(arch, num_classes=3), torch.randn(4, 3, 64, 64)
+    torch.save(plain.state_dict(), tmp_path/'w.pth')
+    for calibrate in (None, x):
+        report = patch_lslu(copy.deepcopy(plain), where, 1, 'identity', calibrate=calibrate, input_size=64)[1]
+        started = start_from(lslu_model(arch, 3, where=where, act_num=1, input_size=64), tmp_path/'w.pth', calibrate=calibrate)
+        assert ['measured on noise: give calibrate=' in str(o) for o in (report, report.start, started)] == [calibrate is None]*3
+    start_from(net := lslu_model(arch, 3, where=where, act_num=1, input_size=64), tmp_path/'w.pth')
+    torch.save(net.state_dict(), tmp_path/'w.pth')
+    reports = patch_lslu(copy.deepcopy(plain), where, 1, 'mixed', input_size=64)[1], start_from(net, tmp_path/'w.pth')
+    assert not any('noise' in str(o) for o in reports)                # nothing was measured
+
+
 def test_every_map_of_a_net_of_features_is_compared():
     "The first one lies before what is replaced or changed"
     net, x = timm.create_model('test_efficientnet', features_only=True).eval(), torch.randn(2, 3, 64, 64)

@@ -16,7 +16,7 @@ from torch import nn
 from . import vanillanet
 from .convert import convert_lslu
 from .norms import has_stats,undo_norms
-from .patch import NetSpec,batches,eval_out,how_far,exact_start,identity_series,is_vanillanet,lslu_model,lslus
+from .patch import ON_NOISE,NetSpec,batches,eval_out,how_far,exact_start,identity_series,is_vanillanet,lslu_model,lslus
 from .places import arch_of,net_cfg,noise,sizes
 from .trace import deviation,in_double
 from .weights import Stored,WeightsError,built_from,fit_names,head_prefixes,read_weights
@@ -150,10 +150,12 @@ class StartReport:
     lost:dict=field(default_factory=dict)     # LSLU -> what of the file's it can't hold
     inexact:list=field(default_factory=list)  # those of `new` that can't be the activation they replace
     deviation:float=0.                        # of the output, from what the file's net computes: largest difference / largest output
-
+    on_noise:bool=False                       # no pictures were given for the batch norms of new LSLUs
     assumed:str=''                            # what the file does not say and had to be taken for granted
 
-    def __str__(self):
+    def __str__(self): return self._kept() + ON_NOISE*self.on_noise
+
+    def _kept(self):
         s = f'Weights of {self.source}' + (f' ({self.assumed})' if self.assumed else '')
         if self.fresh: s += f'; fresh: {", ".join(self.fresh)}'
         if self.new: s += '; 1 LSLU is new and starts' if len(self.new) == 1 else f'; {len(self.new)} LSLUs are new and start'
@@ -261,6 +263,7 @@ def _take(model, twin, olds, report, calibrate):
         raise WeightsError(f'{report.source} has LSLUs where this net has none ({", ".join(gone[:3])}{", ..." if len(gone) > 3 else ""}): '
                            "build the net with LSLUs in the same places (where='all', or that of the file; act='lslu' for a VanillaNet).")
     report.new = [n for n in mine if n not in theirs]
+    report.on_noise = bool(report.new) and calibrate is None
     if report.new and calibrate is None and not has_stats(twin):
         raise WeightsError(f'{arch_of(model)} has no batch norm statistics to tell the scale of its features, which its {len(report.new)} '
                            'new LSLUs need: give calibrate=<a batch of your pictures, normalised>.')
