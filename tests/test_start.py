@@ -270,6 +270,16 @@ def test_a_named_file_of_another_net_is_refused(tmp_path):
     assert torch.equal(lslu_model('test_resnet', 5, pretrained=tmp_path/'w.pth', input_size=64).conv1[0].weight, w['conv1.0.weight'])
 
 
+@pytest.mark.parametrize('arch,kw', [(VN, dict(act='relu')), (VN, dict(act='series', act_num=3)), ('resnet18', dict(where='none', stem_type='deep', stem_width=32))])
+def test_a_named_file_of_a_net_of_other_options(tmp_path, arch, kw):
+    net, x = lslu_model(arch, 7, input_size=64, drop_rate=.1, **kw).eval(), torch.randn(2, 3, 64, 64)
+    file = save_weights(net, tmp_path/'w.safetensors')
+    assert torch.equal(lslu_model(arch, 7, input_size=64, pretrained=file, drop_rate=.1, **kw).eval()(x), net(x))
+    assert lslu_model(arch, 2, 3 if 'stem_type' in kw else 1, input_size=64, pretrained=file, **kw).num_classes == 2   # timm knows no first convolution of a deep stem
+    with pytest.raises(ValueError, match=f'is for another net than {arch}, name a file of this one'): lslu_model(arch, 7, input_size=64, pretrained=file)
+    with pytest.raises(ValueError, match=f'{arch} cannot be built with .*foo=1'): lslu_model(arch, 7, input_size=64, pretrained=file, foo=1, **kw)
+
+
 def test_a_file_knows_its_net(tmp_path):
     for kw in (dict(arch=VN, stem_stride=2, act_num=2), dict(arch='test_resnet', where='all', form='sum', act_num=1)):
         net = grown(lslu_model(num_classes=7, input_size=64, **kw))

@@ -287,7 +287,10 @@ def _create(arch, cfg, pretrained, num_classes, kwargs):
     own = pretrained is True and cfg.custom_load  # timm's way to read them
     named = own or {'pretrained_cfg', 'pretrained_cfg_overlay'} & set(kwargs)
     if not named:
-        found = find_weights(arch, None if pretrained is True else pretrained)
+        other = {k: v for k,v in kwargs.items() if k not in _SOURCE | {'in_chans', 'img_size'}}  # to these timm fits the weights
+        try: found = find_weights(arch, None if pretrained is True else pretrained, **other)
+        except ValueError: raise
+        except Exception as e: raise _not_built(arch, kwargs, e) from e
         if found.patched:
             raise ValueError(f'{found.file} is of a net with LSLUs: build one without pretrained and start it with start_from.')
         kwargs = {**kwargs, 'pretrained_cfg_overlay': found.overlay}

@@ -339,20 +339,21 @@ def _no_weights(arch, cfg, e=None):
     return why + f'where there is a network, run `{fetch}` and name that file {file}, or {instead}'
 
 # %% ../../nbs/act/04_weights.ipynb #31f4073c
-def _check_net(w, names):
+def _check_net(w, names, kwargs):
     "Refuse a file of another net; where the number of classes differs, timm takes what fits and leaves the rest to chance"
     last = head_prefixes(timm_cfg(w.arch).classifier)
     whole = replace(w, state={**{k: v for k,v in names.items() if k.startswith(last)}, **w.state}).overlay
     try:
         with torch.device('meta'),warnings.catch_warnings():
             warnings.simplefilter('ignore')  # nothing is copied
-            timm.create_model(w.arch, pretrained=True, num_classes=whole['num_classes'], pretrained_cfg_overlay=whole)
+            timm.create_model(w.arch, pretrained=True, num_classes=whole['num_classes'], pretrained_cfg_overlay=whole, **kwargs)
     except RuntimeError as e:
         raise WeightsError(f'{w.file} is for another net than {w.arch}, name a file of this one: {one_line(e, 160)}') from None
 
 def find_weights(
     arch:str, # a net of timm, with or without its tag
     file=None, # take this one: of the package, of timm, of torchvision, of a training here
+    **kwargs, # of timm's `create_model`, where the net is another with them
 )->Weights:
     "Pretrained weights: the file that is named, else an installed package, timm's cache, timm's hub. Raises `WeightsError`."
     cfg,source = timm_cfg(arch),None
@@ -365,8 +366,8 @@ def find_weights(
     file = Path(file)
     if file.is_file(): _check_hash(file, arch)
     stored = read_weights(file)
-    with torch.device('meta'): names = timm.create_model(arch.split('.')[0]).state_dict()
+    with torch.device('meta'): names = timm.create_model(arch.split('.')[0], **kwargs).state_dict()
     state = fit_names(stored.state, names, arch)
     found = Weights(arch, state, source or f'file {file}', file, **pretrained_cfg(arch, stored))
-    if not source and not found.patched: _check_net(found, names)
+    if not source and not found.patched: _check_net(found, names, kwargs)
     return found
