@@ -11,9 +11,11 @@ import torch
 import torchvision
 from torch import nn
 
-from silkworm_app.act.patch import how_far, NetSpec, lslu_model, lslus, patch_lslu
+from silkworm_app.act.patch import how_far, NetSpec, apply_plan, lslu_model, lslus, patch_lslu
+from silkworm_app.act.plan import plan_lslu
 from silkworm_app.act.start import file_options, load_reference, net_of, start_from, told_net
 from silkworm_app.act.weights import find_weights, load_weights, pretrained_cfg, read_weights, save_weights
+from silkworm_app.act.trace import deviation
 from silkworm_app.lab.coverage import randomise
 from silkworm_app.act.fuse import fuse
 from silkworm_app.serve.deploy import refuse_net_options
@@ -467,3 +469,17 @@ def test_files_of_wrapped_nets(tmp_path):
             other = wrap(lslu_model('vanillanet_5_x0_125', 3, stem_stride=2).eval())
             assert load_weights(other, file) is other and torch.equal(other(x), net(x)) and torch.equal(net_of(file)(x), net(x))
         assert torch.equal(net_of(save_weights(fuse(wrap(net)), tmp_path/'f.safetensors'))(x), fuse(net)(x))
+
+
+@pytest.mark.parametrize('wrap', [lambda n: torch.compile(n, backend='eager'), nn.DataParallel])
+def test_wrapped_nets_are_patched_and_started(tmp_path, wrap):
+    plain, x = timm.create_model('test_resnet', num_classes=3).eval(), torch.randn(2, 3, 64, 64)
+    net = wrap(plain)
+    y, plan = net(x), plan_lslu(net, 'stem', 1, input_size=64)
+    assert plan == plan_lslu(plain, 'stem', 1, input_size=64)
+    file = save_weights(plain, tmp_path/'plain.pth')
+    patched, report = patch_lslu(net, 'stem', 1, 'identity', input_size=64)
+    assert patched is net and len(lslus(plain)) == 3 and deviation(net(x), y) < 1e-5
+    assert apply_plan(again := wrap(timm.create_model('test_resnet', num_classes=3)), plan) is again and len(lslus(again)) == 3
+    other = wrap(lslu_model('test_resnet', 3, where='stem', act_num=1, input_size=64))
+    assert len(start_from(other, file).new) == 3 and deviation(other.eval()(x), y) < 1e-5

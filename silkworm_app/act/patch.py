@@ -19,7 +19,7 @@ from . import vanillanet  # also registers the VanillaNets with timm
 from .norms import has_stats,undo_norms
 from .places import arch_of,noise,triple
 from .plan import LSLUPlan,is_clamp,plan_lslu,where_name
-from .trace import deviation,eval_mode,several,take_hooks,tensors
+from .trace import deviation,eval_mode,several,take_hooks,tensors,unwrapped
 from .weights import built_from,find_weights,pool_of,timm_cfg
 from ..files import one_line
 from .lslu import INITS,LSLU
@@ -46,13 +46,14 @@ def apply_plan(
     plan:LSLUPlan, # made by `plan_lslu` or read by `LSLUPlan.from_dict`
 ) -> nn.Module:
     "Put the LSLUs of `plan` into `model` itself, on its device and in its type; runs nothing. `ValueError` if the plan is another net's."
-    _check_plan(model, plan)
+    net = unwrapped(model)
+    _check_plan(net, plan)
     def made(p):
-        old,near = model.get_submodule(p.name),_like(model, p.name)
+        old,near = net.get_submodule(p.name),_like(net, p.name)
         new = LSLU(p.channels, p.act_num, per_channel=plan.per_channel, form=plan.form, layout=p.layout)
         return take_hooks(new.to(near.device, near.dtype).train(old.training), old)
     for p,new in [(p, made(p)) for p in plan.replaced]:  # all are built before the first is placed
-        for name in [p.name, *p.aliases]: model.set_submodule(name, new, strict=True)
+        for name in [p.name, *p.aliases]: net.set_submodule(name, new, strict=True)
     return model
 
 # %% ../../nbs/act/08_patch.ipynb #a33a733b
@@ -184,6 +185,7 @@ def patch_lslu(
 ): # (model, PatchReport)
     "Replace activations of `model` by LSLUs, in place; `ValueError` before anything is changed."
     _check_init(init)
+    whole,model = model,unwrapped(model)
     if init == 'identity' and calibrate is None and not has_stats(model):
         raise ValueError(f"init='identity' on {arch_of(model)}: the net has no batch norm statistics to tell the scale of its features; "
                          'give calibrate=<a batch of your pictures, normalised>, or take another init.')
@@ -196,7 +198,7 @@ def patch_lslu(
     start_kernels(map(model.get_submodule, olds), init)
     if init == 'identity' and plan.replaced: _start_identity(model, olds, xs, y, report)
     if hasattr(model, 'build_cfg'): model.build_cfg = {**model.build_cfg, 'plan': plan.to_dict()}
-    return model,report
+    return whole,report
 
 # %% ../../nbs/act/08_patch.ipynb #1e4bb8fc
 def _start_identity(model, olds, xs, y, report):

@@ -13,6 +13,7 @@ from numbers import Integral
 from torch import nn
 
 from .places import SMALL,Place,arch_of,find_places
+from .trace import unwrapped
 
 # %% ../../nbs/act/06_plan.ipynb #97670329
 OUTSIDE = 'outside where'  # how the reason begins of a place that `where` leaves out
@@ -147,6 +148,7 @@ def plan_lslu(
     input_size=None, # of the pictures: number, (h, w) or (c, h, w); None: what timm says of the net
 ) -> LSLUPlan:
     "Plan where the LSLUs of `model` go, by running it once; `ValueError` if there is no place for one. `model` stays as it is."
+    model = unwrapped(model)
     places,stem,size = find_places(model, lambda acts, size: _act_nums(act_num, acts, size), input_size)
     chosen,where = _choose(where, places, stem)
     plan = LSLUPlan(places, arch_of(model), list(size), where_name(where), per_channel, form)

@@ -18,7 +18,7 @@ from .convert import convert_lslu
 from .norms import has_stats,undo_norms
 from .patch import ON_NOISE,NetSpec,batches,eval_out,how_far,exact_start,identity_series,is_vanillanet,lslu_model,lslus
 from .places import arch_of,net_cfg,noise,sizes
-from .trace import deviation,in_double
+from .trace import deviation,in_double,unwrapped
 from .weights import Stored,WeightsError,built_from,fit_names,head_prefixes,read_weights
 from .fuse import fuse_like
 from .lslu import LSLU
@@ -221,7 +221,7 @@ def start_from(
     exact:bool=False, # refuse whatever is not the same net
 )->StartReport:
     "Start `model` with the function of the file's net. Raises `WeightsError` for what can't be, with what to do."
-    stored = open_weights(file, key)
+    model,stored = unwrapped(model),open_weights(file, key)
     what = _called(file, stored)
     _refuse_fused(model, stored, what)
     _same_net(model, stored, what)
