@@ -251,6 +251,7 @@ def test_vanillanet_uses_its_own_activations(arch):
     (lambda: lslu_model('resnet18', 10, input_size='big'), 'input_size'),
     (lambda: lslu_model('vanillanet_5_x0_125', 3, init='identity'), "init='identity' is not possible .* take 'reference', 'delta', 'mixed'"),
     (lambda: lslu_model('resnet18', 0.5), 'num_classes'),
+    (lambda: lslu_model('vanillanet_5_x0_125', 3, checkpoint_path='w.pth'), "checkpoint_path='w.pth' .* give that file as pretrained"),
     (lambda: rebuild_model({'arch': 'resnet18', 'num_classes': 2, 'kwargs': {'pretrained': True}, 'plan': None}), 'build_cfg')])
 def test_bad_input_is_one_clear_sentence(make, says):
     with pytest.raises(ValueError, match=says) as e: make()

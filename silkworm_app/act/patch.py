@@ -344,6 +344,9 @@ def lslu_model(
     cfg,own = timm_cfg(arch),is_vanillanet(arch)
     if 'features_only' in kw:
         raise ValueError('lslu_model makes nets that answer: for features_only take timm.create_model and patch_lslu.')
+    if kw.get('checkpoint_path'):
+        file = str(kw['checkpoint_path'])
+        raise ValueError(f'checkpoint_path={file!r} would be loaded and then started anew: give that file as pretrained.')
     _check_args(arch, own, num_classes, in_chans, act, where)
     num_classes,in_chans = int(num_classes),int(in_chans)
     if init is not None: _check_init(init)
