@@ -73,6 +73,18 @@ def test_every_name_to_import_is_there(page):
             for name in names.split(','): assert hasattr(importlib.import_module(module), name.strip()), (page, module, name)
 
 
+def test_the_series_do_not_decay_in_a_loop_of_one_s_own():
+    import timm
+    import torch
+    from silkworm_app.act.patch import patch_lslu
+    net, _ = patch_lslu(timm.create_model('test_resnet', num_classes=3), act_num=1, per_channel=True, input_size=64)
+    block = next(o for o in re.findall(r'```python\n(.*?)```', pages['own_code.md'], re.S) if 'param_groups_weight_decay' in o)
+    exec(block, names := dict(net=net, torch=torch))
+    decay = {id(p): g['weight_decay'] for g in names['opt'].param_groups for p in g['params']}
+    series = [n for n, _ in net.named_parameters() if n.endswith(('alphas', 'biases'))]
+    assert series and {n for n, p in net.named_parameters() if decay[id(p)]} == {n for n, p in net.named_parameters() if p.ndim > 1} - {*series}
+
+
 def test_own_code_runs(tmp_path, monkeypatch, capsys):
     "As it stands, but smaller and without the network: fewer pixels, fewer epochs, a resnet from nothing."
     from silkworm_app.data.sample import draw_sample
