@@ -333,6 +333,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'silkworm_app/act/vanillanet.py'),
                                              'silkworm_app.act.vanillanet.VanillaNet.__init__': ( 'act/vanillanet.html#vanillanet.__init__',
                                                                                                   'silkworm_app/act/vanillanet.py'),
+                                             'silkworm_app.act.vanillanet.VanillaNet._hand_on': ( 'act/vanillanet.html#vanillanet._hand_on',
+                                                                                                  'silkworm_app/act/vanillanet.py'),
                                              'silkworm_app.act.vanillanet.VanillaNet._handed_down': ( 'act/vanillanet.html#vanillanet._handed_down',
                                                                                                       'silkworm_app/act/vanillanet.py'),
                                              'silkworm_app.act.vanillanet.VanillaNet._head': ( 'act/vanillanet.html#vanillanet._head',

@@ -171,7 +171,10 @@ class VanillaNet(nn.Module):
         if not 0 <= s <= 1: raise ValueError(f'set_act_slope: {s!r} is outside 0 to 1')
         if not self.deploy:
             with torch.no_grad(): self.slope_steps.fill_(round(s*_STEPS))
-            self._seen = self._stamp()
+        self._hand_on(s)
+
+    def _hand_on(self, s):
+        if not self.deploy: self._seen = self._stamp()
         for m in self.modules():
             if isinstance(m, _Pair): m.act_slope = float(s)
 
@@ -180,7 +183,7 @@ class VanillaNet(nn.Module):
     def _read_slope(self):
         "Take over a slope that was written into the buffer by others (averages of weights do so); asks the device only after a change"
         if self.deploy or self._seen == self._stamp() or self.slope_steps.is_meta: return
-        self.set_act_slope(min(max(self.slope_steps.item()/_STEPS, 0.), 1.))
+        self._hand_on(min(max(self.slope_steps.item()/_STEPS, 0.), 1.))
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         "A file that says nothing of the slope, as the reference's, is of a finished net"
@@ -205,9 +208,9 @@ class VanillaNet(nn.Module):
         if global_pool is not None: self._pool(global_pool)
         like = next(self.parameters())
         self.num_classes = num_classes
-        s,self.head = self.act_slope,self._head(num_classes)
+        self.head = self._head(num_classes)
         self.head.apply(self._init).to(like.device, like.dtype).train(self.training)
-        self.set_act_slope(s)
+        self._hand_on(self.act_slope)
 
     def _handed_down(self, x):
         "The slope for `_Pair.pair`: a tensor where `x` is traced, since an average may be written into the buffer afterwards"
