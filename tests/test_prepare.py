@@ -27,7 +27,7 @@ from silkworm_app.data.sample import draw_larva
 from silkworm_app.data.splits import find_splits
 from silkworm_app.data.imaging import ImageError, open_image
 from silkworm_app.data.cifar import cifar, cifar_splits
-from silkworm_app.data.folder import Scan, unpack
+from silkworm_app.data.folder import Scan, opened, unpack
 from silkworm_app.data.cli import main
 from silkworm_app.data.prepare import prepare, read_mapping
 from silkworm_app.data.audit import audit, audit_text, headlines
@@ -158,6 +158,15 @@ def test_a_link_to_what_was_replaced_is_left_out(tmp_path):
             i = tarfile.TarInfo(n); i.type, i.linkname = kind, to; t.addfile(i)
     (out := tmp_path / 'out').mkdir()
     assert unpack(tmp_path / 's.tar', out) == 2 and not (out / 'b.jpg').exists()
+
+
+@pytest.mark.parametrize('last', ['more.zip', 'trays.xlsx'])
+def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path, last):
+    "A zip is known by its end, which here is that of the tar"
+    d = tree(tmp_path / 'set')
+    with zipfile.ZipFile(tmp_path / last, 'w') as z: z.write(d / 'pabrin/0.png', 'pabrin/0.png')
+    with tarfile.open(tmp_path / 'set.tar', 'w') as t: t.add(d, 'set'); t.add(tmp_path / last, f'set/{last}')
+    with opened(tmp_path / 'set.tar') as root: assert len(Scan(root).items) == 12
 
 
 def test_archive_equals_folder_and_damage_is_said(tmp_path, capsys):

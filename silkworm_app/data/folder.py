@@ -286,7 +286,8 @@ def unpack(
             out.parent.mkdir(parents=True, exist_ok=True)
             with reader(m) as f, open(out, 'wb') as o: shutil.copyfileobj(f, o)
     try:
-        if zipfile.is_zipfile(archive):
+        tar = tarfile.is_tarfile(archive)      # asked first: a tar that ends with a zip, an .xlsx or a .docx looks like that one
+        if not tar and zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as z:
                 infos = z.infolist()
                 names = _zip_names(infos)
@@ -295,7 +296,7 @@ def unpack(
                 regular = lambda i, n: not (i.is_dir() or n.endswith('/')) and kind(i) in (0, 0o100000)
                 write([(i, n) for i, n in zip(infos, names) if regular(i, n)], z.open, lambda i: i.orig_filename)
                 return sum(kind(i) == 0o120000 for i in infos)
-        elif not tarfile.is_tarfile(archive): raise DataError(f'{name} is no folder, and no zip or tar archive that can be unpacked')
+        elif not tar: raise DataError(f'{name} is no folder, and no zip or tar archive that can be unpacked')
         else:
             with tarfile.open(archive) as t:
                 members = t.getmembers()
