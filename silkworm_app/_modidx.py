@@ -690,6 +690,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'silkworm_app.data.folder.decoded': ('data/folder.html#decoded', 'silkworm_app/data/folder.py'),
                                           'silkworm_app.data.folder.has_folds': ( 'data/folder.html#has_folds',
                                                                                   'silkworm_app/data/folder.py'),
+                                          'silkworm_app.data.folder.headers': ('data/folder.html#headers', 'silkworm_app/data/folder.py'),
                                           'silkworm_app.data.folder.is_litter': ( 'data/folder.html#is_litter',
                                                                                   'silkworm_app/data/folder.py'),
                                           'silkworm_app.data.folder.new_folder': ( 'data/folder.html#new_folder',

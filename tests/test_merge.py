@@ -149,6 +149,13 @@ def test_what_comes_to_a_reduced_set_is_reduced(tmp_path):
     with pytest.raises(ValueError, match='seed must lie in 0 to'): merge(tmp_path/'old', tmp_path/'more', tmp_path/'no', seed=-1)
 
 
+def test_of_near_copies_that_come_the_largest_stays(tmp_path):
+    prepare(drawn(tmp_path/'first', ('healthy', 'pebrine'), 10, 0), tmp_path/'old', folds=0, level='hash', show=False)
+    for p in drawn(tmp_path/'more', ('healthy', 'pebrine'), 1, 50).rglob('*.png'): Image.open(p).resize((40, 40)).save(p.with_name('0.png'))
+    merge(tmp_path/'old', tmp_path/'more', tmp_path/'new', show=False)
+    assert {r['source'] for r in read_manifest(tmp_path/'new')} >= {'more/healthy/50.png', 'more/pebrine/50.png'}
+
+
 def test_a_run_says_whether_it_became_better(tmp_path, capsys):
     "Beside the run that learned from the earlier set, without being told; against a named one; from a cross-validation, with the page of doubtful labels"
     first, more = (drawn(tmp_path/n, ('healthy', 'pebrine'), k, s, size=32) for n, k, s in (('first', 10, 0), ('more', 4, 50)))

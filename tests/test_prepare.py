@@ -254,6 +254,14 @@ def test_leak_conflict_and_exact_copies(tmp_path):
     assert '33.3 %' in audit_text(r) and json.loads(json.dumps(r)) == r
 
 
+def test_of_near_copies_the_largest_stays(tmp_path):
+    "And not the one whose name comes first"
+    d = tree(tmp_path / 'set', n=3)
+    for p in d.rglob('*.png'): Image.open(p).resize((64, 64)).save(p.with_name(f'+{p.name}'))
+    prepare(d, tmp_path / 'out', folds=0, level='hash', show=False)
+    assert {r['source'] for r in rows(tmp_path / 'out')} == {f'{c}/{i}.png' for c in ('pabrin', 'undiseased') for i in range(3)}
+
+
 def test_mapping(tmp_path):
     d = tree(tmp_path / 'set', classes=('a', 'b', 'junk'), n=5)
     for name, text in (('m.yaml', 'a: pebrine\nb: Healthy larva\njunk:\n'), ('m.csv', 'a,pebrine\nb,Healthy larva\njunk,\n'), ('m.json', '{"a": "pebrine", "b": "Healthy larva", "junk": null}')):

@@ -12,8 +12,8 @@ import numpy as np
 
 from .copies import group_pictures, level_of
 from .diseases import silkworm_names
-from .folder import DataError, Scan, opened
-from .imaging import FORMAT_SUFFIXES, picture_header
+from .folder import DataError, Scan, headers, opened
+from .imaging import FORMAT_SUFFIXES
 from .progress import each
 from .sheet import page, thumb_uri
 from .splits import leaks
@@ -73,11 +73,11 @@ def audit_scan(
     name:str, # how reports call the folder
     level:str='auto', # see `audit`
     workers:int=None, show:bool=True, scenes:str='together' # see `audit`
-)->tuple: # `(report, Groups)`
+)->tuple: # `(report, Groups, heads)`, the last of `headers`
     "The audit of a folder that has been walked. Raises `DataError`"
     if scenes not in ('together', 'apart'): raise DataError(f"scenes must be 'together' or 'apart', not {scenes!r}")
     files, level = [p for p, _, _ in scan.items], level_of(level, len(scan.items))
-    heads = list(each(picture_header, files, 'reading headers', workers, show))
+    heads = headers(files, workers, show)
     g = group_pictures(files, level, workers, show)
     names, rel = silkworm_names(scan.classes), [scan.rel(p) for p in files]
     canon, ok = [names[c] for _, _, c in scan.items], [k for k in range(len(files)) if k not in g.bad]
@@ -96,7 +96,7 @@ def audit_scan(
                 **_split_report(where, splits, g, scenes), **_file_report(scan, heads, g, name),
                 conflicts=named(several(lambda k: canon[k])), across_splits=named(largest(several(lambda k: scan.items[k][1]))),
                 groups=named(largest(ms for ms in groups.values() if len(ms) > 1)), scene_groups=named(largest(_scene_groups(g))),
-                renamed={a: b for a, b in names.items() if a != b}), g
+                renamed={a: b for a, b in names.items() if a != b}), g, heads
 
 # %% ../../nbs/data/10_audit.ipynb #391a5eec
 def audit(

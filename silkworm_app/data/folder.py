@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPLIT_NAMES', 'MANIFEST', 'BEFORE', 'COLLECTED', 'DAMAGED', 'OPENS', 'DataError', 'is_litter', 'decoded',
            'plain_name', 'split_of', 'Scan', 'has_folds', 'peeled', 'top_folder', 'opened', 'new_folder', 'unpack',
-           'check_pictures', 'why_unusable', 'pictures_below']
+           'check_pictures', 'headers', 'why_unusable', 'pictures_below']
 
 # %% ../../nbs/data/02_folder.ipynb #89b6284d
 import os, re, shutil, sys, tarfile, tempfile, unicodedata, zipfile, zlib
@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 import PIL, pillow_heif
 
-from .imaging import IMAGE_SUFFIXES, ImageError, check_image
+from .imaging import IMAGE_SUFFIXES, ImageError, check_image, picture_header
 from .memory import Memory, code_of, stat_key
 from .progress import each
 from ..files import shown, whole_folder
@@ -324,6 +324,13 @@ def check_pictures(
         if key: memory.put(OPENS, key, b'1')
     with Memory() as memory, memory.alone('\n'.join(map(str, files))):   # of several processes one reads, the others are told
         return {f: m for f, m in zip(files, each(bad, files, 'checking pictures')) if m}
+
+def headers(
+    files:list, # paths
+    workers:int=None, show:bool=True # threads; progress
+)->list: # `picture_header` of each
+    "What the files say about themselves."
+    return list(each(picture_header, files, 'reading headers', workers, show))
 
 # %% ../../nbs/data/02_folder.ipynb #bc3f94c1
 def why_unusable(

@@ -15,7 +15,7 @@ from scipy.cluster.hierarchy import DisjointSet
 
 from .copies import group_pictures, level_of, numbered
 from .diseases import silkworm_names
-from .folder import BEFORE, COLLECTED, MANIFEST, DataError, new_folder, opened, peeled, why_unusable
+from .folder import BEFORE, COLLECTED, MANIFEST, DataError, headers, new_folder, opened, peeled, why_unusable
 from .prepare import by_class, check_places, check_seed, choose, finish_set, read_mapping, read_options, strange_files, write_set
 from .splits import carve, cut, read_manifest
 from ..files import own_name, read_table, sha256_of, shown, write_text
@@ -65,7 +65,8 @@ def _homes(
     known:list, # rows of what is there, first
     labels:list, # wanted class of each file that comes, None: left out
     g, # `Groups` of all files
-    scene:list # what must stay together
+    scene:list, # what must stay together
+    heads:list # of `headers`, of what comes
 )->tuple: # {number of a file that comes: its split, None where it shows something new}; why others stay out: sentence -> numbers
     "Which files come in, and where they belong."
     n, at, photos, near = len(known), defaultdict(set), defaultdict(set), set(g.near[:len(known)])
@@ -81,7 +82,7 @@ def _homes(
     for k, c in enumerate(labels, n):
         if w := why(k, c): out[w].append(k)
     free = [None]*n + [None if k in set().union(*out.values()) else c for k, c in enumerate(labels, n)]
-    kept, _ = choose(free, {}, g.photos, g.near)
+    kept, _ = choose(free, {}, g.photos, g.near, [None]*n + heads)
     for k in kept: home[k] = next(iter(at[scene[k]]), None)
     for k in range(n, len(free)):
         if free[k] and k not in home: out['comes twice, or under two classes'].append(k)
@@ -168,7 +169,7 @@ def _combined(known, coming, dest, about, before, notes, level, scenes, seed, si
     g = group_pictures(files, level, workers, show)
     if bad := [k for k in g.bad if k < n]: raise DataError(why_unusable([shown(g.bad[k]) for k in bad]))
     scene = _kept_together(known, g.kept_together(scenes))
-    home, out = _homes(known, label[n:], g, scene)
+    home, out = _homes(known, label[n:], g, scene, headers(files[n:], workers, show))
     parts, photos = _parts(known, home, label, scene, seed), defaultdict(set)
     for k, c in (it for o in parts.values() for it in o): photos[c].add(g.photos[k])
     distinct, added = {c: len(p) for c, p in sorted(photos.items())}, dict(sorted(Counter(label[k] for k in home).items()))

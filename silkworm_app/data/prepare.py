@@ -76,21 +76,24 @@ def choose(
     labels:list, # wanted class of each file, None: left out
     bad:dict, # number of a file -> why it cannot be used
     photo:list, # photograph of each file
-    part:list # number of each file that only one file of each number keeps
+    part:list, # number of each file, of which one file stays: that with the most pixels
+    heads:list # of `headers`
 )->tuple: # numbers of the files that stay, `Counter` of why others don't
     "What goes into the new set."
     votes = {}
     for k, (c, n) in enumerate(zip(labels, photo)):
         if c and k not in bad: votes.setdefault(n, []).append(c)
     main, kept, seen, dropped = {n: _main_class(v) for n, v in votes.items()}, [], set(), Counter()
-    for k, c in enumerate(labels):
+    pixels = [h[1]*h[2] if h else 0 for h in heads]
+    for k in sorted(range(len(labels)), key=lambda k: -pixels[k]):
+        c = labels[k]
         if k in bad: dropped['cannot be opened'] += 1
         elif c is None: dropped['class left out by the mapping'] += 1
         elif main[photo[k]] is None: dropped['photograph under two or more classes'] += 1
         elif main[photo[k]] != c: dropped['at least 90 % of the copies of this photograph stand under another class'] += 1
         elif part[k] in seen: dropped['duplicate of a kept file'] += 1
         else: seen.add(part[k]); kept.append(k)
-    return kept, dropped
+    return sorted(kept), dropped
 
 # %% ../../nbs/data/11_prepare.ipynb #2f091b67
 def _few(distinct, apart, folds):
@@ -312,10 +315,10 @@ def prepare(
     with opened(src) as root:
         scan = by_class(root, src)
         to, notes = renaming(scan.classes, mapping, src)
-        report, g = audit_scan(scan, name, level, workers, show, scenes)
+        report, g, heads = audit_scan(scan, name, level, workers, show, scenes)
         photo, scene = g.photos, g.kept_together(scenes)
         label = [to[c] for _, _, c in scan.items]
-        kept, dropped = choose(label, g.bad, photo, {'all': g.exact, 'near': g.near, 'one': photo}[keep])
+        kept, dropped = choose(label, g.bad, photo, {'all': g.exact, 'near': g.near, 'one': photo}[keep], heads)
         distinct = _distinct(kept, label, photo, src)
         folds, more = _few(distinct, {c: len({scene[k] for k in kept if label[k] == c}) for c in distinct}, folds)
         parts, last = _parts({scan.rel(scan.items[k][0]): (k, label[k], scene[k]) for k in kept}, folds, valid_pct, test_pct, seed)
