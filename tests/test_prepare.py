@@ -296,6 +296,14 @@ def test_same_seed_same_bytes_and_place_does_not_matter(tmp_path):
         assert Image.open(tmp_path / 'out0' / r['path']).size == (32, 32) and hashlib.sha256((tmp_path / 'out0' / r['path']).read_bytes()).hexdigest() == r['sha256'] and (a / r['source']).is_file()
 
 
+def test_given_splits_are_cut_anew_and_that_is_said(tmp_path, capsys):
+    d, said = tmp_path / 'set', 'the split folders of the source (Test, Train) were not kept: all photographs were cut anew'
+    for k, s in enumerate(('Train', 'Test')): tree(d / s, n=3, seed=k)
+    assert main(['prepare', str(d), str(tmp_path / 'out'), '--level', 'hash', '--folds', '0']) == 0 and f'note: {said}\n' in capsys.readouterr().out
+    assert f'\n- {said}\n' in (tmp_path / 'out/README.md').read_text()
+    assert not any('cut anew' in n for n in prepare(d / 'Train', tmp_path / 'one', folds=0, level='hash', show=False)['notes'])
+
+
 def test_few_photographs_become_folds(tmp_path):
     d = tree(tmp_path / 'set', n=4)
     for i in range(4):
