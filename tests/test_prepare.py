@@ -229,6 +229,19 @@ def test_what_lies_in_no_split_is_said(tmp_path):
     assert said in str(e.value)
 
 
+def test_archives_in_a_set_are_said(tmp_path, capsys):
+    d, said = tree(tmp_path / 'set', n=3), '1 archive(s) in it were not opened (more.zip): unpack them first, if they hold pictures'
+    shutil.make_archive(tmp_path / 'more', 'zip', d)
+    shutil.copy(tmp_path / 'more.zip', d)
+    assert said in headlines(audit(d, 'hash', show=False))
+    prepare(tree(tmp_path / 'first', seed=5), tmp_path / 'old', folds=0, level='hash', show=False)
+    for out in (prepare(d, tmp_path / 'out', folds=0, level='hash', show=False), merge(tmp_path / 'old', d, tmp_path / 'new', show=False)):
+        assert said in out['notes'] and (Path(out['path']) / 'README.md').read_text().count(said) == 1
+    (tmp_path / 'only').mkdir()
+    shutil.move(tmp_path / 'more.zip', tmp_path / 'only')
+    assert main(['audit', str(tmp_path / 'only')]) == 2 and f'holds no pictures; {said}' in capsys.readouterr().err
+
+
 def test_a_folder_with_two_names_is_no_loop(tmp_path, capsys):
     "One of them would be lost, with its class"
     d = tree(tmp_path / 'set')

@@ -90,7 +90,7 @@ def audit_scan(
     several = lambda of: [ms for ms in groups.values() if len({of(k) for k in ms}) > 1]
     named = lambda gs: [[rel[k] for k in ms] for ms in gs]
     largest = lambda gs: sorted(gs, key=len, reverse=True)
-    return dict(source=name, level=level, files=len(files), usable=len(ok), given_splits=given, inside_out=scan.inside_out,
+    return dict(source=name, level=level, files=len(files), usable=len(ok), given_splits=given, remarks=scan.remarks,
                 counts={s: dict(sorted(c.items())) for s, c in sorted(counts.items())},
                 random_split_leak=float(np.mean([1 - .2 ** (sizes[g.photos[k]] - 1) for k in ok])) if ok else 0., distinct_total=len(sizes),
                 **_split_report(where, splits, g, scenes), **_file_report(scan, heads, g, name),
@@ -128,7 +128,7 @@ def headlines(
     out = list(_said_of_splits(r))
     if r['given_splits'] and (beside := sum(r['counts'].get('all', {}).values())):
         out.append(f'{beside} file(s) lie beside the split folders, in no split: move them out, or into one')
-    if r['inside_out']: out.append(r['inside_out'])
+    out += r['remarks']
     kind = 'photographs (copies found by features)' if r['level'] == 'copies' else \
         'pictures (copies found by hash only: rotated or zoomed ones were not looked for)'
     each_ = ', '.join(f'{c or "(no class)"} {n}' for c, n in r['distinct'].items())

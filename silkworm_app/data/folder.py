@@ -91,6 +91,7 @@ BEFORE = 'before.json' # in a set that was made from an earlier one: which one
 COLLECTED = 'collected.csv' # the table of a page that collects photographs
 _other_suffixes = {'.txt', '.csv', '.json', '.xml', '.md', '.yaml', '.yml', '.html', '.zip',
                    '.py', '.ini', '.pdf', '.docx', '.xlsx', '.log', '.sha256'}
+_archives = '.zip', '.tar', '.tgz', '.tar.gz', '.tar.bz2', '.tar.xz', '.rar', '.7z'
 
 def _entries(d):
     "What lies in a folder, litter left out, in order; raises `OSError`."
@@ -115,7 +116,7 @@ class Scan:
         self._walk()
         self.items.sort()
         if not (self.items or empty):
-            why = f' ({self.unreadable[0]})' if self.unreadable else '; give the folder or archive that holds them'
+            why = f' ({self.unreadable[0]})' if self.unreadable else f'; {self.unopened or "give the folder or archive that holds them"}'
             raise DataError(f'{shown(root)} holds no pictures{why}')
         self.classes = sorted({c for _, _, c in self.items})
 
@@ -155,6 +156,19 @@ class Scan:
         c, own = classes[0], list(self.inner[classes[0]].values())
         return (f'its class folders hold split folders ({", ".join(f"{c}/{o}" for o in own)}), which are not read as splits: turn them '
                 f'inside out ({", ".join(f"{o}/{c}" for o in own)})')
+
+    @property
+    def unopened(self):
+        "What to do with archives that lie in it; else None"
+        names = [self.rel(p) for p, _, _ in self.strangers if p.name.lower().endswith(_archives)]
+        if not names: return None
+        return (f'{len(names)} archive(s) in it were not opened ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""}): unpack them '
+                'first, if they hold pictures')
+
+    @property
+    def remarks(self):
+        "Sentences on what may not be meant as it is read"
+        return [s for s in (self.inside_out, self.unopened) if s]
 
     def rel(self, p):
         "The path of a picture below the folder, with slashes, as text."

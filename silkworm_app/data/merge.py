@@ -156,7 +156,7 @@ def combine(
             names |= {c for _, c, _ in found}
             to = _called(sorted({c for _, c, _ in found}), classes, mapping or {}, src)
             coming += [(p, to[c], name) for p, c, name in found]
-            notes += strange_files(scan)
+            notes += strange_files(scan) + scan.remarks
         if unknown := sorted({*(mapping or {})} - names):
             raise DataError(f'the mapping names {unknown[0]!r}, which is no class of what is added ({", ".join(sorted(names))})')
         level = level_of(level, len(known) + len(coming))

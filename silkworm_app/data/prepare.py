@@ -325,14 +325,14 @@ def prepare(
         if report['given_splits']:
             notes.append(f'the split folders of the source ({", ".join(sorted(sum(scan.splits.values(), [])))}) were not kept: all '
                          'photographs were cut anew')
-        notes += more + last + [f'{n} file(s) left out: {why}' for why, n in sorted(dropped.items())] + strange_files(scan)
+        notes += more + last + [f'{n} file(s) left out: {why}' for why, n in sorted(dropped.items())] + strange_files(scan) + scan.remarks
         if g.bad: notes.append(why_unusable(report['unusable']))
         split = dict(folds=folds) if folds else dict(valid_pct=valid_pct, test_pct=test_pct)
         options = dict(source=name, seed=seed, size=size, level=report['level'], keep=keep, scenes=scenes, **split)
         files, sources = [p for p, _, _ in scan.items], [scan.rel(p) for p, _, _ in scan.items]
         with new_folder(dest) as work:
             rows = write_set(work, files, g.sha256, sources, parts, scene, [size]*len(files), folds, workers, show)
-            finish_set(work, rows, notes + [f'source: {h}' for h in headlines(report)], options, distinct, to)
+            finish_set(work, rows, notes + [f'source: {h}' for h in headlines(report) if h not in notes], options, distinct, to)
     counts = {s: dict(sorted(Counter(c for _, c in o).items())) for s, o in parts.items()}
     return dict(path=str(dest), counts=counts, distinct=distinct, notes=notes, folds=folds or 0)
 
