@@ -689,6 +689,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'silkworm_app/data/folder.py'),
                                           'silkworm_app.data.folder._zip_names': ( 'data/folder.html#_zip_names',
                                                                                    'silkworm_app/data/folder.py'),
+                                          'silkworm_app.data.folder.cased': ('data/folder.html#cased', 'silkworm_app/data/folder.py'),
                                           'silkworm_app.data.folder.check_pictures': ( 'data/folder.html#check_pictures',
                                                                                        'silkworm_app/data/folder.py'),
                                           'silkworm_app.data.folder.decoded': ('data/folder.html#decoded', 'silkworm_app/data/folder.py'),

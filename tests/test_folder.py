@@ -30,7 +30,7 @@ from silkworm_app.data.merge import merge
 from silkworm_app.data.prepare import prepare, read_mapping
 from silkworm_app.data.sample import draw_larva
 from silkworm_app.data.splits import carve, cut, find_splits
-from silkworm_app.data.audit import audit
+from silkworm_app.data.audit import audit, headlines
 from silkworm_app.serve.page.html import Say
 from silkworm_app.train.config import read_settings
 from silkworm_app.train.evaluate import labelled_pictures, main as evaluate
@@ -179,7 +179,10 @@ def test_names_that_differ_in_case_are_told(tmp_path):
     tree(tmp_path / 'set/train', classes=('Ants', 'Bees')), tree(tmp_path / 'set/test', classes=('ants', 'bees'), seed=5)
     with pytest.raises(DataError, match='missing Ants, Bees; unknown ants, bees; upper and lower case are told apart'): find_splits(tmp_path / 'set')
     tree(tmp_path / 'flat', classes=('Ants', 'ants', 'bees'))
-    assert 'Ants, ants: these classes differ in upper and lower case only' in find_splits(tmp_path / 'flat').warnings
+    said = 'Ants, ants: these classes differ in upper and lower case only'
+    assert said in find_splits(tmp_path / 'flat').warnings and said in headlines(audit(tmp_path / 'flat', 'hash', show=False))
+    assert said in prepare(tmp_path / 'flat', tmp_path / 'out', folds=2, level='hash', show=False)['notes']
+    assert said not in prepare(tmp_path / 'flat', tmp_path / 'one', folds=2, level='hash', show=False, mapping={'Ants': 'ants'})['notes']
 
 
 @pytest.mark.parametrize('name,text', [('m.csv', 'a,pebrine\nb,grün\n'), ('m.yaml', 'a: pebrine\nb: grün\n'), ('m.json', '{"a": "pebrine", "b": "grün"}')])

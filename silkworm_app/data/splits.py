@@ -17,7 +17,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from .copies import group_pictures, level_of
-from .folder import MANIFEST, DataError, Scan, check_pictures, has_folds, peeled, why_unusable
+from .folder import MANIFEST, DataError, Scan, cased, check_pictures, has_folds, peeled, why_unusable
 from .imaging import IMAGE_SUFFIXES
 from ..files import read_table, sha256_of, shown
 
@@ -328,9 +328,7 @@ def _found(path, on_bad):
     if bad:
         found = {s: {c: [f for f in fs if f not in bad] for c, fs in cs.items()} for s, cs in found.items()}
         _check_classes(found, path)
-    names = Counter(c.casefold() for c in next(iter(found.values())))
-    twice = [c for c in next(iter(found.values())) if names[c.casefold()] > 1]
-    return found, notes + ([f'{", ".join(twice)}: these classes differ in upper and lower case only'] if twice else [])
+    return found, notes + cased(next(iter(found.values())))
 
 # %% ../../nbs/data/04_splits.ipynb #8e0d9126
 NO_TEST = 'there is no test split: where validation pictures choose the best epoch, the accuracy on them is a little too good'
