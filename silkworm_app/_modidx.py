@@ -671,6 +671,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'silkworm_app.data.folder.Scan.rel': ('data/folder.html#scan.rel', 'silkworm_app/data/folder.py'),
                                           'silkworm_app.data.folder.Scan.remarks': ( 'data/folder.html#scan.remarks',
                                                                                      'silkworm_app/data/folder.py'),
+                                          'silkworm_app.data.folder.Scan.same_inside': ( 'data/folder.html#scan.same_inside',
+                                                                                         'silkworm_app/data/folder.py'),
                                           'silkworm_app.data.folder.Scan.told': ( 'data/folder.html#scan.told',
                                                                                   'silkworm_app/data/folder.py'),
                                           'silkworm_app.data.folder.Scan.unopened': ( 'data/folder.html#scan.unopened',

@@ -229,6 +229,16 @@ def test_what_lies_in_no_split_is_said(tmp_path):
     assert said in str(e.value)
 
 
+@pytest.mark.parametrize('split', ['', 'train'])
+def test_farms_above_the_classes_are_said(tmp_path, split):
+    said = 'its class folders farm_A, farm_B hold the same folders (grasserie, healthy): if those are the classes, put them first'
+    def remarks(name, **inner):
+        for k, (farm, of) in enumerate(inner.items()): tree(tmp_path / name / split / farm, classes=of, n=1, seed=k)
+        return headlines(audit(tmp_path / name, 'hash', show=False))
+    assert said in remarks('farms', farm_A=('healthy', 'grasserie'), farm_B=('grasserie', 'healthy'))
+    assert 'put them first' not in str(remarks('days', ants=('May', 'June'), bees=('June', 'July')) + remarks('one', ants=('May',), bees=('May',)))
+
+
 def test_archives_in_a_set_are_said(tmp_path, capsys):
     d, said = tree(tmp_path / 'set', n=3), '1 archive(s) in it were not opened (more.zip): unpack them first, if they hold pictures'
     shutil.make_archive(tmp_path / 'more', 'zip', d)

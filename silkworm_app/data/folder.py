@@ -120,7 +120,7 @@ class Scan:
         self.root, self.items, self.strangers, self.unreadable, self.loops = Path(root), [], [], [], []
         self.folders = {}                                            # split or 'all' -> its class folders, with or without pictures
         self.splits = {}                                             # split -> names of the folders that mean it
-        self.inner = {}                                              # class -> the same of the folders in its own
+        self.inner = {}                                              # (split or 'all', class) -> names of the folders in its own
         self._walk()
         self.items.sort()
         if not (self.items or empty):
@@ -147,7 +147,7 @@ class Scan:
                     self.folders.setdefault(part, [])
                     todo.append((p, part, '', 1))
                 else:
-                    if depth == 1 and label and part: self.inner.setdefault(label, {})[part] = e.name
+                    if label and depth == 1 + (split != 'all'): self.inner.setdefault((split, label), []).append(plain_name(e.name))
                     if not label: self.folders.setdefault(split, []).append(plain_name(e.name))
                     todo.append((p, split, label or plain_name(e.name), depth + 1))
 
@@ -160,10 +160,21 @@ class Scan:
     def inside_out(self):
         "What to do where every class folder holds split folders; else None"
         classes = self.folders.get('all', [])
-        if not classes or not all('train' in (own := self.inner.get(c, ())) and len(own) > 1 for c in classes): return None
-        c, own = classes[0], list(self.inner[classes[0]].values())
+        own = [[n for n in self.inner.get(('all', c), ()) if split_of(n)] for c in classes]
+        if not own or not all('train' in (parts := set(map(split_of, ns))) and len(parts) > 1 for ns in own): return None
+        c, own = classes[0], own[0]
         return (f'its class folders hold split folders ({", ".join(f"{c}/{o}" for o in own)}), which are not read as splits: turn them '
                 f'inside out ({", ".join(f"{o}/{c}" for o in own)})')
+
+    @property
+    def same_inside(self):
+        "What to do where every class folder holds the same two or more folders, which may be the classes; else None"
+        own = {(s, c): sorted(set(self.inner.get((s, c), ()))) for s, cs in self.folders.items() for c in cs}
+        first = next(iter(own.values()), [])
+        if self.inside_out or len(own) < 2 or len(first) < 2 or any(o != first for o in own.values()): return None
+        short = lambda names: ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')
+        return (f'its class folders {short(sorted({c for _, c in own}))} hold the same folders ({short(first)}): if those are the classes, '
+                'put them first')
 
     @property
     def unopened(self):
@@ -176,7 +187,7 @@ class Scan:
     @property
     def remarks(self):
         "Sentences on what may not be meant as it is read"
-        return [s for s in (self.inside_out, self.unopened) if s]
+        return [s for s in (self.inside_out, self.same_inside, self.unopened) if s]
 
     def rel(self, p):
         "The path of a picture below the folder, with slashes, as text."
