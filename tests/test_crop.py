@@ -1,5 +1,6 @@
 "silkworm-data crop: single objects on a plain ground are cut out, and nothing else."
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -72,6 +73,16 @@ def test_a_folder(tmp_path, capsys):
     draw_larva('healthy', 200, 0).save(tmp_path/'leaves/a/0.png')
     with pytest.raises(DataError, match='nothing was written'): crop(tmp_path/'leaves', tmp_path/'none', show=False)
     assert not (tmp_path/'none').exists()
+
+
+def test_pictures_that_cannot_be_opened_are_counted_together(tmp_path):
+    (tmp_path/'src').mkdir()
+    cocoon(250).save(tmp_path/'src/0.png')
+    for i in '12': (tmp_path/f'src/{i}.jpg').write_bytes(b'no picture')
+    shutil.make_archive(tmp_path/'src', 'zip', tmp_path/'src')
+    for src in ('src', 'src.zip'):
+        whys = set(crop(tmp_path/src, tmp_path/f'{src} out', show=False)['others'].values())
+        assert len(whys) == 1 and whys.pop().startswith('cannot be opened: it is ')
 
 
 def test_pupae(tmp_path, tmp_path_factory):

@@ -239,6 +239,18 @@ def test_farms_above_the_classes_are_said(tmp_path, split):
     assert 'put them first' not in str(remarks('days', ants=('May', 'June'), bees=('June', 'July')) + remarks('one', ants=('May',), bees=('May',)))
 
 
+def test_messages_name_the_archive_and_not_where_it_was_unpacked(tmp_path, capsys):
+    for name, inside, text in (('none.zip', 'a/b.txt', ''), ('table.zip', 'collected.csv', 'file,said\n"never closed' + 200_000*'x')):
+        with zipfile.ZipFile(tmp_path / name, 'w') as z:
+            z.writestr(inside, text)
+            if name == 'table.zip': [z.write(p, f'pabrin/{p.name}') for p in tree(tmp_path / 'set').rglob('pabrin/*')]
+    prepare(tmp_path / 'set', tmp_path / 'old', folds=0, level='hash', show=False)
+    none, table, old, out = (str(tmp_path / n) for n in ('none.zip', 'table.zip', 'old', 'out'))
+    for args in (['audit', none], ['prepare', none, out], ['crop', none, out], ['prepare', old, none, out]):
+        assert main(args) == 2 and f'{none} holds no pictures' in capsys.readouterr().err
+    assert main(['prepare', old, table, out]) == 2 and f'{table}/collected.csv is damaged' in capsys.readouterr().err
+
+
 def test_archives_in_a_set_are_said(tmp_path, capsys):
     d, said = tree(tmp_path / 'set', n=3), '1 archive(s) in it were not opened (more.zip): unpack them first, if they hold pictures'
     shutil.make_archive(tmp_path / 'more', 'zip', d)

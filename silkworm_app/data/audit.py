@@ -107,7 +107,7 @@ def audit(
     scenes:str='together' # whether nearly the same scene on both sides of a split is a leak: 'together', or 'apart'
 )->dict: # see `audit_text`; goes into JSON as it is
     "What is in a set of pictures and what is wrong with it. Reads only. Raises `DataError`"
-    with opened(src) as root: return audit_scan(Scan(root), shown(src), level, workers, show, scenes)[0]
+    with opened(src) as root: return audit_scan(Scan(root, name=src), shown(src), level, workers, show, scenes)[0]
 
 # %% ../../nbs/data/10_audit.ipynb #4661406d
 def _pct(x): return '-' if x is None else f'{100 * x:.3g} %'

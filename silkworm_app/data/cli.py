@@ -105,7 +105,7 @@ def _run_audit(args):
     for o in (args.json, args.html):
         if o and not Path(o).absolute().parent.is_dir(): raise DataError(f'the folder of {shown(o)} does not exist')
     with opened(args.src) as root:
-        r, *_ = audit_scan(scan := Scan(root), shown(args.src), args.level, args.workers, True, args.scenes)
+        r, *_ = audit_scan(scan := Scan(root, name=args.src), shown(args.src), args.level, args.workers, True, args.scenes)
         print(audit_text(r))
         if args.json: _save(args.json, json.dumps(r, indent=1, ensure_ascii=False) + '\n')
         if args.html: _save(args.html, audit_html(r, scan))

@@ -107,7 +107,7 @@ def crop(
     if others not in ('leave', 'copy'): raise DataError(f"others must be 'leave' or 'copy', not {others!r}")
     check_places(src, dest, None)
     with opened(src) as root:
-        scan = Scan(root)
+        scan = Scan(root, name=src)
         if scan.unreadable: raise DataError(f'a folder cannot be read: {scan.unreadable[0]}')
         files = [p for p, _, _ in scan.items]
         found = list(each(_look_for, files, 'looking for objects', workers, show))
@@ -124,7 +124,7 @@ def _counted(whys): return ', '.join(f'{w}: {n}' for w, n in Counter(whys).most_
 
 def _look_for(p):
     try: return find_object(open_image(p))
-    except ImageError as e: return Found(why=f'cannot be opened ({e})')
+    except ImageError as e: return Found(why=f'cannot be opened: it {str(e).removeprefix(shown(p)).strip()}')    # without the path, to be counted
 
 # %% ../../nbs/data/11b_crop.ipynb #e1d5fb5c
 def _names(scan):

@@ -115,7 +115,8 @@ class Scan:
     `unreadable` says which folders are closed."""
     def __init__(self,
         root, # folder
-        empty:bool=False # whether it may hold no picture
+        empty:bool=False, # whether it may hold no picture
+        name=None # what messages call it; None: `root`
     ):
         self.root, self.items, self.strangers, self.unreadable, self.loops = Path(root), [], [], [], []
         self.folders = {}                                            # split or 'all' -> its class folders, with or without pictures
@@ -125,7 +126,7 @@ class Scan:
         self.items.sort()
         if not (self.items or empty):
             why = f' ({self.unreadable[0]})' if self.unreadable else f'; {self.unopened or "give the folder or archive that holds them"}'
-            raise DataError(f'{shown(root)} holds no pictures{why}')
+            raise DataError(f'{shown(name or root)} holds no pictures{why}')
         self.classes = sorted({c for _, _, c in self.items})
 
     def _walk(self):

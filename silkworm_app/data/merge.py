@@ -33,11 +33,12 @@ def _known(old):
     return rows
 
 # %% ../../nbs/data/11a_merge.ipynb #139973be
-def _said(root):
+def _said(root, src):
     "{folder: its class} from the table of a page that collects, where there is one."
+    table = shown(Path(src if Path(src).is_file() else root)/COLLECTED)     # not the temporary folder of an archive
     try: rows = read_table(Path(root)/COLLECTED, 'replace')
     except FileNotFoundError: return {}
-    except csv.Error as e: raise DataError(f'{shown(Path(root)/COLLECTED)} is damaged: {e}; mend it, or move it away') from None
+    except csv.Error as e: raise DataError(f'{table} is damaged: {e}; mend it, or move it away') from None
     of = {}
     there = lambda r: (Path(root)/r['file']).is_file()
     rows = [r for r in rows if r.get('file') and r.get('said') and not r['said'].startswith('.')]
@@ -45,7 +46,7 @@ def _said(root):
     for r in sorted(rows, key=there, reverse=True):                 # what was moved says nothing against what lies there
         c = Path(r['file']).parts[0]
         if of.setdefault(c, r['said']) != r['said'] and there(r):   # a page never does that, a person may
-            raise DataError(f'{shown(Path(root)/COLLECTED)} says that the folder {c} is of two classes ({of[c]}, {r["said"]}): '
+            raise DataError(f'{table} says that the folder {c} is of two classes ({of[c]}, {r["said"]}): '
                             'move the pictures of one into a folder of its own')
     return of
 
@@ -151,7 +152,7 @@ def combine(
     with ExitStack() as stack:
         for src in map(Path, sources):
             root = stack.enter_context(opened(src))
-            scan, said = by_class(root, src), _said(root)
+            scan, said = by_class(root, src), _said(root, src)
             found = [(p, said.get(c, c), f'{own_name(src)}/{scan.rel(p)}') for p, _, c in scan.items]
             names |= {c for _, c, _ in found}
             to = _called(sorted({c for _, c, _ in found}), classes, mapping or {}, src)

@@ -285,7 +285,7 @@ def by_class(
     src # what messages call it
 )->Scan:
     "The walk of a folder in which every picture has its class. Raises `DataError`."
-    scan = Scan(root)
+    scan = Scan(root, name=src)
     if scan.unreadable: raise DataError(f'a folder cannot be read: {scan.unreadable[0]}')
     if '' in scan.classes:
         stray = next(scan.rel(p) for p, _, c in scan.items if not c)
