@@ -309,6 +309,13 @@ def test_mapping(tmp_path):
     assert not (tmp_path / 'x').exists()
 
 
+@pytest.mark.parametrize('name,text', [('m.csv', 'a;pebrine\n1;no\nx;\n'), ('m.csv', 'a,pebrine\n,\n1,no\n\nx,\n , \n'), ('m.yml', '# names\na: pebrine\n1: no\nx: ~\n'), ('m.json', '{"a": "pebrine", "1": "no", "x": ""}')])
+def test_mappings_as_people_write_them(tmp_path, name, text):
+    "As Excel saves them where a comma stands in numbers, with empty rows, with names that YAML takes for something else"
+    (tmp_path / name).write_text(text)
+    assert read_mapping(tmp_path / name) == {'a': 'pebrine', '1': 'no', 'x': None}
+
+
 def test_a_mapping_that_says_two_things_of_a_class(tmp_path):
     (tmp_path / 'm.csv').write_text('a,pebrine\nb,healthy\na,healthy\n')
     with pytest.raises(DataError, match="names 'a' twice"): read_mapping(tmp_path / 'm.csv')

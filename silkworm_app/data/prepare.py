@@ -34,16 +34,17 @@ def read_mapping(
     except (OSError, UnicodeDecodeError) as e:
         raise DataError(f'the mapping file {name} cannot be read: {getattr(e, "strerror", None) or e}') from None
     if path.suffix.lower() == '.csv':
-        rows = [r for r in csv.reader(io.StringIO(text)) if r]
-        if any(len(r) != 2 for r in rows): raise DataError(f'the mapping file {name} must have two columns: class as found, class wanted')
+        tries = ([r for r in csv.reader(io.StringIO(text), delimiter=b) if any(map(str.strip, r))] for b in ',;')    # see `read_manifest`
+        rows = next((rs for rs in tries if all(len(r) == 2 for r in rs)), None)
+        if rows is None: raise DataError(f'the mapping file {name} must have two columns: class as found, class wanted')
         if twice := [a for a, n in Counter(a.strip() for a, _ in rows).items() if n > 1]:
             raise DataError(f'the mapping file {name} names {twice[0]!r} twice; keep one line')
         return {a.strip(): b.strip() or None for a, b in rows}
-    try: m = yaml.safe_load(text)
+    try: m = yaml.load(text, yaml.BaseLoader)                        # every name as it is written, also 1 and no
     except yaml.YAMLError as e: raise DataError(f'the mapping file {name} is not valid YAML: {one_line(e, None)}') from None
-    ok = isinstance(m, dict) and all(isinstance(k, str) and (v is None or isinstance(v, str)) for k, v in m.items())
+    ok = isinstance(m, dict) and all(isinstance(x, str) for it in m.items() for x in it)
     if not ok: raise DataError(f'the mapping file {name} must say "found: wanted" for each class')
-    return m
+    return {k: None if v.lower() in ('', 'null', '~') else v for k, v in m.items()}
 
 # %% ../../nbs/data/11_prepare.ipynb #fee6e798
 def _folder_name(c):
