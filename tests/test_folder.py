@@ -428,8 +428,10 @@ def test_prepared_again_audited_and_predicted(prepared, tmp_path):
     "Every picture once, whichever command reads the folder."
     r = audit(prepared / 'folds', 'copies')
     assert r['files'] == 21 and r['distinct_total'] == 14 and set(r['distinct']) == {'healthy', 'pebrine'}
+    assert 'it was prepared with 3 folds' in str(headlines(r)) and 'no splits are given' not in str(headlines(r))
     again = prepare(prepared / 'folds', tmp_path / 'again', folds=0, level='copies')
     assert sum(sum(c.values()) for c in again['counts'].values()) == 21
+    assert 'the folds of the source were not kept: all photographs were cut anew' in again['notes']
     assert len(pictures_below(prepared / 'folds')[0]) == 21 and len(pictures_below(prepared / 'split')[0]) == 21
     s = find_splits(prepared / 'split')
     assert s.leak['level'] == 'manifest' and s.leak['test_seen_in_train'] == 0 and not s.folds

@@ -339,7 +339,7 @@ def test_same_seed_same_bytes_and_place_does_not_matter(tmp_path):
 
 
 def test_given_splits_are_cut_anew_and_that_is_said(tmp_path, capsys):
-    d, said = tmp_path / 'set', 'the split folders of the source (Test, Train) were not kept: all photographs were cut anew'
+    d, said = tmp_path / 'set', 'the split folders (Test, Train) of the source were not kept: all photographs were cut anew'
     for k, s in enumerate(('Train', 'Test')): tree(d / s, n=3, seed=k)
     assert main(['prepare', str(d), str(tmp_path / 'out'), '--level', 'hash', '--folds', '0']) == 0 and f'note: {said}\n' in capsys.readouterr().out
     assert f'\n- {said}\n' in (tmp_path / 'out/README.md').read_text()

@@ -12,7 +12,7 @@ import numpy as np
 
 from .copies import group_pictures, level_of
 from .diseases import silkworm_names
-from .folder import DataError, Scan, cased, headers, opened
+from .folder import DataError, Scan, cased, has_folds, headers, opened
 from .imaging import FORMAT_SUFFIXES
 from .progress import each
 from .sheet import page, thumb_uri
@@ -76,7 +76,7 @@ def audit_scan(
 )->tuple: # `(report, Groups, heads)`, the last of `headers`
     "The audit of a folder that has been walked. Raises `DataError`"
     if scenes not in ('together', 'apart'): raise DataError(f"scenes must be 'together' or 'apart', not {scenes!r}")
-    files, level = [p for p, _, _ in scan.items], level_of(level, len(scan.items))
+    files, level, top = [p for p, _, _ in scan.items], level_of(level, len(scan.items)), scan.root.parent
     heads = headers(files, workers, show)
     g = group_pictures(files, level, workers, show)
     names, rel = silkworm_names(scan.classes), [scan.rel(p) for p in files]
@@ -91,6 +91,7 @@ def audit_scan(
     named = lambda gs: [[rel[k] for k in ms] for ms in gs]
     largest = lambda gs: sorted(gs, key=len, reverse=True)
     return dict(source=name, level=level, files=len(files), usable=len(ok), given_splits=given, remarks=scan.remarks,
+                folds=len(list(top.glob('fold_*'))) if has_folds(top) and scan.root.name == 'pictures' else 0,
                 counts={s: dict(sorted(c.items())) for s, c in sorted(counts.items())},
                 random_split_leak=float(np.mean([1 - .2 ** (sizes[g.photos[k]] - 1) for k in ok])) if ok else 0., distinct_total=len(sizes),
                 **_split_report(where, splits, g, scenes), **_file_report(scan, heads, g, name),
@@ -142,7 +143,8 @@ def headlines(
         photos = sum(map(len, r['scene_groups']))
         out.append(f'{photos} of the photographs show nearly the same scene as another ({n} scene(s): frames, bursts, '
                    'one object photographed again); they are kept on one side of a split unless you say --scenes apart')
-    if not r['given_splits'] and r['random_split_leak'] > 0:
+    if r['folds']: out.append(f'it was prepared with {r["folds"]} folds, each a folder of its own: audit fold_1 in it to see one')
+    elif not r['given_splits'] and r['random_split_leak'] > 0:
         out.append(f'no splits are given; of a random test fifth {_pct(r["random_split_leak"])} would meet a copy of itself in train')
     if r['unusable']: out.append(f'{len(r["unusable"])} file(s) cannot be used')
     return out

@@ -124,7 +124,7 @@ def _counted(whys): return ', '.join(f'{w}: {n}' for w, n in Counter(whys).most_
 
 def _look_for(p):
     try: return find_object(open_image(p))
-    except ImageError as e: return Found(why=f'cannot be opened: it {str(e).removeprefix(shown(p)).strip()}')    # without the path, to be counted
+    except ImageError as e: return Found(why=f'cannot be opened: it {str(e).removeprefix(shown(p)).strip()}')    # as others say it
 
 # %% ../../nbs/data/11b_crop.ipynb #e1d5fb5c
 def _names(scan):

@@ -324,9 +324,9 @@ def prepare(
         distinct = _distinct(kept, label, photo, src)
         folds, more = _few(distinct, {c: len({scene[k] for k in kept if label[k] == c}) for c in distinct}, folds)
         parts, last = _parts({scan.rel(scan.items[k][0]): (k, label[k], scene[k]) for k in kept}, folds, valid_pct, test_pct, seed)
-        if report['given_splits']:
-            notes.append(f'the split folders of the source ({", ".join(sorted(sum(scan.splits.values(), [])))}) were not kept: all '
-                         'photographs were cut anew')
+        given = f'split folders ({", ".join(sorted(sum(scan.splits.values(), [])))})' if report['given_splits'] else ''
+        if report['folds']: given = 'folds'
+        if given: notes.append(f'the {given} of the source were not kept: all photographs were cut anew')
         notes += more + last + [f'{n} file(s) left out: {why}' for why, n in sorted(dropped.items())] + strange_files(scan) + scan.remarks
         if g.bad: notes.append(why_unusable(report['unusable']))
         split = dict(folds=folds) if folds else dict(valid_pct=valid_pct, test_pct=test_pct)
