@@ -1,4 +1,5 @@
 "What people bring: archives of every machine, names in every alphabet, and one command's output as the next one's input."
+import builtins
 import csv
 import io
 import json
@@ -265,6 +266,18 @@ def test_a_picture_that_opened_is_not_opened_again(tmp_path, monkeypatch):
     assert check_pictures(other) == {} and opens == []
     monkeypatch.setenv('SILKWORM_CACHE', 'off')
     assert check_pictures(other) == {} and sorted(opens) == other
+
+
+def test_an_unchanged_set_is_not_opened_again(tmp_path, monkeypatch):
+    monkeypatch.setenv('SILKWORM_CACHE', str(tmp_path/'cache'))
+    d, opened_, was = tree(tmp_path/'set', n=2), [], builtins.open
+    first = audit(d, 'hash', show=False)
+    for of in (builtins, io): monkeypatch.setattr(of, 'open', lambda f, *a, **k: (opened_.append(str(f)), was(f, *a, **k))[1])
+    seen = lambda: sorted(f for f in opened_ if f.endswith('.png'))
+    assert audit(d, 'hash', show=False) == first and seen() == []
+    Image.new('RGB', (32, 48)).save(d/'pabrin/0.png')
+    opened_.clear()
+    assert folder.headers([d/'pabrin/0.png'], show=False)[0][:4] == ('PNG', 32, 48, 'RGB') and seen() == [str(d/'pabrin/0.png')]      # once
 
 
 def test_pictures_beside_the_classes_are_said(tmp_path):

@@ -8,7 +8,7 @@ __all__ = ['SPLIT_NAMES', 'MANIFEST', 'BEFORE', 'COLLECTED', 'DAMAGED', 'OPENS',
            'unpack', 'check_pictures', 'headers', 'why_unusable', 'pictures_below']
 
 # %% ../../nbs/data/02_folder.ipynb #89b6284d
-import os, re, shutil, sys, tarfile, tempfile, unicodedata, zipfile, zlib
+import json, os, re, shutil, sys, tarfile, tempfile, unicodedata, zipfile, zlib
 from collections import Counter
 from contextlib import contextmanager
 from gzip import BadGzipFile
@@ -344,7 +344,8 @@ def unpack(
         raise DataError(f'{name} is no zip or tar archive that can be unpacked: {e}') from None
 
 # %% ../../nbs/data/02_folder.ipynb #8175c56e
-OPENS = f'opens {PIL.__version__} {pillow_heif.__version__} {code_of(check_image.__code__.co_filename, ("imaging",))}' # kind in `Memory`
+_of_these = f'{PIL.__version__} {pillow_heif.__version__} {code_of(check_image.__code__.co_filename, ("imaging",))}'
+OPENS = f'opens {_of_these}' # kind in `Memory`
 
 def check_pictures(
     files:list # paths
@@ -363,8 +364,15 @@ def headers(
     files:list, # paths
     workers:int=None, show:bool=True # threads; progress
 )->list: # `picture_header` of each
-    "What the files say about themselves."
-    return list(each(picture_header, files, 'reading headers', workers, show))
+    "What the files say about themselves; what an unchanged one said is remembered."
+    def head(f):
+        key = stat_key(f)
+        known = key and memory.get(f'header {_of_these}', key)
+        if known and os.access(f, os.R_OK): return tuple(json.loads(known))
+        h = picture_header(f)
+        if key and h: memory.put(f'header {_of_these}', key, json.dumps(h).encode())
+        return h
+    with Memory() as memory: return list(each(head, files, 'reading headers', workers, show))
 
 # %% ../../nbs/data/02_folder.ipynb #bc3f94c1
 def why_unusable(

@@ -270,8 +270,10 @@ def picture_header(
     path = Path(path)
     try:
         if not path.is_file(): return None
-        with open(path, 'rb') as f: heif = _kind_of(f.read(16)) in _heic
-        with HeifImageFile(path) if heif else Image.open(path, formats=_formats) as im:
+        with open(path, 'rb') as f:
+            heif = _kind_of(f.read(16)) in _heic
+            f.seek(0)
+            im = HeifImageFile(f) if heif else Image.open(f, formats=_formats)
             return im.format, *im.size, im.mode, path.stat().st_size
     except Exception: return None                                    # anything may be wrong with a file that is no picture
 
