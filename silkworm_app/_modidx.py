@@ -578,6 +578,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'silkworm_app.data.cli._run_cifar': ('data/cli.html#_run_cifar', 'silkworm_app/data/cli.py'),
                                        'silkworm_app.data.cli._run_crop': ('data/cli.html#_run_crop', 'silkworm_app/data/cli.py'),
                                        'silkworm_app.data.cli._run_prepare': ('data/cli.html#_run_prepare', 'silkworm_app/data/cli.py'),
+                                       'silkworm_app.data.cli._same_options': ('data/cli.html#_same_options', 'silkworm_app/data/cli.py'),
                                        'silkworm_app.data.cli._save': ('data/cli.html#_save', 'silkworm_app/data/cli.py'),
                                        'silkworm_app.data.cli.main': ('data/cli.html#main', 'silkworm_app/data/cli.py')},
             'silkworm_app.data.copies': { 'silkworm_app.data.copies.Groups': ('data/copies.html#groups', 'silkworm_app/data/copies.py'),

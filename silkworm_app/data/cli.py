@@ -17,12 +17,11 @@ from .prepare import prepare
 from ..files import command, shown, write_text
 
 # %% ../../nbs/data/12_cli.ipynb #7823da71
-_level = dict(choices=('auto', 'hash', 'copies'),
-              help='hash: resized, re-encoded, trimmed; copies: also rotated, zoomed, flipped (default: copies up to 5,000 files, or '
-                   'as OLD was made)')
-_scenes = dict(choices=('together', 'apart'),
-               help='nearly the same scene (frames, bursts, one object photographed again): on one side of a split, or not (default: '
-                   'together, or as OLD was made)')
+def _same_options(p, level=None, scenes=None, otherwise=''):
+    p.add_argument('--level', default=level, choices=('auto', 'hash', 'copies'), help='hash: resized, re-encoded, trimmed; copies: also '
+        f'rotated, zoomed, flipped (default: copies up to 5,000 files{otherwise})')
+    p.add_argument('--scenes', default=scenes, choices=('together', 'apart'), help='nearly the same scene (frames, bursts, one object '
+        f'photographed again): on one side of a split, or not (default: together{otherwise})')
 
 # %% ../../nbs/data/12_cli.ipynb #00ef646f
 def _prepare_options(q):
@@ -37,8 +36,7 @@ def _prepare_options(q):
     q.add_argument('--size', type=int, help='reduce to this shorter side, saved as JPEG (default: bytes as they are)')
     q.add_argument('--mapping', metavar='FILE', help='class names, found: wanted, as YAML, JSON or CSV (default: known misspellings of '
         'silkworm diseases are corrected)')
-    q.add_argument('--level', **_level)
-    q.add_argument('--scenes', **_scenes)
+    _same_options(q, otherwise=', or as OLD was made')
     q.add_argument('--keep', default='near', choices=('all', 'near', 'one'),
                    help='all but exact duplicates, one of each near group, or one picture per photograph (default: %(default)s)')
     q.add_argument('--overwrite', action='store_true', help='replace a folder made by an earlier run')
@@ -46,8 +44,7 @@ def _prepare_options(q):
 # %% ../../nbs/data/12_cli.ipynb #3c9a3b63
 def _audit_options(a):
     a.add_argument('src', help='folder or archive: class folders, or train/valid/test folders of class folders')
-    a.add_argument('--level', default='auto', **_level)
-    a.add_argument('--scenes', default='together', **_scenes)
+    _same_options(a, 'auto', 'together')
     a.add_argument('--json', metavar='OUT', help='write everything found as JSON')
     a.add_argument('--html', metavar='OUT', help='write one self-contained page with thumbnails of the groups')
     a.add_argument('--strict', action='store_true', help='exit with 1 on leaks, label conflicts or unusable files')
