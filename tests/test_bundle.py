@@ -370,6 +370,28 @@ def test_damaged_files(copy, name):
         except BundleError as e: assert '\n' not in str(e)
 
 
+@pytest.mark.parametrize('leak', [dict(distinct=5), dict(distinct=dict(ants='many')), dict(test_seen_in_train='x')])
+def test_what_is_said_of_a_leak_is_numbers(copy, leak):
+    from silkworm_app.cli import predict_main
+    from silkworm_app.serve.onnx import ONNX_FORMAT, _metadata
+    d = copy()
+    c = json.loads((d / 'config.json').read_text()) | dict(leak=leak)
+    (d / 'config.json').write_text(json.dumps(c))
+    assert 'leak must hold numbers' in refused(d) and predict_main([str(d), str(d / 'a.jpg')]) == 2
+    meta = {k: json.dumps(v) for k, v in {'silkworm_app.format': ONNX_FORMAT, 'classes': ['a'], 'preprocess': {}, 'about': dict(leak=leak)}.items()}
+    with pytest.raises(ValueError, match='leak must hold numbers'): _metadata(meta)
+
+
+def test_a_page_whose_config_lacks_what_its_card_says(copy, monkeypatch, capsys):
+    from silkworm_app.serve.page import server
+    monkeypatch.setattr(server, 'serve', lambda *args, **kwargs: pytest.fail('it was served'))
+    d = copy()
+    c = json.loads((d / 'config.json').read_text())
+    c.pop('size')
+    (d / 'config.json').write_text(json.dumps(c))
+    assert server.main(['--bundle', str(d), '--port', '0']) == 2 and f"{d}: its config.json is not as a bundle's is" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('name', ['model.safetensors', 'model.onnx'])
 def test_each_file_is_the_one_that_was_saved(copy, tmp_path, name):
     "Also where the config gives no hash, a wrong length or nonsense for it, and where it is a link"

@@ -385,7 +385,7 @@ def test_the_address_to_type_on_a_phone(monkeypatch):
     assert server.where('http://127.0.0.1:7860/', '127.0.0.1', ('a', 'b')) == 'Listening on http://127.0.0.1:7860/ with a login'
 
 
-def test_examples_carry_their_class_and_none_is_there_twice(tmp_path):
+def test_examples_carry_their_class_and_none_is_there_twice(tmp_path, monkeypatch):
     from silkworm_app.serve.page.server import find_examples
     for c, seeds in dict(blue=(1, 2), red=(3,)).items():
         (tmp_path / c).mkdir()
@@ -394,6 +394,8 @@ def test_examples_carry_their_class_and_none_is_there_twice(tmp_path):
     (tmp_path / 'blue/broken.jpg').write_bytes(b'no picture')
     found = find_examples(tmp_path)
     assert [(p.name, c) for p, c in found] == [('1.jpg', 'blue'), ('3.jpg', 'red'), ('2.jpg', 'blue')]
+    monkeypatch.chdir(tmp_path.parent)
+    assert [(p.name, c) for p, c in find_examples(tmp_path.name)] == [(p.name, c) for p, c in found]     # a relative folder
     for p in tmp_path.glob('*/*.jpg'): p.rename(tmp_path / p.name)
     assert {c for _, c in find_examples(tmp_path)} == {''} and find_examples(tmp_path, {'3.jpg': 'red', '1.jpg': ''}) == [(tmp_path / '3.jpg', 'red'), (tmp_path / '1.jpg', '')]
 
@@ -468,7 +470,9 @@ def test_a_class_below_the_risk_that_stays_is_no_riddle():
     class Net(Colours): trust = Trust(Colours.classes, scores=dict(red=[.1] * 20, green=[i / 40 for i in range(20)], blue=[.1] * 20), calibrated=True)
     a = as_dict(Net.trust.decide(np.log([[.4, .58, .02]]))[0])
     assert a['pvalues']['red'] < .1 and 'red' in a['labels'] and 'red' not in a['excluded']
-    for lang, words in dict(en='two thirds', zh='三分之二', hi='दो तिहाई').items(): assert words in why_html(Say(lang, Net.classes), a, facts(Net()))
+    lone = Trust(Colours.classes, scores=dict(red=[.01 + i / 1000 for i in range(20)], green=[i / 20 for i in range(20)], blue=[i / 20 for i in range(20)]), calibrated=True)
+    assert 'red' in lone.decide(np.log([[.7, .16, .14]]))[0].excluded           # the most probable one, where two others stay
+    for lang, words in dict(en='where fewer than two', zh='不足两类', hi='यदि दो से कम').items(): assert words in why_html(Say(lang, Net.classes), a, facts(Net()))
 
 
 def test_what_was_measured_leaves_out_the_unlike_and_says_so():
@@ -477,10 +481,12 @@ def test_what_was_measured_leaves_out_the_unlike_and_says_so():
     from silkworm_app.serve.page.answers import facts
     from silkworm_app.serve.page.html import LANGUAGES, Say, model_html
     y, rng = np.arange(60) % 3, np.random.default_rng(0)
-    for features in rng.normal(size=(60, 4)) + 3 * np.eye(4)[y], None:
-        class Net(Colours): trust = fit_trust(4 * np.eye(3)[y], features, y, Colours.classes, leak=0.)
-        assert any('turn away as unlike' in line for line in answers_text(Net.trust)) == (features is not None)
-        for say in (Say(lang, Net.classes) for lang in LANGUAGES): assert (say('model_measured_unlike') in model_html(say, facts(Net()))) == (features is not None)
+    far, flat = rng.normal(size=(60, 4)) + 3 * np.eye(4)[y], rng.uniform(.2, .3, (60, 2))
+    for features, stats in (far, None), (None, flat), (None, None):
+        class Net(Colours): trust = fit_trust(4 * np.eye(3)[y], features, y, Colours.classes, leak=0., stats=stats)
+        told = features is not None or stats is not None
+        assert any('turn away as unlike' in line for line in answers_text(Net.trust)) == told
+        for say in (Say(lang, Net.classes) for lang in LANGUAGES): assert (say('model_measured_unlike') in model_html(say, facts(Net()))) == told
 
 
 def test_where_nothing_can_be_told_no_table_names_a_class(tmp_path):

@@ -73,7 +73,7 @@ def answers_text(
     several = m['several']
     out += [f'Of {m["photographs"]} photographs that it did not train on, {sum(o["n"] for o in m["one"].values())} got one class, '
             f'{several["n"]} got several (right: {several["right"]}), and of {m["nothing"]} nothing could be told.']
-    if (trust.distance_limit, trust.look_limit) != (None, None):
+    if trust.turns_away:
         out[-1] += ' Those that it would turn away as unlike are counted as if it did not.'
     rows = [(t(c), f'{o["right"]} of {o["n"]}', f'{o["low"]:.0%} to {o["high"]:.0%}') for c, o in m['one'].items()]
     if rows: out += ['', markdown_table(['answer', 'right', 'in the long run'], rows), '']

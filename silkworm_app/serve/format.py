@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUNDLE_FORMAT', 'BUNDLE_FILES', 'EXAMPLE_NAME', 'BundleError', 'is_pickle', 'hashed', 'tensors', 'check_kwargs',
-           'read_config']
+           'read_config', 'check_leak']
 
 # %% ../../nbs/serve/06_format.ipynb #e68a331d
 import hashlib, json, re
@@ -143,8 +143,18 @@ def _check_net(file, c):
     check_kwargs(cfg['kwargs'], f'{file}: net_spec')
 
 # %% ../../nbs/serve/06_format.ipynb #4d317ee4
+def check_leak(
+    leak:dict # of `data.splits.leaks`, as a file says it
+):
+    "Raises `ValueError` where it holds something else than numbers in the places that are shown."
+    distinct = leak.get('distinct') or {}
+    said = [leak.get('test_seen_in_train') or 0, *(distinct.values() if isinstance(distinct, dict) else [None])]
+    if not all(isinstance(v, (int, float)) for v in said): raise ValueError('leak must hold numbers')
+
 def _check_kinds(file, c):
     for k in ('metrics', 'trust', 'preprocess', 'leak', 'fusion', 'extra', 'versions', 'class_titles', 'example_classes'):
         if not isinstance(c.setdefault(k, {}), dict): raise BundleError(f'{file}: {k} must be a mapping')
     for k in ('curves', 'warnings'):
         if not isinstance(c.setdefault(k, []), list): raise BundleError(f'{file}: {k} must be a list')
+    try: check_leak(c['leak'])
+    except ValueError as e: raise BundleError(f'{file}: {e}') from None

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..data.imaging import ImageError, Preprocess
 from ..data.progress import each
-from .format import BundleError
+from .format import BundleError, check_leak
 from .trust import Trust, softmax
 from .unlike import picture_stats
 from ..files import one_line
@@ -172,6 +172,7 @@ def _metadata(meta):
     about = json.loads(meta.get('about', '{}'))
     if not set(about) <= set(_about) or not all(isinstance(v, _about[k]) for k, v in about.items()):
         raise ValueError('about holds something else than warnings, leak and extra')
+    check_leak(about.get('leak', {}))
     get |= about
     t = json.loads(meta['trust']) if 'trust' in meta else None
     trust = None if t is None else Trust.from_dict({k: v for k, v in t.items() if k != 'arrays'}, unpack_arrays(t.get('arrays', {})))

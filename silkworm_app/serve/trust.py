@@ -134,6 +134,10 @@ class Trust:
     @property
     def needed(self)->int: return photographs_needed(self.risk)
     @property
+    def turns_away(self)->bool:
+        "Whether some pictures are called unlike the training pictures."
+        return any(v is not None for v in (self.distance_limit, self.look_limit, self.min_contrast, self.min_sharpness, self.max_grain))
+    @property
     def unproven(self)->dict:
         "Class -> (photographs that it was tried on, needed), for the classes that can't be excluded."
         return {} if self.scores is None else {c: (n, self.needed) for c, n in self.seen.items() if n < self.needed}

@@ -48,7 +48,7 @@ def find_examples(
 )->list: # (file, class or '')
     "Up to eight pictures to click on."
     folder = Path(folder)
-    if known is None: known = {p: p.parent.name if p.parent != folder else '' for p in pictures_below(folder)[0]}
+    if known is None: known = {p.relative_to(folder): p.parent.name if p.parent != folder else '' for p in pictures_below(folder)[0]}
     found = _in_turns((folder / p, c) for p, c in known.items() if Path(p).suffix.lower() in SUFFIXES)[:200]            # to be compared
     if found:
         from silkworm_app.data.copies import group_pictures          # OpenCV: not needed without examples
@@ -282,7 +282,8 @@ def main(
     c = predictor.config
     own = {n: c['example_classes'].get(n) or '' for n in c.get('files', ()) if n.startswith('examples/')}     # checked when it was loaded
     examples = find_examples(args.examples or folder, None if args.examples else own, predictor)
-    card = bundle_card(c, predictor.trust) if 'arch' in c else ''       # of an ONNX file alone that isn't known
+    try: card = bundle_card(c, predictor.trust) if 'arch' in c else ''  # of an ONNX file alone that isn't known
+    except (KeyError, TypeError, AttributeError) as e: raise BundleError(f'{folder}: its config.json is not as a bundle\'s is ({e!r})') from None
     name = (folder.resolve().parent if folder.name == 'bundle' else folder.resolve()).name
     serve(predictor, host=args.host, port=args.port, workers=args.workers, queue_size=args.queue_size, root_path=root,
         examples=examples, card=card, title=args.title, lang=args.lang, name=name, store=store)
