@@ -105,6 +105,21 @@ def test_what_a_stopped_training_goes_on_with(train, finished, tmp_path, monkeyp
     assert 'is kept' not in train(run, '--eval', 'true', '--finetune', finished)[1]
 
 
+def test_the_best_of_a_later_epoch_stays_where_it_is(train, tmp_path):
+    "The weights of a later epoch were delivered as those of a training that went on from the first, and did worse"
+    old, new = tmp_path/'old', tmp_path/'new'
+    net = '--model', 'test_resnet', '--recipe', 'full', '--epochs', 3, '--batch_size', 2
+    assert train(old, *net)[0] == 0
+    code, out = train(new, *net, '--lr', 9, '--resume', old/'checkpoints/epoch_1.pth')
+    assert code == 0 and f'{old/"best.safetensors"} is not the best that {old/"checkpoints/epoch_1.pth"} knew: the best is looked for from here on' in out, out
+    losses = [[float(r.split(',')[2]) for r in (d/'history.csv').read_text().splitlines()[1:]] for d in (old, new)]
+    assert min(losses[0][1:]) < losses[0][0] == losses[1][0] < min(losses[1][1:]), losses
+    assert json.loads((new/'metrics.json').read_text())['valid']['loss'] == pytest.approx(min(losses[1][1:]), rel=1e-4)
+    state = torch.load(old/'checkpoints/epoch_1.pth', weights_only=True)
+    fit._forget_lost(state, RunFolder(old))
+    assert 'save_best' not in state['callbacks']                              # in its own folder, too
+
+
 def test_stopped_before_its_first_own_checkpoint(train, finished, tmp_path, monkeypatch):
     "What was resumed goes on from the checkpoint that was named, not from nothing"
     run = tmp_path/'run'

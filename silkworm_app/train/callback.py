@@ -28,7 +28,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from ..act.weights import load_weights,save_weights
-from ..files import write_text
+from ..files import sha256_of, write_text
 from ..act.patch import lslus, patch_lslu
 
 # %% ../../nbs/train/01_callback.ipynb #a344300f
@@ -234,7 +234,7 @@ class SaveBest(_WhenFusible, SaveModelCallback):
         comp=None, # np.less or np.greater; None: by the name
     ):
         super().__init__(monitor=monitor, comp=comp, fname=fname)
-        self.which,self.saved = which,False
+        self.which,self.saved,self.sha = which,False,None
     def before_fit(self):
         super().before_fit()
         self.saved = False
@@ -242,13 +242,15 @@ class SaveBest(_WhenFusible, SaveModelCallback):
         with _muted(): super().after_epoch()
     def _save(self, name):
         model = self.which(self.learn) if self.which else get_model(self.learn.model)
-        if not rank_distrib(): self.last_saved_path = save_weights(model, self.file, pictures_of(self.learn.dls))
+        if not rank_distrib():
+            self.last_saved_path = save_weights(model, self.file, pictures_of(self.learn.dls))
+            self.sha = sha256_of(self.file)
         self.saved = True
     def after_fit(self):
         if self.saved and self.which is None and not rank_distrib(): load_weights(get_model(self.learn.model), self.file)
     @property
     def file(self): return Path(self.learn.path)/self.fname
-    def state_dict(self): return {**super().state_dict(), 'saved': self.saved}
+    def state_dict(self): return {**super().state_dict(), 'saved': self.saved, 'sha': self.sha}
 
 # %% ../../nbs/train/01_callback.ipynb #a5332c5d
 def _muted():

@@ -19,7 +19,7 @@ from ..data.sample import is_drawn
 from ..data.splits import many_copies
 from ..act.fuse import compare, fuse
 from ..act.curves import describe_acts, layer_curves
-from ..files import replacing, write_text
+from ..files import replacing, sha256_of, write_text
 from ..serve.advice import closing_words
 from ..serve.bundle import save_bundle
 
@@ -172,10 +172,11 @@ def read_state(
 
 # %% ../../nbs/train/16_fit.ipynb #64f40a07
 def _forget_lost(state, run):
-    "Where the weights of a best epoch are gone, the best is looked for anew"
-    for name in [n for n in (state or {}).get('callbacks', {}) if n.startswith(('save_best', 'best_ema'))]:
-        file = run.best if name == 'save_best' else run.path/f'{name}.safetensors'
-        if not file.is_file(): del state['callbacks'][name]
+    "Where the weights of a best epoch are gone, or a later epoch's lie there, the best is looked for anew"
+    known = (state or {}).get('callbacks', {})
+    for name in [n for n in known if n.startswith(('save_best', 'best_ema'))]:
+        file, sha = run.best if name == 'save_best' else run.path/f'{name}.safetensors', known[name].get('sha')
+        if not file.is_file() or sha and sha256_of(file) != sha: del known[name]
 
 # %% ../../nbs/train/16_fit.ipynb #e5b00002
 def _learned_before(cfg, splits):
@@ -214,10 +215,14 @@ def _check_processes(cfg):
         raise TrainError('cross_validate runs in one process: start silkworm-train without torchrun')
 
 # %% ../../nbs/train/16_fit.ipynb #e1bbd388
-def _bring(run, cfg, state):
-    "The best weights so far and the state itself, from which the new run goes on"
+def _bring(run, cfg, state, out):
+    "The best weights that the state knew and the state itself, from which the new run goes on"
+    known = {s.get('sha') for s in state['callbacks'].values()}
     for f in Path(cfg.resume).parent.parent.glob('best*.safetensors'):
         if (run.path/f.name).exists() or f.name.startswith('best_ema') and not cfg.model_ema: continue
+        if sha256_of(f) not in known:
+            print(f'{f} is not the best that {cfg.resume} knew: the best is looked for from here on', file=out, flush=True)
+            continue
         with replacing(run.path/f.name) as part: shutil.copyfile(f, part)
     _forget_lost(state, run)
     run.checkpoints.mkdir(exist_ok=True)
@@ -228,7 +233,7 @@ def _begin(cfg, run, what, splits, earlier, state, out):
     "Nothing stands in the way of the training: make room, and write what it starts with"
     moved = make_room(run, cfg) if what == 'new' else []
     for f in moved: print(f'Moved aside, since no run lists it as its own: {f}', file=out, flush=True)
-    own = write_start(run, cfg, lambda: _bring(run, cfg, state) if cfg.resume else None)
+    own = write_start(run, cfg, lambda: _bring(run, cfg, state, out) if cfg.resume else None)
     write_pictures(run, splits)
     if earlier: write_text(run.before, json.dumps(earlier))
     own.note()
