@@ -115,6 +115,9 @@ def test_the_best_of_a_later_epoch_stays_where_it_is(train, tmp_path):
     losses = [[float(r.split(',')[2]) for r in (d/'history.csv').read_text().splitlines()[1:]] for d in (old, new)]
     assert min(losses[0][1:]) < losses[0][0] == losses[1][0] < min(losses[1][1:]), losses
     assert json.loads((new/'metrics.json').read_text())['valid']['loss'] == pytest.approx(min(losses[1][1:]), rel=1e-4)
+    for d in (old, new): assert [json.loads(r)['epoch'] for r in (d/'learnable_params.jsonl').read_text().splitlines()] == [1, 2, 3]
+    first = [(d/'learnable_params.txt').read_text().split('Epoch 2')[0] for d in (old, new)]
+    assert first[0] == first[1] and first[0].startswith('Epoch 1:')
     state = torch.load(old/'checkpoints/epoch_1.pth', weights_only=True)
     fit._forget_lost(state, RunFolder(old))
     assert 'save_best' not in state['callbacks']                              # in its own folder, too

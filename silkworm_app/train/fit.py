@@ -216,11 +216,12 @@ def _check_processes(cfg):
 
 # %% ../../nbs/train/16_fit.ipynb #e1bbd388
 def _bring(run, cfg, state, out):
-    "The best weights that the state knew and the state itself, from which the new run goes on"
-    known = {s.get('sha') for s in state['callbacks'].values()}
-    for f in Path(cfg.resume).parent.parent.glob('best*.safetensors'):
+    "The best weights that the state knew, the alphas so far and the state itself, from which the new run goes on"
+    known, old = {s.get('sha') for s in state['callbacks'].values()}, Path(cfg.resume).parent.parent
+    names = 'best*.safetensors', run.params.name, run.params_json.name # whose later epochs the next one cuts off
+    for f in (f for n in names for f in old.glob(n)):
         if (run.path/f.name).exists() or f.name.startswith('best_ema') and not cfg.model_ema: continue
-        if sha256_of(f) not in known:
+        if f.name.startswith('best') and sha256_of(f) not in known:
             print(f'{f} is not the best that {cfg.resume} knew: the best is looked for from here on', file=out, flush=True)
             continue
         with replacing(run.path/f.name) as part: shutil.copyfile(f, part)
@@ -279,7 +280,7 @@ def train(
     except CheckpointError: # nothing was trained, so nothing is kept
         if what == 'new' and not rank_distrib():
             own.note()
-            remove_own(run, 'checkpoints/|best' if cross else '')
+            remove_own(run, f'checkpoints/|best|{run.params.stem}' if cross else '')
             if cross: own.note() # its answers are kept
         cfg.started = False
         raise
