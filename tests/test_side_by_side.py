@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.stats import binom, binomtest
 
 from silkworm_app.data.sample import draw_sample
-from silkworm_app.train.cross import photo_interval
+from silkworm_app.train.cross import class_interval, photo_interval
 
 folder = Path(__file__).resolve().parent.parent/'experiments'
 
@@ -106,6 +106,21 @@ def test_the_interval_over_photographs_is_that_of_the_binomial():
         assert abs((high - low)/(exact.high - exact.low) - 1) < .1 and exact.low < value < exact.high
         copies = dict(photo=[*range(n)]*3, target=[0]*3*n, right=right.tolist()*3)
         assert photo_interval([copies]) == photo_interval([record]) == photo_interval([record]*4)   # copies and seeds make no photographs
+
+
+def test_the_interval_of_one_run_is_no_point():
+    "Of one class it is Wilson's; of two it is the example of Newcombe (1998), 56 of 70 against 48 of 80: a difference of 0.2, 0.0524 to 0.3339"
+    def record(*right): return dict(photo=range(sum(n for _, n in right)), target=[k for k, (_, n) in enumerate(right) for _ in range(n)],
+                                    right=[i < r for r, n in right for i in range(n)])
+    for right, n in ((8, 8), (0, 8), (31, 40)):
+        exact = binomtest(right, n).proportion_ci(method='wilson')
+        assert class_interval(record((right, n))) == pytest.approx((right/n, exact.low, exact.high), abs=1e-12)
+    two = class_interval(record((56, 70), (32, 80)))                                            # the 48 turned round: the mean is (1 + difference)/2
+    assert [round(2*v - 1, 4) for v in two] == [.2, .0524, .3339]
+    value, low, high = class_interval(record((8, 8), (8, 8)))
+    assert (value, high) == (1, 1) and low < .8 and photo_interval([record((8, 8), (8, 8))]) == (1, 1, 1)
+    copies = dict(photo=[*range(8)]*3, target=[0]*24, right=[1]*24)
+    assert class_interval(copies) == class_interval(record((8, 8)))
 
 
 def test_what_was_killed_half_way_is_made_again(tmp_path, monkeypatch):

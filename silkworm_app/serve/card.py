@@ -37,10 +37,7 @@ def cross_text(
                  f'{_pct(f["accuracy"])} accuracy')
         out.append(f'Misleading: {found}, since it finds {again} again.'
                    if f['balanced_accuracy'] > c['balanced_accuracy'] else f'With {again} in the test, {found}.')
-    few = [(titles or {}).get(k, k) for k, n in c['per_class_n'].items() if n < 5]
-    narrow = (f' It is too narrow: {", ".join(few)} ha{"s" if len(few) == 1 else "ve"} fewer than five photographs, and what is hardly '
-              f'there cannot vary.' if few else '')
-    out.append('The interval comes from drawing the photographs again.' + narrow)
+    out.append('The interval is made of those of the classes, each over its photographs (Wilson 1927; square-and-add, Newcombe 1998).')
     return '\n'.join(out)
 
 # %% ../../nbs/serve/10_card.ipynb #4d3695d0
