@@ -13,6 +13,7 @@ from silkworm_app.data.prepare import prepare, read_options
 from silkworm_app.data.sample import draw_larva
 from silkworm_app.data.splits import find_splits, read_manifest
 from silkworm_app.serve.page.collect import ELSE, UNSURE, Store
+from silkworm_app.train.pictures import learned_pictures
 
 
 def rows_of(dest, split): return {(r['sha256'], r['class']) for r in read_manifest(dest) if r['split'] == split}
@@ -168,6 +169,18 @@ def test_a_run_says_whether_it_became_better(tmp_path, capsys):
     n = len(rows_of(tmp_path/'old', 'test'))
     out, card = capsys.readouterr().out, (tmp_path/'runs/new/bundle/card.md').read_text()
     for text in (out, card): assert f'than old, on the same {n} photographs, which neither had learned from' in text, out
+    for c in ('healthy', 'pebrine'):                               # a start that learned from one test picture of each class
+        (tmp_path/'seen/train'/c).mkdir(parents=True)
+        for f in [*sorted((tmp_path/'old/test'/c).iterdir())[:1], *sorted((tmp_path/'old/train'/c).iterdir())]: shutil.copy(f, tmp_path/'seen/train'/c)
+    shutil.copytree(tmp_path/'old/valid', tmp_path/'seen/valid')
+    assert run('--data_path', tmp_path/'seen', '--output_dir', tmp_path/'start', '--bundle', 'false') == 0
+    for dest, start in (('second', 'start'), ('third', 'second')): # what the start of a start has learned, too
+        capsys.readouterr()
+        assert run('--data_path', tmp_path/'new', '--output_dir', tmp_path/dest, '--finetune', tmp_path/start, '--better_than', tmp_path/'runs/old', '--bundle', 'false') == 0
+        out = capsys.readouterr().out
+        assert f'on the same {n - 2} photographs, which neither had learned from' in out and f'{start} were trained on 2 of the' in out, out
+    shutil.rmtree(tmp_path/'start')
+    assert learned_pictures(tmp_path/'third', [*(tmp_path/'seen/train').rglob('*.png')]) == len([*(tmp_path/'seen/train').rglob('*.png')])
     one = first/'healthy/0.png'
     shutil.copy(one, first/'pebrine/same.png')                     # one photograph under two classes
     assert run('--data_path', first, '--output_dir', tmp_path/'x', '--cross_validate', 2, '--group', 'hash', '--better_than',

@@ -16,6 +16,7 @@ from ..data.folder import BEFORE, MANIFEST, peeled
 from ..files import sha256_of, write_text
 from .config import TrainConfig, TrainError, read_yaml
 from .cross import content_key, cross_parts, photo_interval
+from .pictures import SUM, learned_before
 from .run import RunFolder, find_run
 
 # %% ../../nbs/train/15b_compare.ipynb #1ea2d97d
@@ -36,11 +37,14 @@ def held_out(
     run:RunFolder, # that is finished
     classes:list=None, # names; default: those of its metrics
 )->dict: # content of a file -> [class, answer, photograph]
-    "What was said to photographs that the net had not seen, by the content of the files"
+    "What was said to photographs that neither the net nor the one that it started from had learned from, by the content of the files"
     records = [r for (by, _), r in sorted(cross_parts(run).items()) if by == 'photo']
     if not records and run.answers.is_file(): records = [json.loads(run.answers.read_text(encoding='utf-8'))]
     if classes is None: classes = run.read_metrics()['classes']
-    return {f: [classes[y], classes[k], g] for r in records for f, y, k, g in zip(r['file'], r['target'], r['pick'], r['photo'])}
+    rows = [o for r in records for o in zip(r['file'], r['target'], r['pick'], r['photo'])]
+    before = learned_before(run)
+    known = {g for f, *_, g in rows if f[:SUM] in before}
+    return {f: [classes[y], classes[k], g] for f, y, k, g in rows if g not in known}
 
 # %% ../../nbs/train/15b_compare.ipynb #ec5a1193
 def compare_answers(

@@ -36,7 +36,7 @@ from .head import Features, predict_logits
 from .learner import keep_memory
 from .log import say, warn_box
 from .one import Trained, build_model, train_net
-from .pictures import check_same, learned_pictures, learned_sums, write_pictures
+from .pictures import check_same, learned_pictures, learned_sums, write_learned, write_pictures
 from .resume import CheckpointError, check_net, checkpoints, find_checkpoint, read_checkpoint
 from .run import RunFolder, find_run, finished, make_room, remove_own, start_run, write_start
 from .setup import load_splits, pick_device, resolve
@@ -218,7 +218,7 @@ def _check_processes(cfg):
 def _bring(run, cfg, state, out):
     "The best weights that the state knew, the alphas so far and the state itself, from which the new run goes on"
     known, old = {s.get('sha') for s in state['callbacks'].values()}, Path(cfg.resume).parent.parent
-    names = 'best*.safetensors', run.params.name, run.params_json.name # whose later epochs the next one cuts off
+    names = 'best*.safetensors', run.learned.name, run.params.name, run.params_json.name # whose later epochs the next one cuts off
     for f in (f for n in names for f in old.glob(n)):
         if (run.path/f.name).exists() or f.name.startswith('best_ema') and not cfg.model_ema: continue
         if f.name.startswith('best') and sha256_of(f) not in known:
@@ -236,6 +236,7 @@ def _begin(cfg, run, what, splits, earlier, state, out):
     for f in moved: print(f'Moved aside, since no run lists it as its own: {f}', file=out, flush=True)
     own = write_start(run, cfg, lambda: _bring(run, cfg, state, out) if cfg.resume else None)
     write_pictures(run, splits)
+    if cfg.finetune: write_learned(run, cfg.finetune)
     if earlier: write_text(run.before, json.dumps(earlier))
     own.note()
     return own
@@ -280,7 +281,7 @@ def train(
     except CheckpointError: # nothing was trained, so nothing is kept
         if what == 'new' and not rank_distrib():
             own.note()
-            remove_own(run, f'checkpoints/|best|{run.params.stem}' if cross else '')
+            remove_own(run, 'checkpoints/|best|learnable' if cross else '')
             if cross: own.note() # its answers are kept
         cfg.started = False
         raise

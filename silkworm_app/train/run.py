@@ -15,9 +15,10 @@ from .config import OPTIONS, TrainConfig, TrainError, read_yaml, write_yaml
 
 # %% ../../nbs/train/11_run.ipynb #751b3aff
 FILES = dict(settings='settings.yaml', history='history.csv', params='learnable_params.txt', params_json='learnable_params.jsonl',
-             metrics='metrics.json', cross='cross_validation.jsonl', eval='eval.json', pictures='pictures.csv', wandb='wandb_id.txt',
-             answers='test_answers.json', before='before.json', trouble='label_trouble.csv', trouble_page='label_trouble.html',
-             manifest='run.json', best='best.safetensors', checkpoints='checkpoints', bundle='bundle', plots='plots', logs='logs')
+             metrics='metrics.json', cross='cross_validation.jsonl', eval='eval.json', pictures='pictures.csv',
+             learned='learned_before.txt', wandb='wandb_id.txt', answers='test_answers.json', before='before.json',
+             trouble='label_trouble.csv', trouble_page='label_trouble.html', manifest='run.json', best='best.safetensors',
+             checkpoints='checkpoints', bundle='bundle', plots='plots', logs='logs')
 # what a training writes into each folder
 _folders = dict(checkpoints=r'epoch_\d+\.pth', plots=r'[\w.-]+\.(png|svg)', logs=r'events\.out\.tfevents\..*', bundle='.*')
 _best = 'best*.safetensors'
@@ -233,7 +234,7 @@ def start_run(
         if run.path.is_dir() and any(run.path.iterdir()) and not _is_run(run):
             raise TrainError(f'output_dir {run} holds other files and no earlier run, so it is not overwritten; name another folder')
         return run, 'new'
-    first = {FILES[k] for k in ('settings', 'manifest', 'pictures', 'before')} # these alone: it failed before it began
+    first = {FILES[k] for k in ('settings', 'manifest', 'pictures', 'learned', 'before')} # these alone: it failed before it began
     begun = run.settings.is_file() and {*_files(run)} - first
     if cfg.resume:
         old = find_run(cfg.resume)
