@@ -58,9 +58,8 @@ def net(options):
     with tempfile.TemporaryDirectory() as run:
         subprocess.run([sys.executable, '-m', 'silkworm_app.train', *options, '--output_dir', f'{run}/run', '--bundle', 'false', '--save_ckpt', 'false'], check=True)
         m = json.loads(Path(run, 'run/metrics.json').read_text())
-        rows = len(Path(run, 'run/history.csv').read_text().splitlines()) - 1
-    m = m['test']
-    return dict(accuracy=m['accuracy'], balanced_accuracy=m['balanced_accuracy'], n_test=m['n'], epochs=rows)
+    test = m['test']
+    return dict(accuracy=test['accuracy'], balanced_accuracy=test['balanced_accuracy'], n_test=test['n'], epochs=m['epochs'])
 
 
 def main():

@@ -157,6 +157,15 @@ def test_what_is_strange_is_asked_of_sets_with_pictures_of_their_own(tmp_path, m
     assert asked == [k for k in answers.TITLES if k != 'rare']
 
 
+def test_a_baseline_whose_head_alone_is_trained_has_no_epochs(tmp_path, monkeypatch):
+    script = load('against_baselines', monkeypatch)
+    draw_sample(tmp_path/'p', n_per_class=8, size=32, seed=0)
+    from silkworm_app.train.fit import main
+    monkeypatch.setattr(script.subprocess, 'run', lambda line, check: main(line[3:]))
+    row = script.net(['--data_path', str(tmp_path/'p'), '--model', 'test_resnet', '--recipe', 'head', '--input_size', '32', '--device', 'cpu', '--num_workers', '0', '--log_dir', 'none'])
+    assert row['epochs'] == 0 and row['n_test'] > 0
+
+
 def test_baselines_want_a_test_split_and_one_choice_of_options(tmp_path, monkeypatch, capsys):
     script, made = load('against_baselines', monkeypatch), []
     draw_sample(tmp_path/'p', n_per_class=8, size=32, seed=0)
