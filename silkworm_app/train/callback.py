@@ -258,12 +258,23 @@ def _muted():
     return contextlib.redirect_stdout(io.StringIO())
 
 class EarlyStopping(_WhenFusible, EarlyStoppingCallback):
-    "Stop when `monitor` has not improved for `patience` epochs; the counter is printed"
+    "Stop when `monitor` has not improved in `patience` validations; the counter is printed"
+    def before_fit(self):
+        super().before_fit()
+        self.at,self.new_best = 0,False
     def after_epoch(self):
         was = self.wait
-        try: super().after_epoch()
+        try:
+            with _muted(): super().after_epoch()
         finally:
-            if self.wait > was and not rank_distrib(): print(f'EarlyStopping counter: {self.wait} out of {self.patience}')
+            if self.new_best: self.at = self.epoch + 1
+            if self.wait > was and not rank_distrib(): self._say()
+    def _say(self):
+        print(f'EarlyStopping counter: {self.wait} out of {self.patience}')
+        if self.wait < self.patience: return
+        what,since = 'lower' if self.comp(0, 1) else 'higher',f'epoch {self.at}' if self.at else 'the start'
+        print(f'No {what} {self.monitor} since {since}: stopped')
+    def state_dict(self): return {**super().state_dict(), 'at': self.at}
 
 # %% ../../nbs/train/01_callback.ipynb #e4a28bcb
 class _EMAMetric(AccumMetric):
@@ -353,8 +364,8 @@ class StopOnNaN(Callback):
 
 # %% ../../nbs/train/01_callback.ipynb #8720a401
 class OneAnswer(Callback):
-    "Warn when the net gives every validation picture the same answer: after `patience` epochs in a row, and when the training ends so"
-    order,patience = -8,3 # epochs
+    "Warn when the net gives every validation picture the same answer: in `patience` validations in a row, and when the training ends so"
+    order,patience = -8,3 # validations
     def __init__(self): self.stuck,self.seen,self.warned = 0,None,False
 
     def before_fit(self): self.run,self.stuck,self.warned = not quiet_run(self),0,False
@@ -376,7 +387,7 @@ class OneAnswer(Callback):
         if rank_distrib(): return
         names = getattr(self.dls, 'vocab', None)
         name = names[self.answer] if names is not None and self.answer < len(names) else self.answer
-        self.last = (f'NOTHING LEARNED: for {self.stuck} epoch(s) the net has answered "{name}" to every validation picture. '
+        self.last = (f'NOTHING LEARNED: in the last {self.stuck} validation(s) the net answered "{name}" to every picture. '
                      'Its accuracy is that of guessing. Start from a pretrained net (lslu_learner(dls) does), train longer, or lower the '
                      'learning rate.')
         warnings.warn(self.last, stacklevel=2)

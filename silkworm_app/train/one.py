@@ -10,6 +10,7 @@ __all__ = ['make_dls', 'net_args', 'build_model', 'open_net', 'BestEMA', 'StepCo
 import sys
 from dataclasses import dataclass
 from inspect import signature
+from math import ceil
 from pathlib import Path
 
 import torch
@@ -140,7 +141,7 @@ def _own_callbacks(cfg, run, state, device, classes):
         cbs += [BestEMA(d, run.best_ema(d).name) for d in cfg.model_ema_decay]
     if cfg.channels_last: cbs.append(ChannelsLast())
     if cfg.test_freq > 1: cbs.append(SkipValidation(cfg.test_freq))
-    if cfg.early_stop_epochs and full: cbs.append(EarlyStopping(patience=cfg.early_stop_epochs))
+    if cfg.early_stop_epochs and full: cbs.append(EarlyStopping(patience=ceil(cfg.early_stop_epochs/cfg.test_freq)))
     cbs += precision(cfg, device, say) + ([SaveBest(fname=run.best.name)] if full else [])
     if cfg.save_ckpt or state is not None:
         cbs.append(Checkpoint(run.checkpoints, cfg.save_ckpt_freq if cfg.save_ckpt else 10**9, cfg.save_ckpt_num, resume=state))
