@@ -138,6 +138,16 @@ def test_stopped_before_its_first_own_checkpoint(train, finished, tmp_path, monk
     assert (run/'best.safetensors').read_bytes() == (finished/'best.safetensors').read_bytes()
 
 
+def test_the_epoch_that_stops_a_training_early_is_logged(train, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    code, out = train(tmp_path/'run', '--lr', 9, '--epochs', 9, '--early_stop_epochs', 1, '--log_dir', 'auto')
+    n = len((tmp_path/'run/history.csv').read_text().splitlines()) - 1
+    assert code == 0 and n < 9 and f'No lower valid_loss since epoch {n - 1}: stopped' in out, out
+    seen = EventAccumulator(str(tmp_path/'run/logs'))
+    seen.Reload()
+    assert [o.step for o in seen.Scalars('metrics/valid_loss')] == [*range(1, n + 1)]
+
+
 def test_a_full_graphics_card_goes_on_with_less(train, tmp_path, monkeypatch):
     "The same command would fill it again, and with another size its folder is refused"
     run, state = tmp_path/'run', tmp_path/'run/checkpoints/epoch_3.pth'

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np, torch
 from fastai.callback.core import Callback, CancelValidException
+from fastai.callback.tracker import EarlyStoppingCallback
 from fastai.torch_core import get_model, rank_distrib, set_seed
 
 from .callback import act_slope, quiet_run
@@ -100,7 +101,7 @@ def epoch_scalars(
 # %% ../../nbs/train/09_log.ipynb #a26cd6ae
 class Scalars(Callback):
     "TensorBoard: what each epoch brought"
-    order, run_valid = 70, False
+    order, run_valid = EarlyStoppingCallback.order - 1, False # that ends the events of its last epoch
     def __init__(self,
         log_dir, # folder
         writer, # class `SummaryWriter` of torch
@@ -117,7 +118,7 @@ class Scalars(Callback):
 # %% ../../nbs/train/09_log.ipynb #283ecebc
 class Wandb(Callback):
     "Weights & Biases: the same. fastai's `WandbCallback` logs each batch and cannot describe these loaders"
-    order, run_valid = 70, False
+    order, run_valid = EarlyStoppingCallback.order - 1, False # that ends the events of its last epoch
     def __init__(self,
         run, # of `wandb.init`
         id:str, # its name there
