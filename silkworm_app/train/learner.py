@@ -7,6 +7,7 @@ __all__ = ['lslu_splitter', 'default_arch', 'normalise', 'LSLULearner', 'lslu_le
 
 # %% ../../nbs/train/06_learner.ipynb #76a762dd
 import ctypes, warnings
+from inspect import signature
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -83,6 +84,9 @@ class LSLULearner(Learner):
         "Head first, exactly, then gently where that can be seen to help, and the better of the two; fastai's own for a net from nothing"
         if not self.pretrained: return super().fine_tune(EPOCHS if epochs is None else epochs, *args, **kwargs)
         if args: raise TypeError('fine_tune of a pretrained net takes fit_recipe\'s arguments by name, for example lr=1e-4, scope="all"')
+        theirs = signature(Learner.fine_tune).parameters.keys() - signature(fit_recipe).parameters.keys() - {'self'}
+        if other := ', '.join(sorted(theirs & kwargs.keys())):
+            raise TypeError(f'fine_tune of a pretrained net has no {other}: give lr=..., or use fit_one_cycle')
         self.recipe = fit_recipe(self, epochs, **kwargs)
         if not self.recipe.losses and (unused := {'lr', 'cbs', 'decay', 'wd'} & set(kwargs)):
             warnings.warn(f'only the head was fitted, exactly and without {", ".join(sorted(unused))}: give epochs to train more')
