@@ -202,6 +202,8 @@ def test_every_map_of_a_net_of_features_is_compared():
     changed = copy.deepcopy(net)
     with torch.no_grad(): changed.blocks[-1][-1].conv_pwl.weight.mul_(2)
     assert torch.equal(net(x)[0], changed(x)[0]) and compare(net, changed, x, .01).max_rel_err > .01
+    with torch.no_grad(): changed.blocks[-1][-1].bn3.weight.mul_(0), changed.blocks[-1][-1].bn3.bias.mul_(0)
+    assert abs(compare(net, changed, x, .01).max_rel_err - 1) < .5                     # of its own map, however small beside the first
     assert patch_lslu(net, 'stages', 1, 'identity', input_size=64)[1].deviation > .01
 
 

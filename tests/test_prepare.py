@@ -236,6 +236,7 @@ def test_farms_above_the_classes_are_said(tmp_path, split):
         for k, (farm, of) in enumerate(inner.items()): tree(tmp_path / name / split / farm, classes=of, n=1, seed=k)
         return headlines(audit(tmp_path / name, 'hash', show=False))
     assert said in remarks('farms', farm_A=('healthy', 'grasserie'), farm_B=('grasserie', 'healthy'))
+    if not split: assert said in find_splits(tmp_path / 'farms').warnings
     assert 'put them first' not in str(remarks('days', ants=('May', 'June'), bees=('June', 'July')) + remarks('one', ants=('May',), bees=('May',)))
 
 
@@ -255,13 +256,19 @@ def test_archives_in_a_set_are_said(tmp_path, capsys):
     d, said = tree(tmp_path / 'set', n=3), '1 archive(s) in it were not opened (more.zip): unpack them first, if they hold pictures'
     shutil.make_archive(tmp_path / 'more', 'zip', d)
     shutil.copy(tmp_path / 'more.zip', d)
-    assert said in headlines(audit(d, 'hash', show=False))
+    assert said in headlines(audit(d, 'hash', show=False)) and said in find_splits(d).warnings
     prepare(tree(tmp_path / 'first', seed=5), tmp_path / 'old', folds=0, level='hash', show=False)
     for out in (prepare(d, tmp_path / 'out', folds=0, level='hash', show=False), merge(tmp_path / 'old', d, tmp_path / 'new', show=False)):
         assert said in out['notes'] and (Path(out['path']) / 'README.md').read_text().count(said) == 1
     (tmp_path / 'only').mkdir()
     shutil.move(tmp_path / 'more.zip', tmp_path / 'only')
     assert main(['audit', str(tmp_path / 'only')]) == 2 and f'holds no pictures; {said}' in capsys.readouterr().err
+    wrapped = tmp_path / 'wrapped'
+    shutil.copytree(d, wrapped / 'set', ignore=shutil.ignore_patterns('more.zip'))
+    shutil.copy(d / 'more.zip', wrapped)
+    assert main(['audit', str(wrapped), '--level', 'hash']) == 0 and f'{wrapped}: {said}' in capsys.readouterr().err
+    (wrapped / 'set/pabrin/a.tar.gz').write_bytes(b'')
+    assert 'not opened (pabrin/a.tar.gz)' in str(headlines(audit(wrapped, 'hash', show=False)))
 
 
 def test_a_folder_with_two_names_is_no_loop(tmp_path, capsys):

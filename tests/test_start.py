@@ -282,6 +282,14 @@ def test_a_named_file_of_a_net_of_other_options(tmp_path, arch, kw):
     with pytest.raises(ValueError, match=f'{arch} cannot be built with .*foo=1'): lslu_model(arch, 7, input_size=64, pretrained=file, foo=1, **kw)
 
 
+def test_a_plain_file_for_a_net_of_other_options(tmp_path):
+    "timm leaves a classifier out where the number of classes differs, so its width need not fit; a stem must"
+    torch.save(timm.create_model('resnet18', num_classes=9).state_dict(), tmp_path/'plain.pth')
+    kw = dict(where='stem', act_num=1, input_size=64, pretrained=tmp_path/'plain.pth')
+    assert lslu_model('resnet18', 5, global_pool='catavgmax', **kw)(torch.randn(2, 3, 64, 64)).shape == (2, 5)
+    with pytest.raises(ValueError, match='plain.pth is for another net than resnet18'): lslu_model('resnet18', 5, stem_type='deep', stem_width=32, **kw)
+
+
 def test_a_file_knows_its_net(tmp_path):
     for kw in (dict(arch=VN, stem_stride=2, act_num=2), dict(arch='test_resnet', where='all', form='sum', act_num=1)):
         net = grown(lslu_model(num_classes=7, input_size=64, **kw))
@@ -469,6 +477,19 @@ def test_files_of_wrapped_nets(tmp_path):
             other = wrap(lslu_model('vanillanet_5_x0_125', 3, stem_stride=2).eval())
             assert load_weights(other, file) is other and torch.equal(other(x), net(x)) and torch.equal(net_of(file)(x), net(x))
         assert torch.equal(net_of(save_weights(fuse(wrap(net)), tmp_path/'f.safetensors'))(x), fuse(net)(x))
+
+
+def test_a_net_inside_distributed_data_parallel_is_not_patched(tmp_path):
+    "The wrapper averages the gradients of what was there when it was made"
+    net, store = timm.create_model('test_resnet', num_classes=3), torch.distributed.FileStore(str(tmp_path/'store'), 1)
+    plan = plan_lslu(net, 'stem', 1, input_size=64)
+    torch.distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
+    try:
+        whole = nn.parallel.DistributedDataParallel(net)
+        for call in (lambda: patch_lslu(whole, 'stem', 1, 'identity', input_size=64), lambda: apply_plan(whole, plan)):
+            with pytest.raises(ValueError, match='before DistributedDataParallel'): call()
+    finally: torch.distributed.destroy_process_group()
+    assert not lslus(net)
 
 
 @pytest.mark.parametrize('wrap', [lambda n: torch.compile(n, backend='eager'), nn.DataParallel])

@@ -383,18 +383,17 @@ def compare(
     seconds:float=1., # for timing
 )->Comparison:
     "Largest error, agreement, size and speed; `model` is run in eval mode and left in the mode it was in"
-    far,top,same,n = [],[],0,0
+    seen,same,n = [],0,0
     with eval_mode(model):
         for b in several(batches):
             x = (b[0] if isinstance(b, (list, tuple)) else b).as_subclass(torch.Tensor)
             if n == 0: first = x
             outs = list(zip(*(tensors(m(x)) for m in (model, fused)), strict=True))
-            far += [(y - z).abs().max() for y,z in outs]
-            top += [y.abs().max() for y,_ in outs]
+            seen.append(torch.stack([torch.stack([(y - z).abs().max(), y.abs().max()]) for y,z in outs]).double())
             same,n = same+int(torch.eq(*(o.flatten(1).argmax(1) for o in outs[0])).sum()),n+len(x)
         if n == 0: raise ValueError('compare: there is no picture to compare on')
         (p,o),(pf,of) = count_ops(model, first),count_ops(fused, first)
         sync = torch.cuda.synchronize if first.is_cuda else lambda: None
         t,tf = median_seconds([lambda: model(first), lambda: fused(first)], 50, 0, seconds, sync)
-    worst,most = (torch.stack(o).max().item() for o in (far, top))  # Python's max would pass over a NaN
-    return Comparison(worst/max(most, 1e-300), same/n, n, (p,pf), (o,of), t/tf)
+    far,top = torch.stack(seen).amax(0).T  # [outputs]
+    return Comparison((far/top.clamp_min(1e-300)).max().item(), same/n, n, (p,pf), (o,of), t/tf)

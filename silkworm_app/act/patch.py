@@ -41,12 +41,18 @@ def _check_plan(model, plan):
         if old != cls: raise ValueError(f'This plan is for another net ({plan.arch}): {name} is {old} here, {cls} in the plan.')
 
 # %% ../../nbs/act/08_patch.ipynb #d8372a61
+def _to_patch(model):
+    "The net inside its wrapping"
+    if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules()):
+        raise ValueError('patch the net before DistributedDataParallel wraps it, which would not average the gradients of its LSLUs')
+    return unwrapped(model)
+
 def apply_plan(
     model:nn.Module, # the net the plan was made for, not yet patched
     plan:LSLUPlan, # made by `plan_lslu` or read by `LSLUPlan.from_dict`
 ) -> nn.Module:
     "Put the LSLUs of `plan` into `model` itself, on its device and in its type; runs nothing. `ValueError` if the plan is another net's."
-    net = unwrapped(model)
+    net = _to_patch(model)
     _check_plan(net, plan)
     def made(p):
         old,near = net.get_submodule(p.name),_like(net, p.name)
@@ -185,7 +191,7 @@ def patch_lslu(
 ): # (model, PatchReport)
     "Replace activations of `model` by LSLUs, in place; `ValueError` before anything is changed."
     _check_init(init)
-    whole,model = model,unwrapped(model)
+    whole,model = model,_to_patch(model)
     if init == 'identity' and calibrate is None and not has_stats(model):
         raise ValueError(f"init='identity' on {arch_of(model)}: the net has no batch norm statistics to tell the scale of its features; "
                          'give calibrate=<a batch of your pictures, normalised>, or take another init.')
@@ -207,7 +213,8 @@ def _start_identity(model, olds, xs, y, report):
         identity_series(new[name], old)
         if not exact_start(old, new[name].act_num): report.inexact[type(old).__name__] = report.inexact.get(type(old).__name__, 0) + 1
     undo_norms(model, list(new.values()), xs)
-    report.deviation = deviation(eval_out(model, xs[0]), y)
+    far = [deviation(o, was) for o,was in zip(eval_out(model, xs[0]), y)]
+    report.deviation = torch.tensor(far).max().item()  # Python's max would pass over a NaN
 
 # %% ../../nbs/act/08_patch.ipynb #2de88ac7
 _SOURCE = {'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'pretrained_strict', 'pretrained_filter_fn', 'pretrained_custom_load',

@@ -342,12 +342,12 @@ def _no_weights(arch, cfg, e=None):
 def _check_net(w, names, kwargs):
     "Refuse a file of another net; where the number of classes differs, timm takes what fits and leaves the rest to chance"
     last = head_prefixes(timm_cfg(w.arch).classifier)
-    whole = replace(w, state={**{k: v for k,v in names.items() if k.startswith(last)}, **w.state}).overlay
+    whole = replace(w, state={**w.state, **{k: v for k,v in names.items() if k.startswith(last)}}).overlay  # its own head
     try:
         with torch.device('meta'),warnings.catch_warnings():
             warnings.simplefilter('ignore')  # nothing is copied
             timm.create_model(w.arch, pretrained=True, num_classes=whole['num_classes'], pretrained_cfg_overlay=whole, **kwargs)
-    except RuntimeError as e:
+    except (RuntimeError, AttributeError) as e:  # the second where timm looks for a layer that is not there
         raise WeightsError(f'{w.file} is for another net than {w.arch}, name a file of this one: {one_line(e, 160)}') from None
 
 def find_weights(

@@ -97,9 +97,15 @@ def cased(
 MANIFEST = 'manifest.csv' # the list in a folder that `silkworm-data prepare` made
 BEFORE = 'before.json' # in a set that was made from an earlier one: which one
 COLLECTED = 'collected.csv' # the table of a page that collects photographs
-_other_suffixes = {'.txt', '.csv', '.json', '.xml', '.md', '.yaml', '.yml', '.html', '.zip',
-                   '.py', '.ini', '.pdf', '.docx', '.xlsx', '.log', '.sha256'}
-_archives = '.zip', '.tar', '.tgz', '.tar.gz', '.tar.bz2', '.tar.xz', '.rar', '.7z'
+_archives = '.zip', '.tar', '.tgz', '.gz', '.bz2', '.xz', '.rar', '.7z'
+_other_suffixes = {'.txt', '.csv', '.json', '.xml', '.md', '.yaml', '.yml', '.html', '.py', '.ini', '.pdf', '.docx', '.xlsx', '.log',
+                   '.sha256', *_archives}
+
+def _unopened(names):
+    "What to do with the archives among these; else None"
+    names = [n for n in names if n.lower().endswith(_archives)]
+    first = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
+    return f'{len(names)} archive(s) in it were not opened ({first}): unpack them first, if they hold pictures' if names else None
 
 def _entries(d):
     "What lies in a folder, litter left out, in order; raises `OSError`."
@@ -178,12 +184,7 @@ class Scan:
                 'put them first')
 
     @property
-    def unopened(self):
-        "What to do with archives that lie in it; else None"
-        names = [self.rel(p) for p, _, _ in self.strangers if p.name.lower().endswith(_archives)]
-        if not names: return None
-        return (f'{len(names)} archive(s) in it were not opened ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""}): unpack them '
-                'first, if they hold pictures')
+    def unopened(self): return _unopened(self.rel(p) for p, *_ in self.strangers)
 
     @property
     def remarks(self):
@@ -234,18 +235,25 @@ def top_folder(
     return root/'pictures' if has_folds(root) else root
 
 # %% ../../nbs/data/02_folder.ipynb #df1b5b1a
+def _inner(root, src):
+    "`top_folder`; of archives in the folders that are taken off it is said that they stay closed"
+    top = top_folder(root)
+    off = [d for d in top.parents if d == root or root in d.parents]
+    if said := _unopened(e.name for d in off for e in _entries(d)): print(f'{shown(src)}: {said}', file=sys.stderr)
+    return top
+
 @contextmanager
 def opened(
     src # folder, or zip or tar archive
 ):
     "The folder to read: `src` itself or what the archive holds, without what wraps it. Raises `DataError`."
     src = Path(src)
-    if src.is_dir(): yield top_folder(src); return
+    if src.is_dir(): yield _inner(src, src); return
     if not src.exists(): raise DataError(f'{shown(src)} does not exist; give a folder or an archive of pictures')
     with tempfile.TemporaryDirectory(prefix='silkworm-data-') as tmp:
         links = unpack(src, tmp)
         if links: print(f'{shown(src)}: {links} link(s) in it were left out; only hard links to files of it are read', file=sys.stderr)
-        yield top_folder(tmp)
+        yield _inner(Path(tmp), src)
 
 @contextmanager
 def new_folder(

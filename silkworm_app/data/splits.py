@@ -328,7 +328,7 @@ def _found(path, on_bad):
     if bad:
         found = {s: {c: [f for f in fs if f not in bad] for c, fs in cs.items()} for s, cs in found.items()}
         _check_classes(found, path)
-    return found, notes + cased(next(iter(found.values())))
+    return found, notes + scan.remarks + cased(next(iter(found.values())))
 
 # %% ../../nbs/data/04_splits.ipynb #8e0d9126
 NO_TEST = 'there is no test split: where validation pictures choose the best epoch, the accuracy on them is a little too good'
