@@ -11,10 +11,11 @@ from silkworm_app.cli import train_main as command
 from silkworm_app.data.sample import draw_sample
 from silkworm_app.train import fit, one
 from silkworm_app.train.compare import earlier_answers
-from silkworm_app.train.config import TrainConfig, write_yaml
+from silkworm_app.train.config import TrainConfig, read_settings, write_yaml
 from silkworm_app.train.fit import main
 from silkworm_app.train.resume import checkpoints
 from silkworm_app.train.run import RunFolder, is_finished, write_start
+from silkworm_app.train.setup import load_splits, resolve
 
 BASE = '--pretrained false --epochs 2 --batch_size 16 --bundle false --group none --log_dir none --progress false --device cpu --num_workers 0 --input_size 32 --aug none'
 
@@ -121,6 +122,17 @@ def test_the_best_of_a_later_epoch_stays_where_it_is(train, tmp_path):
     state = torch.load(old/'checkpoints/epoch_1.pth', weights_only=True)
     fit._forget_lost(state, RunFolder(old))
     assert 'save_best' not in state['callbacks']                              # in its own folder, too
+
+
+def test_a_small_input_size_costs_the_pretrained_net_and_that_is_said(data, tmp_path, capsys):
+    def chosen(*more):
+        cfg = read_settings(['--data_path', str(data), '--output_dir', str(tmp_path/'no'), '--device', 'cpu', *more])
+        resolve(cfg, load_splits(cfg))
+        return cfg.model, capsys.readouterr().out
+    says = 'pictures of 32 px seen at 64 px: a small net from nothing; leave out --input_size, or take --model tf_efficientnet_lite0'
+    model, out = chosen('--input_size', '64')
+    assert model == 'vanillanet_5_x0_125' and says in out, out
+    assert chosen() == ('tf_efficientnet_lite0', '') and chosen('--input_size', '64', '--pretrained', 'false') == ('vanillanet_5_x0_125', '')
 
 
 def test_stopped_before_its_first_own_checkpoint(train, finished, tmp_path, monkeypatch):

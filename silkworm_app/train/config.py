@@ -85,8 +85,8 @@ class TrainConfig:
     mixup_prob:float = setting(1.0, 'timm.data.Mixup in a callback') # probability that a batch is mixed
     mixup_switch_prob:float = setting(0.5, 'timm.data.Mixup in a callback') # probability of CutMix where both are on
     mixup_mode:Literal['batch', 'pair', 'elem'] = setting('batch', 'timm.data.Mixup in a callback') # what is mixed alike
-    # any net of timm, VanillaNets included; auto: tf_efficientnet_lite0, pretrained, for pictures of 32 pixels and more;
-    # vanillanet_5_x0_125 from nothing for smaller ones and for CIFAR
+    # any net of timm, VanillaNets included; auto: tf_efficientnet_lite0, pretrained, for pictures of 32 pixels and more
+    # (96 where input_size is less than that); vanillanet_5_x0_125 from nothing for smaller ones and for CIFAR
     model:str = setting('auto', 'lslu_learner', basic=True)
     # number of activations in an LSLU, and half the width of its kernel; auto: 1 up to 64 pixels, else 3; in a pretrained net what its
     # start as the identity needs

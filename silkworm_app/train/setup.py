@@ -141,9 +141,13 @@ def _choose_net(cfg, side):
         if named and was.get('model', cfg.model) != cfg.model: was = {}
         for k, v in was.items():
             if k not in cfg.given and (not named or k in ('act_num', 'stem_stride')): setattr(cfg, k, v)
-    start = False
-    if cfg.model == 'auto': cfg.model, start = default_arch(_seen(cfg, side))
-    if start and (cfg.finetune or cfg.eval or cfg.pretrained is False): cfg.model, start = default_arch(0)
+    start, wanted, larger = False, not (cfg.finetune or cfg.eval or cfg.pretrained is False), default_arch(_ENLARGED*side)
+    if cfg.model == 'auto':
+        cfg.model, start = default_arch(_seen(cfg, side))
+        if wanted and larger[1] and not start and not cfg.data_set.startswith('CIFAR'):
+            say(f'pictures of {side} px seen at {cfg.input_size} px: a small net from nothing; leave out --input_size, or take '
+                f'--model {larger[0]}, for the pretrained one')
+    if start and not wanted: cfg.model, start = default_arch(0)
     if not timm.is_model(cfg.model.split('.')[0]): cfg.pretrained = False # lslu_model names what is close to it
     if cfg.pretrained == 'auto':
         wanted = start or package_file(cfg.model) is not None
