@@ -115,7 +115,7 @@ class TrainConfig:
     update_freq:int = setting(1, 'fastai GradientAccumulation') # batches whose gradients make one step
     # how it trains. head: the last layer only, on features computed once; last, adapters, all: then the last stage, the LSLUs or
     # everything with small steps, kept where better; full: all epochs of the schedule from the start; auto: full for a VanillaNet and
-    # for a net that starts from nothing, else last where epochs are given and from 2,000 photographs on, and head with fewer
+    # for a net that starts from nothing, else last where epochs are given and from 2,000 training photographs on, and head with fewer
     recipe:Literal['auto', 'head', 'last', 'adapters', 'all', 'full'] = setting('auto', 'fit_recipe', basic=True)
     # passes over the training pictures; auto: about 24000 pictures in all, 8 to 120 passes; 6 where the head came first, 0: the head only
     epochs:int = setting('auto', 'fastai Learner.fit', basic=True)
