@@ -388,6 +388,6 @@ class OneAnswer(Callback):
         names = getattr(self.dls, 'vocab', None)
         name = names[self.answer] if names is not None and self.answer < len(names) else self.answer
         self.last = (f'NOTHING LEARNED: in the last {self.stuck} validation(s) the net answered "{name}" to every picture. '
-                     'Its accuracy is that of guessing. Take a pretrained net (tf_efficientnet_lite0, its pictures 96 pixels or more), train '
-                     'longer, or lower the learning rate.')
+                     'Its accuracy is that of guessing. Take a pretrained net (tf_efficientnet_lite0, its pictures 96 pixels or more), '
+                     'train longer, or lower the learning rate.')
         warnings.warn(self.last, stacklevel=2)
