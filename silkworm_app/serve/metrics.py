@@ -104,7 +104,7 @@ def hardly_found(
     cm = np.array(metrics['confusion_matrix'])
     if (cm.sum(0) > 0).sum() == 1 < (cm.sum(1) > 0).sum():
         return [f'the net says {list(recall)[int(cm.sum(0).argmax())]} to every picture, so it has learned nothing that can be used: more '
-                'epochs, another learning rate, a pretrained net (--pretrained), or more pictures are needed']
+                'epochs, another learning rate, a pretrained net (tf_efficientnet_lite0), or more pictures are needed']
     few = [f'{c} ({100*r:.0f} % of {n[c]} {unit})' for c, r in recall.items() if n[c] and r < .5]
     never, out = [c for c in recall if not n[c]], []
     if few: out.append(f'less than half is found of {_some(few)}: another answer does not exclude {"it" if len(few) == 1 else "them"}')

@@ -171,7 +171,8 @@ def facts(
         confusion_matrix=trust.get('confusion') or m.get('confusion_matrix'), matrix_of=matrix_of, warnings=warn,
         notes=list(map(reason_code, notes)), todo=list(map(reason_code, todo)), leak=leak,
         fusion=c.get('fusion') or {}, trust=trust, seen=dict(t.seen) if sets else {},
-        turns_away=bool(t and t.turns_away), risk=t.risk if sets else None, measured=trust.get('measured') or {}, curves=c.get('curves') or [],
+        turns_away=bool(t and t.turns_away), curves=c.get('curves') or [],
+        risk=t.risk if sets else None, measured=trust.get('measured') or {},
         versions=c.get('versions') or {}, created=c.get('created'), backend=getattr(predictor, 'backend', None))
 
 # %% ../../../nbs/serve/15_page_answers.ipynb #2258bc8e

@@ -283,7 +283,8 @@ def main(
     own = {n: c['example_classes'].get(n) or '' for n in c.get('files', ()) if n.startswith('examples/')}     # checked when it was loaded
     examples = find_examples(args.examples or folder, None if args.examples else own, predictor)
     try: card = bundle_card(c, predictor.trust) if 'arch' in c else ''  # of an ONNX file alone that isn't known
-    except (KeyError, TypeError, AttributeError) as e: raise BundleError(f'{folder}: its config.json is not as a bundle\'s is ({e!r})') from None
+    except (KeyError, TypeError, AttributeError) as e:
+        raise BundleError(f'{folder}: its config.json is not as a bundle\'s is ({e!r})') from None
     name = (folder.resolve().parent if folder.name == 'bundle' else folder.resolve()).name
     serve(predictor, host=args.host, port=args.port, workers=args.workers, queue_size=args.queue_size, root_path=root,
         examples=examples, card=card, title=args.title, lang=args.lang, name=name, store=store)
