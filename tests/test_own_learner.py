@@ -146,7 +146,8 @@ def test_crops_of_one_file_are_pictures_of_their_own(sample, learner, tmp_path):
 def test_arguments_that_do_nothing_are_said(learner, sample):
     with pytest.raises(TypeError, match='epohs'): quiet(learner(), 'fine_tune', epohs=7)
     with pytest.raises(TypeError, match='fine_tune of a pretrained net has no base_lr, freeze_epochs: give lr='): quiet(learner(), 'fine_tune', 1, base_lr=1e-3, freeze_epochs=2)
-    with pytest.warns(UserWarning, match='only the head was fitted, exactly and without lr'): quiet(learner(), 'fine_tune', lr=1e-4)
+    for k in 'lr', 'wd':                                                        # fastai's `fine_tune` has a `wd`, too
+        with pytest.warns(UserWarning, match=f'only the head was fitted, exactly and without {k}'): quiet(learner(), 'fine_tune', **{k: 1e-4})
     with pytest.raises(ValueError, match='answers with 7 numbers, but the pictures have 5 classes'): quiet(learner(n_out=7), 'fine_tune')
     several = blocks(sample, blocks=(ImageBlock, MultiCategoryBlock), get_y=lambda p: [parent_label(p)])
     with pytest.raises(ValueError, match='each picture needs one class'): quiet(learner(several), 'fine_tune')

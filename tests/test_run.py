@@ -1,8 +1,10 @@
 "The run folder: what a start may cost that is there already, what goes on from where, and what is said of it."
+import io
 import json
 import os
 import shutil
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -112,7 +114,7 @@ def test_the_best_of_a_later_epoch_stays_where_it_is(train, tmp_path):
     net = '--model', 'test_resnet', '--recipe', 'full', '--epochs', 3, '--batch_size', 2
     assert train(old, *net)[0] == 0
     code, out = train(new, *net, '--lr', 9, '--resume', old/'checkpoints/epoch_1.pth')
-    assert code == 0 and f'{old/"best.safetensors"} is not the best that {old/"checkpoints/epoch_1.pth"} knew: the best is looked for from here on' in out, out
+    assert code == 0 and f'{old/"best.safetensors"} is not known to be the best that {old/"checkpoints/epoch_1.pth"} knew: the best is looked for from here on' in out, out
     losses = [[float(r.split(',')[2]) for r in (d/'history.csv').read_text().splitlines()[1:]] for d in (old, new)]
     assert min(losses[0][1:]) < losses[0][0] == losses[1][0] < min(losses[1][1:]), losses
     assert json.loads((new/'metrics.json').read_text())['valid']['loss'] == pytest.approx(min(losses[1][1:]), rel=1e-4)
@@ -122,6 +124,13 @@ def test_the_best_of_a_later_epoch_stays_where_it_is(train, tmp_path):
     state = torch.load(old/'checkpoints/epoch_1.pth', weights_only=True)
     fit._forget_lost(state, RunFolder(old))
     assert 'save_best' not in state['callbacks']                              # in its own folder, too
+    for epoch in 1, 3:                                                        # of an earlier version, which kept no hashes
+        file, other = old/f'checkpoints/epoch_{epoch}.pth', RunFolder(tmp_path/f'from_{epoch}')
+        state = torch.load(file, weights_only=True)
+        for s in state['callbacks'].values(): s.pop('sha', None)
+        other.path.mkdir()
+        fit._bring(other, SimpleNamespace(resume=file, model_ema=False), state, io.StringIO())
+        assert other.best.exists() == ('save_best' in state['callbacks']) == (epoch == 3)
 
 
 def test_a_small_input_size_costs_the_pretrained_net_and_that_is_said(data, tmp_path, capsys):

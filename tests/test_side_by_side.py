@@ -14,6 +14,7 @@ from PIL import Image
 from scipy.stats import binom, binomtest
 
 from silkworm_app.data.sample import draw_sample
+from silkworm_app.serve.card import cross_text
 from silkworm_app.train.cross import class_interval, photo_interval
 
 folder = Path(__file__).resolve().parent.parent/'experiments'
@@ -121,6 +122,8 @@ def test_the_interval_of_one_run_is_no_point():
     assert (value, high) == (1, 1) and low < .8 and photo_interval([record((8, 8), (8, 8))]) == (1, 1, 1)
     copies = dict(photo=[*range(8)]*3, target=[0]*24, right=[1]*24)
     assert class_interval(copies) == class_interval(record((8, 8)))
+    c = dict(balanced_accuracy=1., interval=[1., 1.], classes=['a', 'b'], folds=2, photographs=16, n=16, accuracy=1.)
+    assert 'Wilson' not in cross_text(c) and 'too narrow' in cross_text(c) and 'Wilson' in cross_text(c | dict(interval_of='classes'))     # an earlier bundle's
 
 
 def test_what_was_killed_half_way_is_made_again(tmp_path, monkeypatch):

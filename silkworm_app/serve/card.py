@@ -37,7 +37,9 @@ def cross_text(
                  f'{_pct(f["accuracy"])} accuracy')
         out.append(f'Misleading: {found}, since it finds {again} again.'
                    if f['balanced_accuracy'] > c['balanced_accuracy'] else f'With {again} in the test, {found}.')
-    out.append('The interval is made of those of the classes, each over its photographs (Wilson 1927; square-and-add, Newcombe 1998).')
+    out.append('The interval is made of those of the classes, each over its photographs (Wilson 1927; square-and-add, Newcombe 1998).'
+               if c.get('interval_of') == 'classes' else
+               'The interval comes from drawing the photographs again, which makes it too narrow where a class has few.')
     return '\n'.join(out)
 
 # %% ../../nbs/serve/10_card.ipynb #4d3695d0

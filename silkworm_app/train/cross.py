@@ -192,7 +192,7 @@ def _pooled(records):
     # as in the interval, a scene that holds two classes counts once in each
     _, inverse, n = np.unique(np.stack([y, photo], 1), axis=0, return_inverse=True, return_counts=True)
     value, low, high = class_interval(dict(photo=photo.tolist(), target=y.tolist(), right=(p == y).tolist()))
-    return dict(balanced_accuracy=value, interval=[low, high]), (y, p, 1/n[inverse.ravel()])
+    return dict(balanced_accuracy=value, interval=[low, high], interval_of='classes'), (y, p, 1/n[inverse.ravel()])
 
 # %% ../../nbs/train/15_cross.ipynb #4d6ae739
 def _result(photo, by_file, classes):

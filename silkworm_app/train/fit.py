@@ -217,12 +217,13 @@ def _check_processes(cfg):
 # %% ../../nbs/train/16_fit.ipynb #e1bbd388
 def _bring(run, cfg, state, out):
     "The best weights that the state knew, the alphas so far and the state itself, from which the new run goes on"
-    known, old = {s.get('sha') for s in state['callbacks'].values()}, Path(cfg.resume).parent.parent
+    known, old = {s['sha'] for s in state['callbacks'].values() if 'sha' in s}, Path(cfg.resume).parent.parent
+    latest = state['epoch'] == next(iter(checkpoints(old/'checkpoints')), None)             # as of an earlier version, without hashes
     names = 'best*.safetensors', run.learned.name, run.params.name, run.params_json.name # whose later epochs the next one cuts off
     for f in (f for n in names for f in old.glob(n)):
         if (run.path/f.name).exists() or f.name.startswith('best_ema') and not cfg.model_ema: continue
-        if f.name.startswith('best') and sha256_of(f) not in known:
-            print(f'{f} is not the best that {cfg.resume} knew: the best is looked for from here on', file=out, flush=True)
+        if f.name.startswith('best') and not (sha256_of(f) in known if known else latest):
+            print(f'{f} is not known to be the best that {cfg.resume} knew: the best is looked for from here on', file=out, flush=True)
             continue
         with replacing(run.path/f.name) as part: shutil.copyfile(f, part)
     _forget_lost(state, run)

@@ -31,7 +31,7 @@ from ..act.fuse import fuse as _fuse
 from ..act.patch import lslu_model
 from ..serve.bundle import save_bundle as _save_bundle
 from .callback import DeepTraining,LSLUCallback,OneAnswer,first_pictures,right_metrics
-from .recipe import EPOCHS,Recipe,fit_recipe
+from .recipe import EPOCHS,Recipe,fit_gently,fit_recipe
 
 # %% ../../nbs/train/06_learner.ipynb #a9a51f60
 def lslu_splitter(
@@ -84,7 +84,8 @@ class LSLULearner(Learner):
         "Head first, exactly, then gently where that can be seen to help, and the better of the two; fastai's own for a net from nothing"
         if not self.pretrained: return super().fine_tune(EPOCHS if epochs is None else epochs, *args, **kwargs)
         if args: raise TypeError('fine_tune of a pretrained net takes fit_recipe\'s arguments by name, for example lr=1e-4, scope="all"')
-        theirs = signature(Learner.fine_tune).parameters.keys() - signature(fit_recipe).parameters.keys() - {'self'}
+        ours = {k for f in (fit_recipe, fit_gently) for k in signature(f).parameters}
+        theirs = signature(Learner.fine_tune).parameters.keys() - ours - {'self'}
         if other := ', '.join(sorted(theirs & kwargs.keys())):
             raise TypeError(f'fine_tune of a pretrained net has no {other}: give lr=..., or use fit_one_cycle')
         self.recipe = fit_recipe(self, epochs, **kwargs)
