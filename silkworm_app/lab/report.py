@@ -56,7 +56,8 @@ def by_seed(
     rows:list, # of one cell
     metric:str, # column
 )->dict: # seed -> value
-    "Over the parts of a cross-validation the answers are pooled and each photograph counts once. A seed with missing parts is left out."
+    """Over the parts of a cross-validation the answers are pooled and each photograph counts once (cut by file, once in each part that
+    tests a copy of it). A seed with missing parts is left out."""
     def value(rs):
         if len(rs) == 1 or metric not in ('accuracy', 'balanced_accuracy'): return statistics.mean(r[metric] for r in rs)
         right, n = np.array([r['by_class'] for r in rs]).sum(0).T
@@ -181,7 +182,8 @@ def report(
         raise GridError(f'{out} holds no finished run of {grid.name}: train without --report, or name the folder of its runs with --out')
     text = [f'# {grid.name}', '', grid.about.strip(), '', f'{len(rows)} of {len(grid.runs)} runs.', '', table(grid, rows)]
     if any(value_or_default(r, 'cross_validate') for r in rows):
-        note = 'Intervals of the balanced accuracy from drawing photographs again (each counts once, whatever the number of its copies):'
+        note = ('Intervals of the balanced accuracy from drawing photographs again (each counts once, whatever the number of its copies; '
+                'in the table, cut by file, once in each part that tests a copy):')
         text += [table(grid, rows, 'balanced_accuracy'), note, '']
         for cell, records in _cells(grid, learned_records(out, grid)).items():
             whole = sum(_whole(records).values(), [])
