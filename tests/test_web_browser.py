@@ -146,6 +146,7 @@ def test_paste(page):
 
 
 def test_example_click_answers(page):
+    page.wait_for_selector('#examples .caption-label')
     assert page.locator('#examples .caption-label').all_inner_texts()[0] == 'Flacherie'
     page.locator('#examples img').first.click()
     page.wait_for_selector('.verdict.one, .verdict.several, .verdict.nothing, .verdict.unlike')

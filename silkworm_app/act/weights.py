@@ -105,10 +105,11 @@ def read_weights(
         has = ', '.join(map(str, [*d][:8])) or 'nothing'
         raise WeightsError(f'No weights under {key or "model"} in {path or "the checkpoint"}, which has {has}: say what holds them '
                            '(--model_key), or name another file.')
-    if way and set(keys) - {'model', 'module'} and not set(keys) & set(way):
+    said = _described(meta or d)
+    if way and set(keys) - {'model', 'module'} and not set(keys) & set(way) and not said['fuse_plan']:  # a fused file holds one net
         has = ', '.join(str(k) for k,v in entries.items() if isinstance(v, dict) and _inside(v, names)[1])
         raise WeightsError(f'{path or "The checkpoint"} holds no {key}; it has {has}.')
-    return Stored(dict(clean_state_dict(state)), **_described(meta or d), file=path)
+    return Stored(dict(clean_state_dict(state)), **said, file=path)
 
 # %% ../../nbs/act/04_weights.ipynb #f3d0f411
 def pool_of(
