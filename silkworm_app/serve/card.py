@@ -148,7 +148,8 @@ def _data(config, title):
 
 # %% ../../nbs/serve/10_card.ipynb #9db0e0aa
 def _limits(config, trust, title):
-    out = [_sentence(w) for w in trust_warnings(trust)]
+    out = [_sentence(Reason('drawn'))] if (config.get('extra') or {}).get('drawn') else []
+    out += [_sentence(w) for w in trust_warnings(trust)]
     if trust.unproven and trust.calibrated:
         out.append(_sentence(Reason('unproven', seen={title[c]: n for c, (n, _) in trust.unproven.items()}, needed=trust.needed)))
     out += ['It knows these classes only. Anything else should be turned away, but not everything is: a thing that resembles a class '

@@ -115,7 +115,8 @@ def _onnx_bytes(predictor):
     if isinstance(predictor, OnnxPredictor): return Path(predictor.path).read_bytes()
     from silkworm_app.serve.net import save_onnx    # torch: not needed where the bundle has model.onnx
     with tempfile.TemporaryDirectory() as d:
-        return save_onnx(Path(d) / 'model.onnx', predictor.model, predictor.classes, predictor.preprocess).read_bytes()
+        of = predictor.model, predictor.classes, predictor.preprocess, predictor.trust, predictor.config
+        return save_onnx(Path(d) / 'model.onnx', *of).read_bytes()
 
 def _files(predictor, ort, title):
     "name -> bytes of everything but the service worker."
