@@ -12,11 +12,10 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-from pillow_heif import HeifImageFile
+from PIL import Image
 
 from ...clock import median_seconds
-from ...data.imaging import ImageError, open_image, thumb_uri
+from ...data.imaging import ImageError, lazy_image, open_image, thumb_uri
 from ..advice import collect_next, trust_warnings
 from ..reasons import Reason
 
@@ -77,10 +76,8 @@ def photo_day(
 )->str: # 2026-07-14, or '' where nothing says it
     "The day on which a photograph was taken."
     try:
-        try: im = Image.open(path)
-        except UnidentifiedImageError: im = HeifImageFile(path)      # Pillow itself opens no HEIC, which is what iPhones make
-        with im:
-            exif = im.getexif()
+        with open(path, 'rb') as f:
+            exif = Image.Image.getexif(lazy_image(f))       # that of a PNG decodes the whole picture first
             text = exif.get_ifd(0x8769).get(0x9003) or exif.get(0x132) or ''
     except Exception: text = ''         # metadata of any kind of damage: then the name decides
     if m := re.match(r'(\d{4}):(\d\d):(\d\d)', str(text)):
