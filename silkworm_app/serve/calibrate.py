@@ -8,9 +8,13 @@ __all__ = ['fit_temperature', 'by_photograph', 'class_scores', 'interval', 'left
 
 # %% ../../nbs/serve/03_calibrate.ipynb #fca23ed3
 import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+from scipy.stats import beta
 
 from ..data.copies import copy_groups
 from ..data.splits import many_copies
+from .metrics import checked
 from .reasons import listed, pct
 from .trust import Trust, class_sets, p_values, photographs_needed, softmax
 from .unlike import fit_limits
@@ -22,8 +26,6 @@ def fit_temperature(
     weights:np.ndarray=None # of the pictures [N]; None: they weigh alike
 )->float: # between 0.05 and 20
     "The temperature with the smallest negative log-likelihood; one more picture of every class keeps it finite."
-    from scipy.optimize import minimize_scalar # fitting only: serving does without scipy
-    from scipy.special import log_softmax
     z, k = np.asarray(logits, np.float64), np.shape(logits)[1]
     w = np.ones(len(z)) if weights is None else np.asarray(weights)
     n = w.sum()
@@ -61,7 +63,6 @@ def interval(
     n:float # answers
 )->tuple: # low, high
     "Clopper and Pearson's 95 % interval of a proportion."
-    from scipy.stats import beta # fitting only
     low = float(beta.ppf(.025, right, n - right + 1)) if right > 0 else 0.
     return low, float(beta.ppf(.975, right + 1, n - right)) if right < n else 1.
 
@@ -119,18 +120,6 @@ def _leaky(leak):
         return ('the pictures hold many copies, and rotated or zoomed ones were not looked for, so nothing shows how it does on new '
                 'photographs')
 
-# %% ../../nbs/serve/03_calibrate.ipynb #3b4380ea
-def _checked(logits, labels, k, what):
-    "The two as arrays; raises `ValueError` where they don't fit."
-    logits, labels = np.asarray(logits, np.float64), np.asarray(labels, int)
-    if logits.ndim != 2 or len(logits) != len(labels) or (k and logits.shape[1] != k):
-        raise ValueError(f'fit_trust: {what} of shape {list(logits.shape)} do not fit {len(labels)} labels'
-                         + (f' and {k} classes' if k else ''))
-    if len(labels) and not 0 <= labels.min() <= labels.max() < logits.shape[1]:
-        raise ValueError(f'fit_trust: labels must lie in 0..{logits.shape[1]-1}')
-    if not np.isfinite(logits).all(): raise ValueError(f'fit_trust: {what} hold NaN or infinity; the training went wrong')
-    return logits, labels
-
 # %% ../../nbs/serve/03_calibrate.ipynb #9409ced4
 def _note(n, photographs, source, leak, unproven, needed):
     "How it was calibrated, or that it can't say anything."
@@ -158,15 +147,13 @@ def fit_trust(
     risks:tuple=(.02, .05, .1, .15, .2, .25, .3) # also measured, for another choice later
 )->Trust:
     "When the model may answer what, from its logits and features on validation pictures; `ValueError` on arrays that don't fit together."
-    logits, labels = _checked(logits, labels, None if classes is None else len(classes), 'logits')
-    k = logits.shape[1]
-    classes = [str(i) for i in range(k)] if classes is None else [str(c) for c in classes]
+    logits, labels, classes = checked(logits, labels, classes, 'logits')
     if not 0 < risk <= .5: raise ValueError(f'fit_trust: risk must lie above 0 and up to 0.5, not {risk}')
     why = _leaky(leak)
     limits = fit_limits(features, labels, train_features, train_labels, stats, train_stats)
     source = 'validation' if held_out is None else 'cross-validation'
     if held_out is not None:
-        logits, labels = _checked(*held_out[:2], k, 'the logits of held_out')
+        logits, labels, _ = checked(*held_out[:2], classes, 'the logits of held_out')
         groups = held_out[2]
         if len(groups) != len(labels):
             raise ValueError(f'fit_trust: held_out has {len(labels)} labels and {len(groups)} photographs; it needs as many of each')
@@ -177,7 +164,7 @@ def fit_trust(
     base |= dict(limits, temperature=T, n_sources=len(true))
     if why: return Trust(**base, note=f'the model was not calibrated: {why}')
     scores = dict(zip(classes, (s.tolist() for s in class_scores(probs, true))))
-    confusion = np.zeros((k, k), int)
+    confusion = np.zeros((len(classes),) * 2, int)
     np.add.at(confusion, (true, probs.argmax(1)), 1)
     at = {f'{r:g}': measure(probs, true, classes, r) for r in sorted({*risks, risk})}
     seen, needed = {c: len(s) for c, s in scores.items()}, photographs_needed(risk)
