@@ -136,13 +136,14 @@ def _own_callbacks(cfg, run, state, device, classes):
     full = cfg.recipe == 'full' # else the recipe judges and keeps the best weights itself
     if cfg.update_freq > 1: cbs.append(GradientAccumulation(cfg.update_freq*cfg.batch_size))
     if cfg.clip_grad: cbs.append(GradientClip(cfg.clip_grad))
+    if full: cbs.append(SaveBest(fname=run.best.name))
     if cfg.model_ema and full:
         cbs.append(WeightEMA(cfg.model_ema_decay, cfg.model_ema_warmup))
         cbs += [BestEMA(d, run.best_ema(d).name) for d in cfg.model_ema_decay]
     if cfg.channels_last: cbs.append(ChannelsLast())
     if cfg.test_freq > 1: cbs.append(SkipValidation(cfg.test_freq))
     if cfg.early_stop_epochs and full: cbs.append(EarlyStopping(patience=ceil(cfg.early_stop_epochs/cfg.test_freq)))
-    cbs += precision(cfg, device, say) + ([SaveBest(fname=run.best.name)] if full else [])
+    cbs += precision(cfg, device, say)
     if cfg.save_ckpt or state is not None:
         cbs.append(Checkpoint(run.checkpoints, cfg.save_ckpt_freq if cfg.save_ckpt else 10**9, cfg.save_ckpt_num, resume=state))
     return cbs
@@ -204,23 +205,16 @@ def best_model(
     run:RunFolder,
 ): # (net in eval mode, name of the weights)
     "The net to deploy; its weights lie in the run's best file"
-    model, cands = get_model(learn.model), []
-    if rank_distrib(): return model.eval(), '' # the first process chooses, evaluates and writes; its files may not be there yet
-    if cfg.recipe != 'full':
-        save_weights(model, run.best, pictures_of(learn.dls))
-        return model.eval(), 'best'
-    if learn.save_best.saved: cands.append((learn.save_best.best, 'best', None))
-    if cfg.model_ema and cfg.model_ema_eval:
-        cands += [(cb.best, f'EMA {cb.decay:g}', cb.fname) for cb in learn.cbs if isinstance(cb, BestEMA) and cb.saved]
-    if not cands:
-        if act_slope(model) != 1: say('no epoch of the training ended with slope 1: the weights are those of the last epoch')
-        save_weights(model, run.best, pictures_of(learn.dls))
-        return model.eval(), 'last'
-    _, name, file = min(cands, key=lambda o: o[0])
-    if file:
-        load_weights(model, run.path/file)
-        save_weights(model, run.best, pictures_of(learn.dls))
-    return model.eval(), name
+    model = get_model(learn.model).eval()
+    if rank_distrib(): return model, '' # the first process chooses, evaluates and writes; its files may not be there yet
+    kept = [cb for cb in learn.cbs if isinstance(cb, SaveBest) and cb.saved and (cfg.model_ema_eval or not isinstance(cb, BestEMA))]
+    best, name = min(kept, key=lambda cb: cb.best, default=None), 'best' # of equal ones the first: not an average
+    if isinstance(best, BestEMA): name = f'EMA {best.decay:g}'
+    elif best is None and cfg.recipe == 'full': name = 'last'
+    if name == 'last' and act_slope(model) != 1: say('no epoch of the training ended with slope 1: the weights are those of the last epoch')
+    if best: load_weights(model, best.file)
+    save_weights(model, run.best, pictures_of(learn.dls))
+    return model, name
 
 # %% ../../nbs/train/14_one.ipynb #d8c9d42e
 @dataclass
