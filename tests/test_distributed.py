@@ -21,6 +21,7 @@ from fastai.torch_core import get_model, num_distrib, rank_distrib
 from silkworm_app.data.loaders import image_dls
 from silkworm_app.data.sample import draw_sample
 from silkworm_app.train.callback import WeightEMA
+from silkworm_app.train.config import TrainError
 from silkworm_app.train.distributed import Processes, leave
 from silkworm_app.train.fit import main as train_main
 from silkworm_app.train.head import photograph_losses, photographs, predict_logits
@@ -176,3 +177,10 @@ def test_only_the_first_process_reads_and_writes_the_best_weights(tmp_path, monk
     cfg = SimpleNamespace(recipe=recipe, model_ema=True, model_ema_eval=True)
     monkeypatch.setattr(one, 'rank_distrib', lambda: 1)
     assert not one.best_model(cfg, learn, RunFolder(tmp_path))[0].training and not list(tmp_path.iterdir())
+
+
+def test_a_process_that_sees_fewer_batches_than_a_step_takes_is_refused(tmp_path, monkeypatch):
+    "6 batches are 3 for each of two processes: the training ran a whole epoch and then said that it had made no step."
+    monkeypatch.setattr(one, 'num_distrib', lambda: 2)
+    cfg, dls = SimpleNamespace(update_freq=4, batch_size=8), SimpleNamespace(train=range(6))
+    with pytest.raises(TrainError, match='only 3 in each process: take 3 or less'): one.build_learner(cfg, dls, RunFolder(tmp_path/'run'))
