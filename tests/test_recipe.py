@@ -84,12 +84,12 @@ def test_pictures_of_one_channel(sample, tmp_path):
 def test_nets_that_know_one_size_only():
     "Features are remembered by what a probe says, which is of the size that the net was built for"
     net, features = lslu_model('visformer_tiny', 3, act='relu', input_size=224).eval(), Features()
-    features._check(net, 'mirror', None)
+    features._check(net, None)
     features.known['it'] = 1
-    features._check(net, 'mirror', None)
+    features._check(net, None)
     assert features.known == {'it': 1}
     with torch.no_grad(): next(net.parameters()).mul_(2)
-    features._check(net, 'mirror', None)
+    features._check(net, None)
     assert not features.known
 
 

@@ -83,16 +83,15 @@ class Front:
         name:str, # of the first module behind it
         rest:nn.Module, # of `cut_net`
         features:Features, # which keep what it says
-        views:str, # see `VIEWS`
     ):
-        self.learn,self.name,self.rest,self.features,self.views = learn,name,rest,features,views
-        self.parts = {1: features(learn, 1, views, name)}
+        self.learn,self.name,self.rest,self.features = learn,name,rest,features
+        self.parts = {1: features(learn, 1, name)}
 
     def pooled(self,
         part:int, # 0: training pictures, 1: validation pictures
     )->tuple: # features [N, D], labels [N]
         "What the classifier gets, with the last stage as it is now"
-        if part not in self.parts: self.parts[part] = self.features(self.learn, part, self.views, self.name)
+        if part not in self.parts: self.parts[part] = self.features(self.learn, part, self.name)
         maps,y = self.parts[part]
         views = [Maps([(np.ascontiguousarray(o), y)], 32, None) for o in maps.swapaxes(0, 1)]
         with self.instead(): return np.mean([picture_features(get_model(self.learn.model), o, 'one')[0] for o in views], 0),y
@@ -129,7 +128,6 @@ def find_front(
     features:Features, # which keep what the front says
     epochs:int, # of training
     photos:int, # training photographs
-    views:str='mirror', # see `VIEWS`
     cbs=None, # callbacks of this training beside the learner's
     max_bytes:int=1 << 30, # of maps that are kept
 )->Front: # None: the net can't be cut, or batches are mixed, or there are too many pictures
@@ -140,6 +138,6 @@ def find_front(
     name = None if whole else cut_at(model, train)
     rest = name and cut_net(model, name)
     if rest is None or not train <= set(rest.parameters()): return
-    maps = picture_features(model, in_order(learn.dls, 1, [0]), views, name)[0]
+    maps = picture_features(model, in_order(learn.dls, 1, [0]), at=name)[0]
     kept = maps.nbytes*(len(learn.dls.train_ds) + len(learn.dls.valid_ds)) + maps[0, 0].nbytes*photos*epochs
-    return Front(learn, name, rest, features, views) if kept <= max_bytes else None
+    return Front(learn, name, rest, features) if kept <= max_bytes else None

@@ -29,8 +29,8 @@ from torch import nn
 from ..act.fuse import folded_norms
 from ..act.lslu import LSLU
 from .front import Front, find_front
-from .head import (Features, Head, classifier_of, fit_head, only, photograph_losses, photographs, predict_logits, set_head,
-                                     training_labels)
+from .head import (BALANCE, Features, Head, classifier_of, fit_head, only, photograph_losses, photographs, predict_logits,
+                                     set_head, training_labels)
 
 # %% ../../nbs/train/05_recipe.ipynb #03d2a59d
 SCOPES = ('head', 'last', 'adapters', 'all')
@@ -81,9 +81,8 @@ class Gentle(Callback):
         weights, # of the classes [K]
         n:int, # training photographs
         photos, # photograph of each validation picture
-        balance:float=.5, # see `photograph_weights`
     ):
-        self.head,self.weights,self.n,self.photos,self.balance = head,torch.as_tensor(weights).float(),n,photos,balance
+        self.head,self.weights,self.n,self.photos = head,torch.as_tensor(weights).float(),n,photos
         self.losses,self.best,self.state,self.first,self.seen,self.kept = [],None,None,None,[],None
 
     def before_fit(self):
@@ -118,7 +117,7 @@ class Gentle(Callback):
 
     def _judge(self, z, y):
         "Keep the weights if they are the best so far, and better than the start by a standard error of the difference"
-        each = photograph_losses(z.softmax(-1).numpy(), y.numpy(), self.photos, self.balance)
+        each = photograph_losses(z.softmax(-1).numpy(), y.numpy(), self.photos)
         self.losses.append(float(each.sum()))
         if self.best is None: self.first = each
         gain = self.first - each
@@ -193,7 +192,6 @@ def fit_gently(
     lr:float=None, # of the classifier; None: see `RATES`
     decay:float=.75, # learning rate of a stage, relative to the one above it
     wd:float=.01, # weight decay of what is not the classifier
-    balance:float=.5, # see `photograph_weights`
     seed:int=0, # which file of a photograph is seen in which epoch
     cbs=None, # more callbacks
     front:Front=None, # of the net: what lies below the stage that is trained runs once for each picture
@@ -203,7 +201,7 @@ def fit_gently(
     photos,y = photographs(learn.dls, 0),training_labels(learn.dls)
     number = np.unique(photos, return_inverse=True)[1]
     n = np.bincount(y, 1/np.bincount(number)[number], get_c(learn.dls))         # photographs of each class
-    cb = Gentle(head, n.clip(1)**-balance, len(np.unique(photos)), photographs(learn.dls, 1), balance)
+    cb = Gentle(head, n.clip(1)**-BALANCE, len(np.unique(photos)), photographs(learn.dls, 1))
     lr = lr or RATES.get(scope, RATES['last'])
     feed = front.fed(lambda e: one_of_each(photos, e, seed), epochs) if front else one_file_each(learn.dls.train, photos, seed)
     with gently(learn, scope, lr, decay, wd), folded_norms(get_model(learn.model)), feed:
@@ -238,9 +236,7 @@ def fit_recipe(
     scope=None, # what the gentle part trains: 'last', 'adapters', 'all', 'head' (nothing); None: see `gentle_scope`
     lr:float=None, # of the gentle part, see `fit_gently`
     refit:bool=False, # fit the final head to the validation pictures, too: where other photographs judge it, as in cross-validation
-    views:str='mirror', # features are the mean over these positions: 'one', 'mirror', 'symmetry'
     C=None, # strength of the head's penalty, of logistic regression alone; None: see `fit_head`
-    balance:float=.5, # see `photograph_weights`
     seed:int=0, # of what is left to chance
     features:Features=None, # share one among learners that start alike, and nothing is computed twice
     cbs=None, # more callbacks for the gentle part
@@ -263,24 +259,24 @@ def fit_recipe(
     scope = scope or gentle_scope(n, epochs)
     epochs = EPOCHS if epochs is None else epochs
     gentle = epochs and scope != 'head' and judged
-    front = find_front(learn, _trained(model, scope), features, epochs, n, views, cbs) if gentle else None
-    look = front.pooled if front else partial(features, learn, views=views)
+    front = find_front(learn, _trained(model, scope), features, epochs, n, cbs) if gentle else None
+    look = front.pooled if front else partial(features, learn)
     x,y = look(0)
     if y.ndim != 1 or k < 2: raise ValueError('the recipe fits a classifier: each picture needs one class, and there must be two or more')
-    head = fit_head(x, y, photos, k, C, balance, seed)
+    head = fit_head(x, y, photos, k, C, seed)
     set_head(model, head)
     losses,best = [],0
     if gentle:
-        cb = fit_gently(learn, head, epochs, scope, lr, balance=balance, seed=seed, cbs=cbs, front=front, **kwargs)
+        cb = fit_gently(learn, head, epochs, scope, lr, seed=seed, cbs=cbs, front=front, **kwargs)
         losses,best = cb.losses,cb.best
     if refit and judged:
         if best:                                            # another body, other features
-            look = front.pooled if front else partial(Features(), learn, views=views)
+            look = front.pooled if front else partial(Features(), learn)
             x,y = look(0)
         vx,vy = look(1)
         photos = np.concatenate([photos, photographs(learn.dls, 1)])
         loss = head.loss
-        head = fit_head(np.concatenate([x, vx]), np.concatenate([y, vy]), photos, k, C, balance, seed)
+        head = fit_head(np.concatenate([x, vx]), np.concatenate([y, vy]), photos, k, C, seed)
         head.loss = loss
         set_head(model, head)
     did = getattr(scope, '__name__', scope) if losses else 'head'
