@@ -78,7 +78,7 @@ def lite0():
     w = find_weights('tf_efficientnet_lite0')
     net = timm.create_model('tf_efficientnet_lite0', num_classes=0).eval()
     net.load_state_dict(w.state, strict=False)
-    return CustomModel('lite0', net, t.Compose([t.Resize((256, 256)), t.CenterCrop(224), t.ToTensor(), t.Normalize(w.mean, w.std)]))
+    return CustomModel('lite0', net, t.Compose([t.Resize((256, 256)), t.CenterCrop(224), t.ToTensor(), t.Normalize(w.pictures['mean'], w.pictures['std'])]))
 
 
 def cnn(folder):

@@ -44,7 +44,7 @@ def features(pictures, size):
     w = find_weights(ARCH)
     net = timm.create_model(ARCH, num_classes=0)
     net.load_state_dict({k: v for k, v in w.state.items() if not k.startswith('classifier')})
-    pre, out, stats = Preprocess(size, mean=w.mean, std=w.std, interpolation=w.interpolation), [], []
+    pre, out, stats = Preprocess(size, **{k: w.pictures[k] for k in ('mean', 'std', 'interpolation')}), [], []
     for i in range(0, len(pictures), 32):
         x = pre.batch(pictures[i : i + 32])
         stats.append(picture_stats(x))

@@ -120,7 +120,7 @@ def trained(arm, dls, seed, features, path, size, minutes=0):
     if arm == 'fastai':  # its own head, its own fine_tune, the same weights
         learn = vision_learner(dls, NET, pretrained=False, normalize=False, path=path)
         weights = find_weights(NET)
-        dls.normalise(weights.mean, weights.std)
+        dls.normalise(weights.pictures['mean'], weights.pictures['std'])
         missing = learn.model[0].model.load_state_dict(weights.state, strict=False)
         assert not missing.missing_keys
         epochs = passes(learn, minutes, 6)

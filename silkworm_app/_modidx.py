@@ -416,8 +416,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'silkworm_app/act/weights.py'),
                                           'silkworm_app.act.weights.Weights.patched': ( 'act/weights.html#weights.patched',
                                                                                         'silkworm_app/act/weights.py'),
-                                          'silkworm_app.act.weights.Weights.pictures': ( 'act/weights.html#weights.pictures',
-                                                                                         'silkworm_app/act/weights.py'),
                                           'silkworm_app.act.weights.WeightsError': ( 'act/weights.html#weightserror',
                                                                                      'silkworm_app/act/weights.py'),
                                           'silkworm_app.act.weights._averages': ( 'act/weights.html#_averages',

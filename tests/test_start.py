@@ -342,13 +342,13 @@ def test_the_normalisation_comes_with_the_weights(tmp_path):
     assert pretrained_cfg('tf_efficientnet_lite0')['mean'] == (127/255,)*3 and pretrained_cfg('tf_efficientnet_lite0')['std'] == (128/255,)*3
     net = lslu_model('tf_efficientnet_lite0', 5, pretrained=True, input_size=64)
     file = save_weights(net, tmp_path/'w.safetensors')
-    assert find_weights('tf_efficientnet_lite0', file).mean == (127/255,)*3 and pretrained_cfg('tf_efficientnet_lite0', file)['std'] == (128/255,)*3
+    assert find_weights('tf_efficientnet_lite0', file).pictures['mean'] == (127/255,)*3 and pretrained_cfg('tf_efficientnet_lite0', file)['std'] == (128/255,)*3
     assert pretrained_cfg('vit_base_patch16_224.augreg_in1k')['mean'] == (.5,)*3
-    assert find_weights('tf_efficientnet_lite0', save_weights(net, tmp_path/'w.pth')).std == (128/255,)*3
+    assert find_weights('tf_efficientnet_lite0', save_weights(net, tmp_path/'w.pth')).pictures['std'] == (128/255,)*3
     (tmp_path/'renamed.pth').write_bytes(find_weights('tf_efficientnet_lite0').file.read_bytes())
-    assert find_weights('tf_efficientnet_lite0', tmp_path/'renamed.pth').mean == (127/255,)*3
+    assert find_weights('tf_efficientnet_lite0', tmp_path/'renamed.pth').pictures['mean'] == (127/255,)*3
     torch.save(timm.create_model('tf_efficientnet_lite0').state_dict(), tmp_path/'timm.pth')
-    assert find_weights('tf_efficientnet_lite0', tmp_path/'timm.pth').mean == (.5,)*3  # timm's own say so
+    assert find_weights('tf_efficientnet_lite0', tmp_path/'timm.pth').pictures['mean'] == (.5,)*3  # timm's own say so
 
 
 @pytest.mark.parametrize('where', ['stem', 'all'])

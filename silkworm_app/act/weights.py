@@ -184,16 +184,7 @@ class Weights:
     state:dict=field(repr=False) # name -> tensor, under timm's names
     source:str                   # where they came from, in words
     file:Path=None
-    mean:tuple=(.485, .456, .406) # of the normalisation, of values from 0 to 1, for red, green and blue
-    std:tuple=(.229, .224, .225)
-    interpolation:str='bicubic'
-    crop_pct:float=.875          # part of the shorter side that was kept when they were tested
-    input_size:tuple=(3, 224, 224) # (channels, height, width) they were trained on
-
-    @property
-    def pictures(self)->dict:
-        "How pictures must be made ready"
-        return {k: getattr(self, k) for k in ('mean', 'std', 'interpolation', 'crop_pct', 'input_size')}
+    pictures:dict=None           # how pictures must be made ready, see `pretrained_cfg`
 
     @property
     def patched(self)->bool:
@@ -203,7 +194,7 @@ class Weights:
     @property
     def overlay(self)->dict:
         "What timm's `create_model` has to know about them"
-        cfg,size = timm_cfg(self.arch),self.input_size
+        cfg,size = timm_cfg(self.arch),self.pictures['input_size']
         head,conv = (next((self.state.get(f'{p}weight') for p in head_prefixes(o)), None) for o in (cfg.classifier, cfg.first_conv))
         if conv is not None and conv.ndim == 4 and conv.shape[1] in (1, 3, 4): size = (conv.shape[1], *size[1:])
         return dict(self.pictures, input_size=size, state_dict=dict(self.state), custom_load=False,
@@ -369,6 +360,6 @@ def find_weights(
     stored = read_weights(file)
     with torch.device('meta'): names = timm.create_model(arch.split('.')[0], **kwargs).state_dict()
     state = fit_names(stored.state, names, arch)
-    found = Weights(arch, state, source or f'file {file}', file, **pretrained_cfg(arch, stored))
+    found = Weights(arch, state, source or f'file {file}', file, pretrained_cfg(arch, stored))
     if not source and not found.patched: _check_net(found, names, kwargs)
     return found
