@@ -141,17 +141,16 @@ def _choose_net(cfg, side):
         if named and was.get('model', cfg.model) != cfg.model: was = {}
         for k, v in was.items():
             if k not in cfg.given and (not named or k in ('act_num', 'stem_stride')): setattr(cfg, k, v)
-    start, wanted, larger = False, not (cfg.finetune or cfg.eval or cfg.pretrained is False), default_arch(_ENLARGED*side)
+    wanted, start = not (cfg.finetune or cfg.eval or cfg.pretrained is False), False
     if cfg.model == 'auto':
-        cfg.model, start = default_arch(_seen(cfg, side))
-        if wanted and larger[1] and not start and not cfg.data_set.startswith('CIFAR'):
+        cfg.model, start = default_arch(_seen(cfg, side) if wanted else 0)
+        larger, known = default_arch(_ENLARGED*side)
+        if wanted and known and not start and not cfg.data_set.startswith('CIFAR'):
             say(f'pictures of {side} px seen at {cfg.input_size} px: a small net from nothing; leave out --input_size, or take '
-                f'--model {larger[0]}, for the pretrained one')
-    if start and not wanted: cfg.model, start = default_arch(0)
+                f'--model {larger}, for the pretrained one')
     if not timm.is_model(cfg.model.split('.')[0]): cfg.pretrained = False # lslu_model names what is close to it
-    if cfg.pretrained == 'auto':
-        wanted = start or package_file(cfg.model) is not None
-        cfg.pretrained = wanted and not (cfg.finetune or cfg.eval) # also where it is resumed: the net is built like the one of before
+    if cfg.pretrained == 'auto': # also where it is resumed: the net is built like the one of before
+        cfg.pretrained = not (cfg.finetune or cfg.eval) and (start or package_file(cfg.model) is not None)
 
 # %% ../../nbs/train/12_setup.ipynb #87b86ef7
 def _small(cfg): return 1 if cfg.input_size <= 64 else 3 # most maps of small pictures are smaller than a kernel of 7 x 7
