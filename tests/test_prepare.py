@@ -364,6 +364,14 @@ def test_few_photographs_become_folds(tmp_path):
     for i in range(1, 5): assert find_splits(tmp_path / f'out/fold_{i}', group='copies').leak['test_seen_in_train'] == 0
 
 
+def test_a_thin_class_does_not_cut_the_folds_of_all(tmp_path):
+    "A class of one photograph is absent from all tests but one, and from the training of that one only"
+    out = prepare(tree(tree(tmp_path / 'set', n=20), ('cocoon',), n=1, seed=9), tmp_path / 'out', level='hash', show=False)
+    assert out['folds'] == 5 and any('(cocoon: 1): 5 grouped folds' in n and 'silkworm-train' in n for n in out['notes'])
+    s = find_splits(tmp_path / 'out')
+    for n in [s.fold(f).counts() for f in s.folds]: assert n['test']['cocoon'] + n['train']['cocoon'] == 1 and min(n['test']['healthy'], n['test']['pebrine']) == 4
+
+
 def test_nothing_of_others_is_replaced(tmp_path, capsys):
     d = tree(tmp_path / 'set')
     mine = tmp_path / 'mine'
