@@ -34,6 +34,7 @@ from silkworm_app.data.splits import carve, cut, find_splits
 from silkworm_app.data.audit import audit, headlines
 from silkworm_app.serve.page.html import Say
 from silkworm_app.train.config import read_settings
+from silkworm_app.train.cross import whole_split
 from silkworm_app.train.evaluate import labelled_pictures, main as evaluate
 from silkworm_app.train.pictures import run_splits, write_pictures
 from silkworm_app.train.run import RunFolder
@@ -333,6 +334,16 @@ def test_classes_of_others_keep_their_names(tmp_path, classes):
     assert set(out['distinct']) == set(classes) and not any('renamed' in n for n in out['notes'])
     assert set(json.loads((tmp_path / 'out/classes.json').read_text()).values().__iter__().__next__()) == set()
     assert set(audit(tmp_path / 'set', 'hash')['distinct']) == set(classes)
+
+
+def test_a_folder_for_what_is_not_sorted_is_named(tmp_path):
+    "By an audit, by prepare unless it is left out, and by a training, also one that is cross-validated"
+    misc = tree(tmp_path / 'set', classes=('ants', 'bees', 'misc', 'miscanthus'), n=2)
+    of, about = lambda notes: [n.split(' is taken for a class: ')[0] for n in notes if ' is taken for a class: ' in n], dict(level='hash', show=False)
+    out = prepare(misc, tmp_path / 'out', **about)
+    for notes in (headlines(audit(misc, **about)), out['notes'], find_splits(misc).warnings, find_splits(tmp_path / 'out').warnings,
+                  whole_split(find_splits(misc), .2, 42).warnings, whole_split(find_splits(tmp_path / 'out'), .2, 42).warnings): assert of(notes) == ['misc']
+    assert of(prepare(misc, tmp_path / 'without', mapping=dict(misc=None), **about)['notes']) == []
 
 
 def test_every_renaming_is_said(tmp_path, capsys):

@@ -11,8 +11,8 @@ from collections import Counter, defaultdict
 import numpy as np
 
 from .copies import group_pictures, level_of
-from .diseases import silkworm_names
-from .folder import DataError, Scan, cased, has_folds, headers, opened
+from .diseases import class_remarks, silkworm_names
+from .folder import DataError, Scan, has_folds, headers, opened
 from .imaging import FORMAT_SUFFIXES
 from .progress import each
 from .sheet import page, thumb_uri
@@ -129,7 +129,7 @@ def headlines(
     out = list(_said_of_splits(r))
     if r['given_splits'] and (beside := sum(r['counts'].get('all', {}).values())):
         out.append(f'{beside} file(s) lie beside the split folders, in no split: move them out, or into one')
-    out += r['remarks'] + cased(r['distinct'])
+    out += r['remarks'] + class_remarks(r['distinct'])
     kind = 'photographs (copies found by features)' if r['level'] == 'copies' else \
         'pictures (copies found by hash only: rotated or zoomed ones were not looked for)'
     each_ = ', '.join(f'{c or "(no class)"} {n}' for c, n in r['distinct'].items())

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLIT_NAMES', 'MANIFEST', 'BEFORE', 'COLLECTED', 'DAMAGED', 'OPENS', 'DataError', 'is_litter', 'decoded',
-           'plain_name', 'split_of', 'cased', 'Scan', 'has_folds', 'peeled', 'top_folder', 'opened', 'new_folder',
-           'unpack', 'check_pictures', 'headers', 'why_unusable', 'pictures_below']
+           'plain_name', 'split_of', 'Scan', 'has_folds', 'peeled', 'top_folder', 'opened', 'new_folder', 'unpack',
+           'check_pictures', 'headers', 'why_unusable', 'pictures_below']
 
 # %% ../../nbs/data/02_folder.ipynb #89b6284d
 import json, os, re, shutil, sys, tarfile, tempfile, unicodedata, zipfile, zlib
@@ -85,14 +85,6 @@ def split_of(
 )->str: # 'train', 'valid', 'test' or None
     "The split that a folder is by its name, also as `training_set` or `test data`"
     return SPLIT_NAMES.get(re.sub('[ _-]?(set|data)$', '', folder.lower()))
-
-def cased(
-    classes # names
-)->list: # a sentence, or none
-    "The remark on names that could be one class."
-    names = Counter(c.casefold() for c in classes)
-    twice = [c for c in classes if names[c.casefold()] > 1]
-    return [f'{", ".join(twice)}: these classes differ in upper and lower case only'] if twice else []
 
 MANIFEST = 'manifest.csv' # the list in a folder that `silkworm-data prepare` made
 BEFORE = 'before.json' # in a set that was made from an earlier one: which one

@@ -14,10 +14,10 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
-from .diseases import silkworm_info, silkworm_names
+from .diseases import class_remarks, silkworm_info, silkworm_names
 
 # %% ../../nbs/data/11_prepare.ipynb #14dbd636
-from .folder import BEFORE, MANIFEST, DataError, Scan, cased, is_litter, new_folder, opened, split_of, why_unusable
+from .folder import BEFORE, MANIFEST, DataError, Scan, is_litter, new_folder, opened, split_of, why_unusable
 from .imaging import FORMAT_SUFFIXES, open_image, picture_header
 from .progress import each
 from .splits import MANIFEST_COLUMNS, carve, check_shares, cut, read_manifest
@@ -65,7 +65,7 @@ def renaming(
     for c in to.values(): c is None or _folder_name(c)
     changed = [f'{a} is called {b}' for a, b in to.items() if b not in (a, None)]
     renamed = ['classes renamed: ' + ', '.join(changed) + ' (--mapping says otherwise)'] if changed else []
-    return to, renamed + cased(sorted({c for c in to.values() if c}))
+    return to, renamed + class_remarks(sorted({c for c in to.values() if c}))
 
 # %% ../../nbs/data/11_prepare.ipynb #aa509e28
 def _main_class(labels):

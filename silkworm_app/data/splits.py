@@ -17,7 +17,8 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from .copies import group_pictures, level_of
-from .folder import MANIFEST, DataError, Scan, cased, check_pictures, has_folds, peeled, why_unusable
+from .diseases import class_remarks
+from .folder import MANIFEST, DataError, Scan, check_pictures, has_folds, peeled, why_unusable
 from .imaging import IMAGE_SUFFIXES
 from ..files import read_table, sha256_of, shown
 
@@ -169,6 +170,7 @@ class Splits:
     folds:dict=field(default_factory=dict) # of a set prepared with folds: name -> its list of `(Path, class)`; else empty
     photos:dict=None # path -> photograph; None: as `groups`
     distinct:dict=None # photographs of each class, where a data card says it; None: they are counted
+    read:list=field(default_factory=list) # those of the warnings that hold whatever is cut how
 
     def counts(self)->dict:
         "`{split: {class: number of pictures}}`."
@@ -267,7 +269,8 @@ def _folds(path, rows, distinct, fold, valid_pct, seed, on_bad):
     out = whole.fold(fold or next(iter(folds)), valid_pct, seed)
     first = (f'{shown(path)} was prepared with {len(folds)} folds, of which {next(iter(folds))} is the test here: '
              'a result is the mean over all of them')
-    out.warnings = notes + ([] if fold else [first]) + out.warnings
+    out.read = notes + class_remarks(whole.classes)
+    out.warnings = out.read + ([] if fold else [first]) + out.warnings
     return out
 
 # %% ../../nbs/data/04_splits.ipynb #02fed216
@@ -328,7 +331,7 @@ def _found(path, on_bad):
     if bad:
         found = {s: {c: [f for f in fs if f not in bad] for c, fs in cs.items()} for s, cs in found.items()}
         _check_classes(found, path)
-    return found, notes + scan.remarks + cased(next(iter(found.values())))
+    return found, notes + scan.remarks + class_remarks(next(iter(found.values())))
 
 # %% ../../nbs/data/04_splits.ipynb #8e0d9126
 NO_TEST = 'there is no test split: where validation pictures choose the best epoch, the accuracy on them is a little too good'
@@ -371,6 +374,7 @@ def find_splits(
     if fold is not None: raise DataError(f'{shown(path)} has no folds; `silkworm-data prepare --folds` makes them')
     found, notes = _found(path, on_bad)
     if path != given: notes.append(f'the classes were found in {shown(path)}')
+    read = list(notes)
     if valid_as_test and 'valid' in found and 'test' not in found: found['test'] = found.pop('valid')
     items = {s: [(f, c) for c, fs in cs.items() for f in fs] for s, cs in found.items()}
     files = [(f, c) for its in items.values() for f, c in its]
@@ -385,7 +389,7 @@ def find_splits(
         if not valid and valid_pct: (valid, train), more = carve(train, groups, (valid_pct,), seed, ('validation',))
         if not test: notes.append(NO_TEST)
     if not known or len(files) != len(rows): distinct = None
-    out = Splits(train, valid, test, sorted({c for _, c in train}), groups, notes + more, {}, given, {}, photos, distinct)
+    out = Splits(train, valid, test, sorted({c for _, c in train}), groups, notes + more, {}, given, {}, photos, distinct, read)
     return out.measured(level, carved='valid' not in items)
 
 def read_notes(

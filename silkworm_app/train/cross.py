@@ -61,7 +61,7 @@ def whole_split(
         raise TrainError(f'no picture of {", ".join(sorted(lost))} is left to train on: all stand under two classes')
     photos = splits.photos and {Path(p): n for p, n in splits.photos.items()}
     left = [note] if len(items) < sum(map(len, (splits.train, splits.valid, splits.test))) else []
-    warnings = [w for w in splits.warnings if 'were skipped' in w] + left + notes
+    warnings = splits.read + left + notes
     whole = Splits(train, valid, [], splits.classes, groups, warnings, {}, splits.path, splits.folds, photos, splits.distinct)
     return whole.measured(splits.leak['level'], carved=True)
 
