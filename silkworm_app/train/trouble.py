@@ -20,11 +20,10 @@ def label_trouble(
     probs:np.ndarray, # [N, K], by nets that had not seen the photograph
     labels:np.ndarray, # [N] class numbers as they stand
 )->np.ndarray: # [N] class that it looks like; -1 where nothing speaks against the label
-    "Confident learning's off-diagonal photographs: which label is contradicted, and by what"
+    "Which label is contradicted by the likeliest class, and by which"
     least = np.array([probs[labels == k, k].mean() if (labels == k).any() else np.inf for k in range(probs.shape[1])])
-    sure = np.where(probs >= least, probs, -1)
-    like = sure.argmax(1)
-    return np.where(sure.max(1) > probs[np.arange(len(labels)), labels], like, -1)
+    top = probs.argmax(1)
+    return np.where((top != labels) & (probs.max(1) >= least[top]), top, -1)
 
 # %% ../../nbs/train/15a_trouble.ipynb #a2cd07c1
 def troubled(
