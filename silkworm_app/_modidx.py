@@ -2568,6 +2568,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'silkworm_app/train/trouble.py'),
                                             'silkworm_app.train.trouble._lines': ( 'train/trouble.html#_lines',
                                                                                    'silkworm_app/train/trouble.py'),
+                                            'silkworm_app.train.trouble._sources': ( 'train/trouble.html#_sources',
+                                                                                     'silkworm_app/train/trouble.py'),
                                             'silkworm_app.train.trouble._table': ( 'train/trouble.html#_table',
                                                                                    'silkworm_app/train/trouble.py'),
                                             'silkworm_app.train.trouble.label_trouble': ( 'train/trouble.html#label_trouble',

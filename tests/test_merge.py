@@ -1,5 +1,6 @@
 "A prepared set grows by what a page collected: test and folds stay, copies of test photographs stay out, nothing comes in twice."
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from silkworm_app.data.merge import merge
 from silkworm_app.data.prepare import prepare, read_options
 from silkworm_app.data.sample import draw_larva
 from silkworm_app.data.splits import find_splits, read_manifest
+from silkworm_app.files import sha256_of
 from silkworm_app.serve.page.collect import ELSE, UNSURE, Store
 from silkworm_app.train.pictures import learned_pictures
 
@@ -193,3 +195,23 @@ def test_a_run_says_whether_it_became_better(tmp_path, capsys):
     assert [(r['file'], r['looks like']) for r in table[-2:]] == [(f'healthy/{one.name}', 'pebrine'), ('pebrine/same.png', 'healthy')]
     assert f'healthy/{one.name} (healthy), pebrine/same.png (pebrine)' in out
     assert run('--data_path', first, '--output_dir', tmp_path/'y', '--better_than', tmp_path/'nothing') == 2
+
+
+@pytest.mark.parametrize('part', ['', 'pictures', 'fold_1'])
+def test_doubtful_labels_of_a_prepared_set_have_the_names_of_before(tmp_path, part):
+    from silkworm_app.train.cross import content_key, photographs_of, whole_split
+    from silkworm_app.train.run import RunFolder
+    from silkworm_app.train.trouble import write_trouble
+    prepare(drawn(tmp_path/'first', ('healthy', 'pebrine'), 4, 0), tmp_path/'set', folds=2, level='hash', show=False)
+    splits, run = whole_split(find_splits(tmp_path/'set'/part), .2, 0), RunFolder(tmp_path/'run')
+    run.path.mkdir()
+    files = photographs_of(splits)
+    y = [c == 'pebrine' for _, c, _ in files]
+    p = [1 - .9*k if i % 4 == 0 else .9*k for i, k in enumerate(y)]              # of each class the first is told wrongly
+    record = dict(by='photo', part=0, file=[content_key(f) for f, *_ in files], photo=[g for *_, g in files], target=list(map(int, y)), probs=[[1 - v, v] for v in p])
+    run.cross.write_text(json.dumps(record) + '\n')
+    said, page = '\n'.join(write_trouble(run, splits)), run.trouble_page.read_text()
+    table = list(csv.DictReader(run.trouble.open(encoding='utf-8-sig')))
+    was = {r['sha256']: r['source'] for r in read_manifest(tmp_path/'set')}
+    assert len(table) == 2 and all(r['source'] in page and r['source'] in said and r['file'] not in page for r in table), (said, table)
+    assert all(was[sha256_of(splits.path/r['file'])] == r['source'] for r in table) and 'set was prepared from first' in said and 'set was prepared from first' in page

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.folder import peeled
+from ..data.prepare import read_options
 from ..data.sheet import contact_sheet
+from ..data.splits import read_manifest
 from ..files import shown, write_table, write_text
 from .cross import content_key, cross_parts, photographs_of
 from .run import RunFolder
@@ -54,11 +57,22 @@ def under_two_classes(
     return [sorted(v) for v in groups.values() if len({c for _, c in v}) > 1]
 
 # %% ../../nbs/train/15a_trouble.ipynb #a5b5d12e
-def _table(rows, twice, rel):
-    head = 'file', 'label', 'looks like', 'probability of the label', 'probability of what it looks like', 'copies'
-    doubted = [(rel(o['files'][0]), o['label'], o['looks_like'], f'{o["p_label"]:.3f}', f'{o["p_looks_like"]:.3f}', len(o['files']))
+def _sources(splits):
+    "Of a prepared set: (class, file name) -> what the file was called before; a sentence about these names"
+    top = peeled(splits.path) if splits.path else None
+    for d in (top, top.parent) if top else ():
+        if rows := read_manifest(d):
+            was = read_options(d).get('source')
+            return ({(r['class'], Path(r['path']).name): r['source'] for r in rows},
+                    f'The names are those of before {shown(d)} was prepared{f" from {was}" if was else ""}; the table has both')
+    return {}, ''
+
+def _table(rows, twice, rel, source):
+    head = 'file', 'label', 'looks like', 'probability of the label', 'probability of what it looks like', 'copies', 'source'
+    doubted = [(o['files'][0], o['label'], o['looks_like'], f'{o["p_label"]:.3f}', f'{o["p_looks_like"]:.3f}', len(o['files']))
                for o in rows if o['files']]
-    return [head, *doubted, *((rel(p), c, ', '.join(sorted({o for _, o in v} - {c})), '', '', len(v)) for v in twice for p, c in v)]
+    doubted += [(p, c, ', '.join(sorted({o for _, o in v} - {c})), '', '', len(v)) for v in twice for p, c in v]
+    return [head, *((rel(p), *r, source(p)) for p, *r in doubted)]
 
 def _groups(rows, twice, rel):
     "Of the page: what is labelled alike and looks alike stands together"
@@ -86,11 +100,15 @@ def write_trouble(
     "The table and the page of the run's doubtful labels"
     rows = troubled(run, splits)
     rel = lambda p: shown(Path(p).relative_to(splits.path)) if splits.path and Path(p).is_relative_to(splits.path) else shown(p)
+    sources, names = _sources(splits)
+    source = lambda p: sources.get((Path(p).parent.name, Path(p).name), '')
+    called = lambda p: source(p) or rel(p)
     n = len({splits.groups[Path(p)] for p, *_ in photographs_of(splits)})
     found = f'{len(rows)} of {n} photographs look like another class than their label says, to nets that had not seen them'
     both = [f'{len(twice)} photograph(s) stand under two or more classes; they were left out'] if twice else []
-    write_table(run.trouble, _table(rows, twice, rel))
-    write_text(run.trouble_page, contact_sheet('Labels to look at', [found, *both], _groups(rows, twice, rel)))
-    doubted, under_two = _lines(rows, twice, rel)
-    look = [f'Look at them: {run.trouble_page} ({run.trouble.name} is the table)'] if rows or twice else []
+    names = [names] if names and (rows or twice) else []
+    write_table(run.trouble, _table(rows, twice, rel, source))
+    write_text(run.trouble_page, contact_sheet('Labels to look at', [found, *both, *names], _groups(rows, twice, called)))
+    doubted, under_two = _lines(rows, twice, called)
+    look = [*names, f'Look at them: {run.trouble_page} ({run.trouble.name} is the table)'] if rows or twice else []
     return [found + (':' if rows else ''), *doubted, *(f'{o}:' for o in both), *under_two, *look]
