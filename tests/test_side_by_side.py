@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.stats import binom, binomtest
 
 from silkworm_app.data.sample import draw_sample
-from silkworm_app.serve.card import cross_text
+from silkworm_app.serve.card import better_text, cross_text
 from silkworm_app.train.cross import class_interval, photo_interval
 
 folder = Path(__file__).resolve().parent.parent/'experiments'
@@ -124,6 +124,17 @@ def test_the_interval_of_one_run_is_no_point():
     assert class_interval(copies) == class_interval(record((8, 8)))
     c = dict(balanced_accuracy=1., interval=[1., 1.], classes=['a', 'b'], folds=2, photographs=16, n=16, accuracy=1.)
     assert 'Wilson' not in cross_text(c) and 'too narrow' in cross_text(c) and 'Wilson' in cross_text(c | dict(interval_of='classes'))     # an earlier bundle's
+
+
+def test_a_figure_is_called_misleading_or_better_only_where_it_is():
+    c = dict(balanced_accuracy=.6, interval=[.5, .7], classes=['a', 'b'], folds=2, photographs=16, n=30, accuracy=.728)
+    text = lambda **f: cross_text(c | dict(by_file=f))
+    assert 'Misleading' in text(balanced_accuracy=.679, accuracy=.704) and '67.9 %' in text(balanced_accuracy=.679, accuracy=.704)
+    assert '70.4 %' not in text(balanced_accuracy=.679, accuracy=.704) and '73.1 % accuracy' in text(balanced_accuracy=.679, accuracy=.731)
+    assert 'Misleading' not in text(balanced_accuracy=.59, accuracy=.704) and '70.4 % accuracy' in text(balanced_accuracy=.59, accuracy=.704)
+    b = dict(name='old', photographs=66, before=.73, now=.76, balanced_before=.5, balanced_now=.59, difference=.092, interval=[.003, .166], better=9, worse=7, p=.69)
+    for interval, p, said in (([.003, .166], .69, True), ([-.166, -.003], .69, True), ([-.003, .166], .69, False), ([.003, .166], .01, False)):
+        assert ('too narrow where a class has few: the test decides' in better_text(b | dict(interval=interval, p=p))) == said
 
 
 def test_what_was_killed_half_way_is_made_again(tmp_path, monkeypatch):

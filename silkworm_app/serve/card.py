@@ -33,10 +33,10 @@ def cross_text(
     if f := c.get('by_file'):
         again = 'copies of its training pictures' if c['n'] > (c.get('in_scenes') or c['photographs']) else 'scenes that it was trained on'
         what = 'the head alone, trained and tested' if f.get('head_only') else 'the same training'
-        found = (f'{what} on a random cut of the files has {_pct(f["balanced_accuracy"])} balanced accuracy and '
-                 f'{_pct(f["accuracy"])} accuracy')
-        out.append(f'Misleading: {found}, since it finds {again} again.'
-                   if f['balanced_accuracy'] > c['balanced_accuracy'] else f'With {again} in the test, {found}.')
+        misleads = f['balanced_accuracy'] > c['balanced_accuracy']
+        plain = f' and {_pct(f["accuracy"])} accuracy' if f['accuracy'] > c['accuracy'] or not misleads else ''
+        found = f'{what} on a random cut of the files has {_pct(f["balanced_accuracy"])} balanced accuracy{plain}'
+        out.append(f'Misleading: {found}, since it finds {again} again.' if misleads else f'With {again} in the test, {found}.')
     out.append('The interval is made of those of the classes, each over its photographs (Wilson 1927; square-and-add, Newcombe 1998).'
                if c.get('interval_of') == 'classes' else
                'The interval comes from drawing the photographs again, which makes it too narrow where a class has few.')
@@ -55,6 +55,8 @@ def better_text(
         f'before, {_pct(b["now"])} now; balanced {_pct(b["balanced_before"])} and {_pct(b["balanced_now"])}, a difference of '
         f'{100*b["difference"]:+.1f} points (95 % interval {100*b["interval"][0]:+.1f} to {100*b["interval"][1]:+.1f}). '
         f'{b["better"]} are right now that were wrong, {b["worse"]} the other way round (exact test of McNemar: p = {b["p"]:.2g}).'
+        + (' The interval comes from drawing the photographs again, which makes it too narrow where a class has few: the test decides.'
+           if b['p'] >= .05 and b['interval'][0]*b['interval'][1] > 0 else '')
     )
 
 # %% ../../nbs/serve/10_card.ipynb #4504fbe7
