@@ -1261,6 +1261,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'silkworm_app/serve/advice.py'),
                                            'silkworm_app.serve.advice.confusions': ( 'serve/advice.html#confusions',
                                                                                      'silkworm_app/serve/advice.py'),
+                                           'silkworm_app.serve.advice.first_words': ( 'serve/advice.html#first_words',
+                                                                                      'silkworm_app/serve/advice.py'),
                                            'silkworm_app.serve.advice.trust_warnings': ( 'serve/advice.html#trust_warnings',
                                                                                          'silkworm_app/serve/advice.py')},
             'silkworm_app.serve.bundle': { 'silkworm_app.serve.bundle._batches': ( 'serve/bundle.html#_batches',

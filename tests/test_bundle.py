@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 import struct
 import subprocess
@@ -309,6 +310,37 @@ def test_what_must_be_known_first_goes_with_every_file(tmp_path, capsys):
     assert fuse_main([str(d), '--out', str(tmp_path / 'pt2'), '--format', 'torch-export']) == 0
     torch.export.load(tmp_path / 'pt2/model.pt2', extra_files=(held := {'about': ''}))
     assert json.loads(held['about']) == dict(warnings=alone['warnings'], leak=leak, extra=dict(drawn=True))
+
+
+def test_what_is_said_first_is_said_once_and_in_every_language(tmp_path):
+    "Warnings that a training leaves in a bundle: of a class hardly found, of one answer to all, of files and cuts"
+    from types import SimpleNamespace
+    from silkworm_app.data.splits import NO_TEST, carve, leak_warnings, leaks
+    from silkworm_app.serve.card import bundle_card
+    from silkworm_app.serve.metrics import evaluate_probs, hardly_found
+    from silkworm_app.serve.page.export import page_words
+    names = ['flacherie', 'grasserie', 'healthy', 'pebrine']
+    y = np.repeat(np.arange(4), (30, 30, 3, 2))
+    z = 6 * np.eye(4)[np.where(y == 2, 0, y)] + np.random.default_rng(0).normal(size=(65, 4))          # no healthy one is found
+    trust = fit_trust(z, None, y, names, leak=0.)
+    leak = leaks(dict(train=[(k, 'a') for k in range(9)], valid=[], test=[(k, 'a') for k in range(3)]), {k: k//4 for k in range(9)}, 'hash')
+    thin = carve([(Path(f'{i}'), c) for i, c in enumerate('aaaaab')], None, (.2, .2), 0, ('validation', 'test'))[1]
+    files = ['4 file(s) were skipped: a.mp4 is a video', '80 files: 77 distinct files of 68 photographs; left out since under two classes: 1', NO_TEST]
+    for k, said in enumerate((z, np.where(y[:, None] == 3, -z, z), 9 * np.eye(4)[np.zeros_like(y)])):                # of pebrine all, nothing, and one answer to all
+        m = evaluate_probs(said, y, names, logits=True)
+        found = hardly_found(m)
+        c = dict(arch='x', size=9, classes=names, metrics=dict(test=m), leak=leak, trust=trust.to_dict(), warnings=files + thin + found + leak_warnings(leak))
+        p = SimpleNamespace(config=c, trust=trust, classes=names)
+        f = facts(p)
+        assert len(files + thin + found + leak_warnings(leak)) >= 8 and f['warnings'] == [] and [n['code'] for n in f['notes']][0] == 'leaked'
+        few = [n['values']['label'] for n in f['notes'] if n['code'] == 'hardly_found']
+        assert few == ['healthy'] + ['pebrine']*(k == 1)
+        assert ('one_answer' in [n['code'] for n in f['notes']]) == ('to every picture' in found[0]) == (k == 2)
+        for lang in ('hi', 'zh'):
+            banner = page_words(p, lang)['banner']
+            assert len(banner) == len(f['notes']) and not any(re.search('[A-Za-z]{3}', b) for b in banner), banner
+        card = bundle_card(c)
+        assert sum('found' in o and 'ealthy' in o for o in card.splitlines() if o.startswith('- ')) == 1 and files[0][2:] in card
 
 
 # ---- files that lie ----

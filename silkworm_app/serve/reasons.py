@@ -63,6 +63,7 @@ REASONS |= dict(
                                      f'({_few([f"{c} {n}" for c, n in seen.items()])})',
     hardly_found=lambda label, found, n: f'{label} is hardly found: the model named it in {found} of {_photos(n)} of it that it did '
                                          f'not train on, so do not rely on it for {label}',
+    one_answer=lambda label: f'the model says {label} to every picture, so it has learned nothing that can be used',
     unchecked=lambda labels: f'the model was not tried on any photograph of {listed(labels)}, so it never excludes '
                              f'{"it" if len(labels) == 1 else "them"}',
 )

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ...clock import median_seconds
 from ...data.imaging import ImageError, lazy_image, open_image, thumb_uri
-from ..advice import collect_next, trust_warnings
+from ..advice import collect_next, first_words
 from ..reasons import Reason
 
 # %% ../../../nbs/serve/15_page_answers.ipynb #ff6455ab
@@ -146,6 +146,9 @@ def to_csv(
     return out.getvalue()
 
 # %% ../../../nbs/serve/15_page_answers.ipynb #ee5c566a
+_of_the_making = re.compile('to give any to the |were skipped|distinct files of |no test split|was prepared with|were found in|'
+                            'are not used|copies of about|were not looked for') # of the files and how they were cut: for whoever trains
+
 def facts(
     predictor, # what `load_bundle` gives
 )->dict: # warnings (of the bundle), notes, todo (both as `reason_code` makes them), split, metrics, measured, ...
@@ -156,12 +159,12 @@ def facts(
     if split: m = {k: v for k, v in m.items() if k not in parts} | m[split]
     sets = t is not None and t.scores is not None
     trust = {k: v for k, v in t.to_dict().items() if k not in ('scores', 'measured_at')} if t else {}
-    notes = trust_warnings(t) if t else []
-    warn = [str(w) for w in c.get('warnings') or [] if w not in notes] # bundles once held these, too
+    notes, warn = first_words(c, t)
+    warn = [w for w in warn if not _of_the_making.search(w)]
     own, seen = [], leak.get('test_seen_in_train') or 0
     if (c.get('extra') or {}).get('drawn'): own.append(Reason('drawn'))
-    if seen > 0 and not any('also occur in train' in w for w in warn): own.append(Reason('leaked', part=seen))
-    notes = own + notes
+    if seen > 0: own.append(Reason('leaked', part=seen))
+    warn, notes = [w for w in warn if 'of the test pictures also occur in train' not in w or not seen], own + notes
     todo = collect_next(t, leak.get('distinct')) if t else []
     matrix_of = split if not trust.get('confusion') else 'cross_validation' if t.source == 'cross-validation' else 'valid'
     return dict(arch=c.get('arch'), classes=list(predictor.classes), split=split, metrics=m,
