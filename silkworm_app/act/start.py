@@ -317,10 +317,9 @@ def net_of(
 # %% ../../nbs/act/11_start.ipynb #584f803c
 def file_options(
     file, # of weights, see `open_weights`
-    key:str=None, # see `read_weights`
 )->dict:
     "Arguments of `lslu_model` that a file tells: all of them if it was written here (`NetSpec.options`), else act_num, by its kernels"
-    stored = open_weights(file, key)
+    stored = open_weights(file)
     if stored.net_spec: return NetSpec.from_dict(stored.net_spec).options()
     nums = {(stored.state[f'{n}.weight'].shape[-1] - 1)//2 for n in _lslus_in(stored.state)}
     return dict(act_num=nums.pop()) if len(nums) == 1 else {}
@@ -330,11 +329,10 @@ def told_net(
     file, # of weights, see `open_weights`
     arch:str, # what the user says it is of
     num_classes:int,
-    key:str=None, # see `read_weights`
     **options, # of `lslu_model`; those that are None or False were not given
 )->nn.Module: # in eval mode
     "The net of a file, built as the user says. Raises `WeightsError` where the file says something else, or nothing on a stem's stride."
-    stored,options = open_weights(file, key),{k: v for k,v in options.items() if v is not None and v is not False}
+    stored,options = open_weights(file),{k: v for k,v in options.items() if v is not None and v is not False}
     what = _called(file, stored)
     if stored.net_spec is None and is_vanillanet(arch) and 'stem_stride' not in options:
         raise WeightsError(f'{what} does not say the stride of its stem, and its weights fit every stride: give --stem_stride '

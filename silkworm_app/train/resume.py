@@ -19,7 +19,7 @@ from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import TrackerCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner
-from fastai.torch_core import get_model,rank_distrib
+from fastai.torch_core import get_model,rank_distrib,to_device
 from fastcore.foundation import L
 
 from ..files import one_line, replacing
@@ -158,12 +158,8 @@ def load_training_state(
 def _set_opt_state(opt, sd):
     "fastai's own optimiser keeps its state by parameter in a defaultdict, which its `load_state_dict` forgets"
     device = opt.all_params()[0][0].device if len(opt.all_params()) else 'cpu'
-    def to(o):
-        if isinstance(o, dict): return {k: to(v) for k,v in o.items()}
-        if isinstance(o, list): return [to(v) for v in o]
-        return o.to(device) if isinstance(o, torch.Tensor) and o.ndim else o
     if 'hypers' in sd:
-        opt.load_state_dict({'state': [to(s) for s in sd['state']], 'hypers': L(dict(h) for h in sd['hypers'])})
+        opt.load_state_dict({'state': to_device(sd['state'], device), 'hypers': L(dict(h) for h in sd['hypers'])})
         opt.state = defaultdict(dict, opt.state)
     else: opt.load_state_dict(sd)
 
