@@ -27,6 +27,7 @@ from fastcore.meta import delegates
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from ..act.norms import batch_norms
 from ..act.weights import load_weights,save_weights
 from ..files import sha256_of, write_text
 from ..act.patch import lslus, patch_lslu
@@ -131,7 +132,7 @@ def _append(path, text, epoch, head):
 
 def _is_new(model):
     "A net whose batch norms have seen no data; one without any may have been trained"
-    means = [m.running_mean for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
+    means = [m.running_mean for m in batch_norms(model) if m.running_mean is not None]
     return bool(means) and not any(m.any() for m in means)
 
 # %% ../../nbs/train/01_callback.ipynb #005e357c
@@ -338,11 +339,8 @@ class WeightEMA(Callback):
         self.shown = []
 
     def after_step(self):
-        model = get_model(self.learn.model)
         self.steps += 1
-        for a in self.averages.values():
-            if hasattr(model, 'set_act_slope'): a.ema.module.set_act_slope(act_slope(model))
-            a.ema.update(model, self.steps)
+        for a in self.averages.values(): a.ema.update(get_model(self.learn.model), self.steps)
 
     def before_validate(self):
         for a in self.averages.values(): a.seen = None

@@ -59,12 +59,12 @@ def _of_run(run, weights, key):
     "Predictors of a run folder, by one of its files of weights, or what `open_weights` read of one"
     cfg = run.read_settings()
     classes, pre = _run_classes(run, cfg), Preprocess(cfg.input_size, cfg.crop_pct, cfg.interpolation, cfg.resize, cfg.mean, cfg.std)
-    config = json.loads((run.bundle/'config.json').read_text(encoding='utf-8')) if (run.bundle/'config.json').is_file() else None
-    if config: pre = Preprocess.from_dict(config['preprocess'])
+    config = run.bundle/'config.json'
+    if config.is_file(): pre = Preprocess.from_dict(json.loads(config.read_text(encoding='utf-8'))['preprocess'])
     cfg.model_key = key or cfg.model_key
     model = open_net(cfg, weights, len(classes))
     file = weights.file if isinstance(weights, Stored) else weights
-    if not config or file != run.best: return _both(model, classes, pre)
+    if not config.is_file() or file != run.best: return _both(model, classes, pre)
     return {'unfused': Predictor(model, classes, pre)} | _of_bundle(run.bundle)
 
 # %% ../../nbs/train/15c_evaluate.ipynb #8ebbeb69

@@ -183,11 +183,10 @@ def _forget_lost(state, run):
 def _learned_before(cfg, splits):
     "What a start from another run's weights makes of the figures: pictures that these were trained on test nothing"
     if not cfg.finetune: return
-    parts = dict(valid=splits.valid, test=splits.test) if not cfg.cross_validate else dict(valid=splits.train + splits.valid)
-    for k, what in dict(valid='validation pictures', test='test pictures').items():
-        items = parts.get(k) or []
+    parts = [('valid', 'validation pictures', splits.valid), ('test', 'test pictures', splits.test)]
+    if cfg.cross_validate: parts = [('valid', 'cross-validated pictures', splits.train + splits.valid)]
+    for k, what, items in parts:
         if not (n := learned_pictures(cfg.finetune, [p for p, _ in items])): continue
-        what = 'cross-validated pictures' if cfg.cross_validate else what
         splits.warnings = [*splits.warnings, f'the weights of {Path(cfg.finetune).name} were trained on {n} of the {len(items)} {what}: '
                                              'what these say of the net is too good']
         if splits.leak: splits.leak[f'{k}_seen_in_train'] = max(splits.leak[f'{k}_seen_in_train'], n/len(items))

@@ -124,7 +124,7 @@ def lslu_learner(
     shape = _shape(dls)
     if arch is None:
         vanilla = decay_epochs or {'stem_stride', 'pretrained_cfg_overlay'} & set(kwargs) or shape[0] != 3
-        arch,start = ('vanillanet_5_x0_125', False) if vanilla else default_arch(min(shape[1:]))
+        arch,start = default_arch(0 if vanilla else min(shape[1:]))
         pretrained = start if pretrained is None else pretrained
     if pretrained: _prepare(dls, arch, pretrained, shape[0], kwargs)
     if seed is not None: torch.manual_seed(seed)

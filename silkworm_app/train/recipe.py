@@ -27,7 +27,8 @@ from timm.models import group_parameters
 from torch import nn
 
 from ..act.fuse import folded_norms
-from ..act.lslu import LSLU
+from ..act.norms import batch_norms
+from ..act.patch import lslus
 from .front import Front, find_front
 from .head import (BALANCE, Features, Head, classifier_of, fit_head, only, photograph_losses, photographs, predict_logits,
                                      set_head, training_labels)
@@ -52,7 +53,7 @@ def stages(
     last = {p for p in classifier_of(model).parameters()}
     try: number = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
     except (AttributeError, AssertionError): number = {}
-    acts = {p for m in model.modules() if isinstance(m, LSLU) for p in m.parameters()}
+    acts = {p for m in lslus(model).values() for p in m.parameters()}
     by,stage = {},-1
     for n,p in model.named_parameters():
         stage = stage if p in acts else number.get(n, -1)     # an LSLU stands in the stage of what it follows
@@ -68,7 +69,7 @@ def _trained(model, scope):
     if scope == 'last':                                       # with what lies above it, such as a last norm
         deep = [i for i,g in enumerate(groups[:-1]) if any(p.ndim > 1 for p in g)]
         return {p for g in groups[max(deep, default=0):] for p in g}
-    return {p for m in model.modules() if isinstance(m, LSLU) for p in m.parameters()} | set(groups[-1]) if scope == 'adapters' else set()
+    return {p for m in lslus(model).values() for p in m.parameters()} | set(groups[-1]) if scope == 'adapters' else set()
 
 # %% ../../nbs/train/05_recipe.ipynb #5a1e0c11
 class Gentle(Callback):
@@ -88,8 +89,7 @@ class Gentle(Callback):
     def before_fit(self):
         if self.best is None: self._judge(*self._all())
     def before_train(self):
-        for m in self.model.modules():
-            if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
+        for m in batch_norms(self.model): m.eval()
         loss = self.learn.loss_func
         if type(loss) is CrossEntropyLossFlat and loss.func.weight is None:
             self.kept,self.learn.loss_func = loss,deepcopy(loss)             # with its smoothing

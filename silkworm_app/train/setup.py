@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np, timm, torch
 
 from ..act.patch import is_vanillanet
+from ..act.plan import usual_act_num
 from ..act.start import file_options, open_weights
 from ..act.weights import WeightsError, package_file, pretrained_cfg, timm_cfg
 from ..data.augment import FAST_AUGMENTATIONS
@@ -152,9 +153,6 @@ def _choose_net(cfg, side):
     if cfg.pretrained == 'auto': # also where it is resumed: the net is built like the one of before
         cfg.pretrained = not (cfg.finetune or cfg.eval) and (start or package_file(cfg.model) is not None)
 
-# %% ../../nbs/train/12_setup.ipynb #87b86ef7
-def _small(cfg): return 1 if cfg.input_size <= 64 else 3 # most maps of small pictures are smaller than a kernel of 7 x 7
-
 # %% ../../nbs/train/12_setup.ipynb #f17cd677
 def _autos(cfg, n, side, cpu):
     "`[(name, value for auto)]`, in an order in which each may rest on those before it"
@@ -178,7 +176,7 @@ def _autos(cfg, n, side, cpu):
     yield 'early_stop_epochs', max(10, cfg.epochs//2) # with few batches an epoch the losses before the peak of one-cycle say little
     yield 'lr', RATES.get(cfg.recipe, 4e-3)
     yield 'drop', .05 if vanilla else None
-    if not (cfg.pretrained or cfg.finetune): yield 'act_num', _small(cfg) # else that which starts as the identity
+    if not (cfg.pretrained or cfg.finetune): yield 'act_num', usual_act_num(cfg.input_size) # else that which starts as the identity
     yield 'channels_last', cpu or cfg.use_amp # convolutions are faster so
     yield 'stem_stride', 2 if vanilla and cfg.input_size <= 48 else None
 
