@@ -134,9 +134,11 @@ def test_classes_that_differ_between_splits(tmp_path):
 def test_skipping_bad_files_is_said(tmp_path):
     d = folder(tmp_path)
     for i in range(7): (d / 'émile' / f'bad{i}.jpg').write_bytes(b'x')
-    with pytest.raises(DataError, match=r"7 file\(s\) cannot be used.*and 2 more.*on_bad='skip'"): find_splits(d, group=None)
+    (d / 'b a/more.zip').write_bytes(b'x')
+    with pytest.raises(DataError, match=r"8 file\(s\) cannot be used.*and 3 more.*--on_bad skip \(in code on_bad='skip'\)") as e: find_splits(d, group=None)
+    assert f'{d / "b a/more.zip"} is an archive, which is not opened: unpack it and move it away' in str(e.value)
     s = find_splits(d, group=None, on_bad='skip')
-    assert '7 file(s) were skipped' in s.warnings[0] and len(s.train) + len(s.valid) + len(s.test) == 18
+    assert '8 file(s) were skipped' in s.warnings[0] and len(s.train) + len(s.valid) + len(s.test) == 18
 
 
 # ---------------------------------------------------------------- copies

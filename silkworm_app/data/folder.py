@@ -355,7 +355,8 @@ def check_pictures(
         key = stat_key(f)
         if key and memory.get(OPENS, key) and os.access(f, os.R_OK): return None
         try: check_image(f)
-        except ImageError as e: return str(e)
+        except ImageError as e:
+            return f'{shown(f)} is an archive, which is not opened: unpack it and move it away' if f.suffix.lower() in _archives else str(e)
         if key: memory.put(OPENS, key, b'1')
     with Memory() as memory, memory.alone('\n'.join(map(str, files))):   # of several processes one reads, the others are told
         return {f: m for f, m in zip(files, each(bad, files, 'checking pictures')) if m}

@@ -152,7 +152,7 @@ def leak_warnings(
     if many_copies(leak):
         each = ', '.join(f'{c}: {k}' for c, k in leak['distinct'].items())
         out.append(f'the {leak["files"]} files are copies of about {n} distinct pictures ({each})')
-        if leak['level'] == 'hash': out.append("rotated or zoomed copies were not looked for; check with group='copies'")
+        if leak['level'] == 'hash': out.append("rotated or zoomed copies were not looked for; check with --group copies (in code group='copies')")
     return out
 
 # %% ../../nbs/data/04_splits.ipynb #00b7fca3
@@ -278,7 +278,7 @@ def _skipped(bad, on_bad):
     "The note that files were skipped; raises `DataError` where they may not be."
     if not bad: return []
     said = why_unusable(list(bad.values()))
-    if on_bad == 'raise': raise DataError(f"{said}. Remove them, or skip them with on_bad='skip'")
+    if on_bad == 'raise': raise DataError(f"{said}. Remove them, or skip them: --on_bad skip (in code on_bad='skip')")
     return [said.replace('cannot be used', 'were skipped', 1)]
 
 # %% ../../nbs/data/04_splits.ipynb #83182a8c
