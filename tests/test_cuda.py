@@ -160,3 +160,13 @@ def test_a_timm_net_by_name_runs_half_precision_fused():
     x = torch.randn(4, 3, 64, 64, device='cuda')
     half = fuse(net).half()
     assert half(x.half()).dtype == torch.float16 and error(half(x.half()), net(x)) < .02
+
+
+@on_card
+def test_erased_alike_on_the_card():
+    "What fills the patches is drawn on the CPU, where it is seeded."
+    from fastai.torch_core import TensorImage
+    from silkworm_app.data.augment import TimmErasing
+    x = torch.zeros(8, 3, 16, 16)
+    want, got = (TimmErasing(1., 'pixel').encodes(TensorImage(x.clone().to(d))).cpu() for d in ('cpu', 'cuda'))
+    assert want.any() and torch.equal(want, got)

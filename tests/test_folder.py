@@ -13,6 +13,7 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+import albumentations as A
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,7 +21,7 @@ from PIL import Image
 from silkworm_app.act.patch import lslu_model
 from silkworm_app.act.weights import save_weights
 from silkworm_app.cli import data_main
-from silkworm_app.data.augment import A, aug_pipeline
+from silkworm_app.data.augment import aug_pipeline
 from silkworm_app.data.copies import group_pictures
 from silkworm_app.data.diseases import silkworm_info, silkworm_names
 from silkworm_app.data import folder
