@@ -6,6 +6,7 @@
 __all__ = ['OnnxBundlePredictor', 'load_bundle', 'bundle_folder', 'open_predictor']
 
 # %% ../../nbs/serve/09_load.ipynb #432f92b6
+from functools import cached_property
 from pathlib import Path
 
 import safetensors.numpy
@@ -21,19 +22,15 @@ class OnnxBundlePredictor(OnnxPredictor):
     "`OnnxPredictor` of a bundle; `model` is the torch net, loaded (and torch with it) when first asked for; None where one is missing."
     def __init__(self, folder, config, data, threads=None):
         super().__init__(folder / 'model.onnx', threads, config, data)
-        self._folder, self._model = folder, None
+        self._folder = folder
 
-    @property
+    @cached_property
     def model(self):
-        if self._model is None and self.config['net_spec'] is not None:
-            try: from silkworm_app.serve.net import build_net # brings torch
-            except ModuleNotFoundError: return None           # a small server has none
-            name = 'model.safetensors'
-            self._model = build_net(self.config, hashed(self._folder, name, self.config['files'][name]), self._folder / name)
-        return self._model
-    @model.setter
-    def model(self, v):
-        self._model = v
+        if self.config['net_spec'] is None: return None
+        try: from silkworm_app.serve.net import build_net # brings torch
+        except ModuleNotFoundError: return None           # a small server has none
+        name = 'model.safetensors'
+        return build_net(self.config, hashed(self._folder, name, self.config['files'][name]), self._folder / name)
 
 # %% ../../nbs/serve/09_load.ipynb #13de529e
 def load_bundle(

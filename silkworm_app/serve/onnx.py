@@ -182,7 +182,7 @@ def _metadata(meta):
 # %% ../../nbs/serve/07_onnx.ipynb #86db8716
 class OnnxPredictor(BasePredictor):
     "A predictor from an ONNX file written by `save_bundle` or `silkworm-fuse`, without torch; `BundleError` for any other file."
-    backend = 'onnxruntime'
+    backend, model = 'onnxruntime', None
     def __init__(self,
         file, # path of the ONNX file
         threads:int=None, # of onnxruntime; None: its default
@@ -207,6 +207,6 @@ class OnnxPredictor(BasePredictor):
             raise BundleError(f'{path} has inputs and outputs that do not fit its metadata')
         self.bits = 8 if meta.get('silkworm_app.bits') == '8' else 32 # of maps and weights
         super().__init__(get['classes'], pre, trust, config or dict(get))
-        self.path, self.model, self._input = path, None, ins[0][0]
+        self.path, self._input = path, ins[0][0]
 
     def run(self, x): return tuple(self.session.run(['logits', 'features'], {self._input: np.ascontiguousarray(x, np.float32)}))
