@@ -9,7 +9,7 @@ __all__ = ['MANIFEST_COLUMNS', 'NO_TEST', 'stratified', 'cut', 'carve', 'leaks',
 # %% ../../nbs/data/04_splits.ipynb #f9725d9f
 import csv, math, re, warnings
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -186,8 +186,7 @@ class Splits:
         if name not in self.folds: raise DataError(f'{shown(self.path)} has no fold {name}; it has {", ".join(self.folds) or "none"}')
         rest = [it for n, f in self.folds.items() if n != name for it in f]
         (valid, train), notes = carve(rest, self.groups, (valid_pct,), seed, ('validation',))
-        own = Splits(train, valid, self.folds[name], self.classes, self.groups, notes, {}, self.path, self.folds, self.photos,
-                     self.distinct)
+        own = replace(self, train=train, valid=valid, test=self.folds[name], warnings=notes, leak={})
         return own.measured('manifest', carved=True)
 
     def measured(self, level, carved=False):
@@ -263,8 +262,8 @@ def _folds(path, rows, distinct, fold, valid_pct, seed, on_bad):
         if p not in bad and p.is_file(): folds[r['split']].append((p, r['class']))
     items = [it for f in folds.values() for it in f]
     groups = {p: int(r['group']) for p, r in there}
-    whole = Splits([], [], [], sorted({c for _, c in items}), groups, [], {}, path, folds, _of_class(groups, items),
-                   distinct if len(items) == len(rows) else None)
+    whole = Splits([], [], [], sorted({c for _, c in items}), groups, path=path, folds=folds,
+                   photos=_of_class(groups, items), distinct=distinct if len(items) == len(rows) else None)
     if isinstance(fold, int): fold = f'fold_{fold}'
     out = whole.fold(fold or next(iter(folds)), valid_pct, seed)
     first = (f'{shown(path)} was prepared with {len(folds)} folds, of which {next(iter(folds))} is the test here: '
@@ -389,7 +388,8 @@ def find_splits(
         if not valid and valid_pct: (valid, train), more = carve(train, groups, (valid_pct,), seed, ('validation',))
         if not test: notes.append(NO_TEST)
     if not known or len(files) != len(rows): distinct = None
-    out = Splits(train, valid, test, sorted({c for _, c in train}), groups, notes + more, {}, given, {}, photos, distinct, read)
+    out = Splits(train, valid, test, sorted({c for _, c in train}), groups, notes + more, path=given, photos=photos, distinct=distinct,
+                 read=read)
     return out.measured(level, carved='valid' not in items)
 
 def read_notes(

@@ -8,6 +8,7 @@ __all__ = ['content_key', 'distinct_pictures', 'whole_split', 'class_interval', 
 
 # %% ../../nbs/train/15_cross.ipynb #ade79ddf
 import contextlib, copy, io, json, sys, tempfile, time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +62,7 @@ def whole_split(
         raise TrainError(f'no picture of {", ".join(sorted(lost))} is left to train on: all stand under two classes')
     photos = splits.photos and {Path(p): n for p, n in splits.photos.items()}
     left = [note] if len(items) < sum(map(len, (splits.train, splits.valid, splits.test))) else []
-    warnings = splits.read + left
-    whole = Splits(train, valid, [], splits.classes, groups, warnings, {}, splits.path, splits.folds, photos, splits.distinct)
+    whole = replace(splits, train=train, valid=valid, test=[], groups=groups, warnings=splits.read + left, leak={}, photos=photos)
     return whole.measured(splits.leak['level'], carved=True)
 
 # %% ../../nbs/train/15_cross.ipynb #cd986219
