@@ -4,7 +4,6 @@
 """
 import argparse
 import copy
-import time
 from contextlib import ExitStack
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 
 from silkworm_app.act.fuse import folded_norms
 from silkworm_app.act.patch import lslu_model, lslus
+from silkworm_app.clock import in_turns
 from silkworm_app.train.front import cut_net
 
 p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -74,12 +74,7 @@ arms = {
     'last stage, from kept maps': arm(plain, last, kept='blocks.6'),
     'head': arm(plain, head),
     'head, features kept': arm(plain, head, kept='classifier')}
-times = {k: [] for k in arms}
-for r in range(args.rounds + 1):
-    for k, step in arms.items():
-        start = time.process_time()
-        step()
-        if r: times[k].append(time.process_time() - start)         # the first warms up
+times = in_turns(arms, args.rounds, 1, budget=float('inf'), clock='cpu')
 base = np.array(times['everything, NCHW'])
 print(f'| trained ({args.batch} pictures of {args.size} px) | ms a picture, median | times as fast (quartiles) |\n|---|---|---|')
 for k, v in times.items():
