@@ -20,7 +20,6 @@ def _sentence(text): return f'{text[:1].upper()}{text[1:]}.'
 # %% ../../nbs/serve/10_card.ipynb #44b69e3f
 def cross_text(
     c:dict, # of `cross_validate`
-    titles:dict=None, # name of a class to what it is called
 )->str: # lines
     "A cross-validation in words"
     value = lambda d: f'{_pct(d["balanced_accuracy"])} (95 % interval {_pct(d["interval"][0])} to {_pct(d["interval"][1])})'
@@ -112,7 +111,7 @@ def _how_good(config, title):
     m = config.get('metrics') or {}
     cross, out = m.get('cross_validation'), []
     if cross:
-        text = cross_text(cross, title).replace('\n', '\n\n').replace('Balanced', '**Balanced', 1).replace('; guessing', '**; guessing', 1)
+        text = cross_text(cross).replace('\n', '\n\n').replace('Balanced', '**Balanced', 1).replace('; guessing', '**; guessing', 1)
         found = lambda c: ('-' if cross['per_class_recall'][c] is None
                            else f'{cross["per_class_recall"][c]:.0%} of {cross["per_class_n"][c]}')
         rows = [(title[c], *(f'{v:g}' for v in r), found(c)) for c, r in zip(cross['classes'], cross['confusion_matrix'])]

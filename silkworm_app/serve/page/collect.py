@@ -113,7 +113,7 @@ class Store:
                     return Kept('twice', known.get(p.relative_to(self.folder).as_posix()) or known.get(p.parent.name, p.parent.name))
                 if self.size() + len(buf.getvalue()) > self.max_mb * 2**20: return Kept('full', said)
                 now = time.gmtime()
-                stem = f'{time.strftime("%Y%m%d-%H%M%S", now)}'
+                stem = time.strftime('%Y%m%d-%H%M%S', now)
                 names = (Path(folder_of(said, rows)) / f'{stem}{n}-{phash}.jpg' for n in chain([''], (f'-{i}' for i in count(2))))
                 file = next(f for f in names if not (self.folder / f).exists())      # another with the same hash, in the same second
                 row = dict(file=file.as_posix(), said=said, kind=a['kind'], answer='; '.join(a['labels']), probability=a['probability'],

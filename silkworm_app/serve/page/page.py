@@ -126,7 +126,7 @@ class Page:
         report = html.many_html(say, rows, self.name, time.strftime('%Y-%m-%d'))
         return '', gr.HTML(report, visible=True), gr.DownloadButton(value=str(path), visible=True), gr.Button(visible=True)
 
-    def predict(self, picture, request: gr.Request):
+    def predict(self, picture):
         """One picture: {kind, label, can_tell, labels, excluded, unproven, probability, probabilities,
         pvalues, reasons, advice, measured}; kind is one, several, nothing or unlike; label is null unless it is one class."""
         if not picture: raise gr.Error('No picture was given.', print_exception=False)
