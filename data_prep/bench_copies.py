@@ -25,13 +25,13 @@ from silkworm_app.data.copies import group_pictures
 from silkworm_app.data.same import same_photo, sketch
 from silkworm_app.data.imaging import open_image
 
-FILLS = {'black': (cv2.BORDER_CONSTANT, 0), 'white': (cv2.BORDER_CONSTANT, 255), 'nearest': (cv2.BORDER_REPLICATE, 0), 'reflect': (cv2.BORDER_REFLECT, 0), 'wrap': (cv2.BORDER_WRAP, 0)}
+FILLS = [(cv2.BORDER_CONSTANT, 0), (cv2.BORDER_CONSTANT, 255), (cv2.BORDER_REPLICATE, 0), (cv2.BORDER_REFLECT, 0), (cv2.BORDER_WRAP, 0)]
 
 
-def warp(im, rng, angle=0., zoom=1., shear=0., flip='', gain=1., offset=0., shift=0., fill=None):
+def warp(im, rng, angle=0., zoom=1., shear=0., flip='', gain=1., offset=0., shift=0.):
     "An affine copy with filled corners and changed brightness."
     w, h = im.size
-    kind, value = FILLS[fill or list(FILLS)[rng.integers(len(FILLS))]]
+    kind, value = FILLS[rng.integers(len(FILLS))]
     t, c = np.deg2rad(angle), np.array([w / 2, h / 2])
     a = zoom * np.array([[np.cos(t), -np.sin(t)], [np.sin(t), np.cos(t)]]) @ np.array([[1, shear], [0, 1]]) @ np.diag([-1 if 'h' in flip else 1, -1 if 'v' in flip else 1])
     m = np.c_[a, c - a @ c + rng.uniform(-shift, shift, 2) * (w, h)]

@@ -104,9 +104,9 @@ def grained(im, soft, grain, rng):
     return Image.fromarray((cv2.GaussianBlur(im, (0, 0), soft) + rng.normal(0, grain, im.shape)).clip(0, 255).astype(np.uint8))
 
 
-def varied(kind, seed, w=480, h=384):
+def varied(kind, seed):
     "One to four objects on a ground of any colour, with a shadow or without."
-    rng = np.random.default_rng([seed, list(COLOURS).index(kind), 1])
+    w, h, rng = 480, 384, np.random.default_rng([seed, list(COLOURS).index(kind), 1])
     how = rng.choice(['white', 'black', 'grey', 'colour'])
     colour = rng.uniform(20, 240, 3) if how == 'colour' else np.full(3, GROUNDS[how])
     im, many, shadow = lit(colour, w, h, rng), int(rng.choice([1, 1, 1, 2, 3, 4])), rng.choice([0., .35])

@@ -13,9 +13,9 @@ import numpy as np
 from .copies import group_pictures, level_of
 from .diseases import class_remarks, silkworm_names
 from .folder import DataError, Scan, has_folds, headers, opened
-from .imaging import FORMAT_SUFFIXES
+from .imaging import FORMAT_SUFFIXES, thumb_uri
 from .progress import each
-from .sheet import page, thumb_uri
+from .sheet import page
 from .splits import leaks
 from ..files import shown
 

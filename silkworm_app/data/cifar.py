@@ -197,8 +197,7 @@ def cifar(
     name:str, # 'cifar10' or 'cifar100'
     dest, # folder to make: `{train,test}/<class>/NNNNN.png`
     source=None, # see `cifar_pictures`; None: fastai downloads it
-    per_class:tuple=None, # pictures per class in train and test; None: those of the real set
-    show:bool=True # progress on stderr
+    per_class:tuple=None # pictures per class in train and test; None: those of the real set
 )->dict: # counts and the checksum of all pictures
     "CIFAR-10 or CIFAR-100 as an image folder, verified. Raises `DataError`; `dest` appears when it is complete."
     if name not in _original: raise DataError(f"name must be 'cifar10' or 'cifar100', not {name!r}")
@@ -213,15 +212,15 @@ def cifar(
             raise DataError(f'{name} could not be downloaded ({why}); give a file you have with --source') from None
     with cifar_pictures(source, name) as (files, read, what), new_folder(dest) as work:
         _check_counts(files, per_class, name, source)
-        lines = _write(files, read, work, source, show, f'writing {name}')
+        lines = _write(files, read, work, source, name)
         text = '\n'.join(sorted(lines, key=lambda l: l.split('  ')[1])) + '\n'
         (work/'checksums.sha256').write_text(text)
     return dict(train=n * per_class[0], test=n * per_class[1], classes=n, source=what, sha256=hashlib.sha256(text.encode()).hexdigest())
 
 # %% ../../nbs/data/09_cifar.ipynb #3fcfc510
-def _write(files, read, work, source, show, what):
+def _write(files, read, work, source, name):
     "Write every picture; `sha256  path` of each."
-    lines, bar = [], Progress(what, sum(len(k) for by in files.values() for k in by.values()), show)
+    lines, bar = [], Progress(f'writing {name}', sum(len(k) for by in files.values() for k in by.values()))
     for split, by in files.items():
         for c, keys in sorted(by.items()):
             (work/split/c).mkdir(parents=True)

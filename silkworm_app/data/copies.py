@@ -144,13 +144,8 @@ class Groups:
         return self.photos if scenes == 'apart' or self.scenes is None else self.scenes
 
 # %% ../../nbs/data/02f_copies.ipynb #3a22a7f6
-def _rules():
-    "What is remembered is good for these modules and this OpenCV."
-    of = 'imaging', 'near', 'look', 'same', 'propose', 'copies'
-    return f'{cv2.__version__} {code_of(overlay.__code__.co_filename, of)}'
-
-
-_of_these = _rules()
+# what is remembered is good for this OpenCV and these modules
+_of_these = f'{cv2.__version__} {code_of(overlay.__code__.co_filename, ("imaging", "near", "look", "same", "propose", "copies"))}'
 
 
 def _kind(what): return f'{what} {_of_these}'

@@ -147,7 +147,7 @@ def _write(work, scan, found, margin, side, others, workers, show):
         (work/to).parent.mkdir(parents=True, exist_ok=True)
         im = open_image(p)
         im = cut_out(im, f, margin, side) if f.box else im
-        im.save(work/to, **(dict(format='JPEG', quality=95, subsampling=0) if to.suffix.lower() != '.png' else dict(format='PNG')))
+        im.save(work/to, quality=95, subsampling=0)                   # what a PNG does not ask
     items = list(zip(scan.items, found, _names(scan)))
     list(each(save, items, 'cutting', workers, show))
     rows = [[shown(to) if (work/to).exists() else '', scan.rel(p), *(f.box or ['']*4), f.why] for (p, *_), f, to in items]

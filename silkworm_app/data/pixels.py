@@ -23,16 +23,15 @@ _magic = b'SILKCACHE2' # 2: colours in sRGB
 
 # %% ../../nbs/data/06_pixels.ipynb #c79f0b59
 def _write_cache(work, srcs, one, limit, max_gb):
-    "All of `one(src)` behind a head of their shapes; bytes written."
+    "Write `one(src)` of all behind a head of their shapes."
     shapes = []
     with open(work, 'wb') as f:
         f.write(bytes(len(_magic) + 8 * len(srcs)))
-        def put(a):
+        for a in each(one, srcs, 'decoding pictures'):
             shapes.append(a.shape[:2])
             if f.tell() + a.nbytes > limit:
                 raise DataError(f'the decoded pictures are larger than max_gb={max_gb:g}; raise the limit, or go without cache')
             f.write(a.tobytes())
-        for a in each(one, srcs, 'decoding pictures'): put(a)
         f.seek(0)
         f.write(_magic + np.asarray(shapes, np.int32).tobytes())
 

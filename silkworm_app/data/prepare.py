@@ -331,9 +331,9 @@ def prepare(
         if g.bad: notes.append(why_unusable(report['unusable']))
         split = dict(folds=folds) if folds else dict(valid_pct=valid_pct, test_pct=test_pct)
         options = dict(source=name, seed=seed, size=size, level=report['level'], keep=keep, scenes=scenes, **split)
-        files, sources = [p for p, _, _ in scan.items], [scan.rel(p) for p, _, _ in scan.items]
+        sources = [scan.rel(p) for p in g.files]
         with new_folder(dest) as work:
-            rows = write_set(work, files, g.sha256, sources, parts, scene, [size]*len(files), folds, workers, show)
+            rows = write_set(work, g.files, g.sha256, sources, parts, scene, [size]*len(sources), folds, workers, show)
             finish_set(work, rows, notes + [f'source: {h}' for h in headlines(report) if h not in notes], options, distinct, to)
     counts = {s: dict(sorted(Counter(c for _, c in o).items())) for s, o in parts.items()}
     return dict(path=str(dest), counts=counts, distinct=distinct, notes=notes, folds=folds or 0)

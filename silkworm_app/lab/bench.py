@@ -20,7 +20,7 @@ from silkworm_app.clock import in_turns
 from silkworm_app.figures import save_figure
 from silkworm_app.files import command, markdown_table, one_line, write_text
 from silkworm_app.lab.timing import (layer_arms, machine, net_arms, onnx_runner, peak_allocated, peak_growth,
-                                     saved_bytes, stats_of, there_anyway, train_step)
+                                     saved_bytes, stats_of, train_step)
 from silkworm_app.train.learner import keep_memory
 
 # %% ../../nbs/lab/03_bench.ipynb #23c202d8
@@ -76,7 +76,7 @@ def _memory(section, what, arm, digits, f, *args):
 
 def _kept(section, what, arm, f, model, x, digits):
     model.train()
-    return _memory(section, what, arm, digits, saved_bytes, f, there_anyway(model, x))
+    return _memory(section, what, arm, digits, saved_bytes, f, [*model.parameters(), *model.buffers(), x])
 
 # %% ../../nbs/lab/03_bench.ipynb #08ea3f23
 def _compiled(o, section, what, arms, x):

@@ -57,10 +57,9 @@ def smallest_members(
 def randomise(
     net:nn.Module, # changed in place, left in eval mode
     x:torch.Tensor, # a batch: the batch norms' statistics start from what they see of it
-    seed:int=0,
 ):
     "Move alphas, biases, kernels, batch norm weights, biases and statistics of `net` away from where they start"
-    g = torch.Generator().manual_seed(seed)
+    g = torch.Generator().manual_seed(0)
     def rand(t, lo, hi): return (torch.rand(t.shape, generator=g, dtype=torch.float64)*(hi - lo) + lo).to(t)
     bns = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     seen,hooks = {},[m.register_forward_pre_hook(lambda m, args: seen.__setitem__(m, args[0].std())) for m in lslus(net).values()]
