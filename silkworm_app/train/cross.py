@@ -112,12 +112,11 @@ class PartProgress(PrintEpoch):
     def before_fit(self):
         super().before_fit()
         self.begun = time.time()
-    def after_batch(self):
-        if not self.training or time.time() - self.last <= self.every: return
+    def sign_of_life(self):
+        "How long it takes yet"
         part = (self.epoch + (self.iter + 1)/self.n_iter)/self.n_epoch
         left = (self.each or (time.time() - self.begun)/part)*(self.todo - part)
-        self.log(f'{self.title}epoch {self.epoch+1} of at most {self.n_epoch}{_left(left)}')
-        self.last = time.time()
+        return f' of at most {self.n_epoch}{_left(left)}'
 
 # %% ../../nbs/train/15_cross.ipynb #decc327a
 def _cut(cfg, splits, items, by):

@@ -77,9 +77,11 @@ class PrintEpoch(Callback):
         self.last = time.time()
     def after_batch(self):
         if not self.training or time.time() - self.last <= self.every: return
-        done = f'{100*(self.iter+1)//self.n_iter} % of the batches'
-        self.log(f'{self.title}epoch {self.epoch+1}/{self.n_epoch}: {done}, loss {float(self.smooth_loss):.4f}')
+        self.log(f'{self.title}epoch {self.epoch+1}{self.sign_of_life()}')
         self.last = time.time()
+    def sign_of_life(self):
+        "How far the epoch is"
+        return f'/{self.n_epoch}: {100*(self.iter+1)//self.n_iter} % of the batches, loss {float(self.smooth_loss):.4f}'
     def after_fit(self): self.learn.logger = self.old
 
 # %% ../../nbs/train/09_log.ipynb #7d825d45
