@@ -65,7 +65,7 @@ def _trust(folder, c, data):
     return trust
 
 def _on_torch(folder, c, pre, data):
-    if c['net_spec'] is None: raise BundleError(f"{folder} holds a net of another make, which runs as model.onnx only: use backend='onnx'")
+    if c['net_spec'] is None: raise BundleError(f"{folder} holds a net of another make, which runs as model.onnx only: use the backend onnx")
     try: from silkworm_app.serve.net import Predictor, build_net # brings torch
     except ModuleNotFoundError as e:
         other = 'use the backend onnx' if 'model.onnx' in c['files'] else 'add a model.onnx to the bundle where it is installed'
@@ -76,7 +76,7 @@ def _on_torch(folder, c, pre, data):
 def _on_onnx(folder, c, pre, threads, data):
     if 'model.onnx' not in c['files']:
         raise BundleError(f"{folder} has no model.onnx; make it with silkworm-fuse {folder} --out {folder} --format onnx, "
-                          "or use backend='torch'")
+                          "or use the backend torch")
     p = OnnxBundlePredictor(folder, c, data['model.onnx'], threads)
     if p.classes != c['classes'] or p.preprocess != pre:
         raise BundleError(f'{folder}/model.onnx has other classes or another preprocessing than its config.json')
