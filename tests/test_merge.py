@@ -71,6 +71,18 @@ def test_collected_photographs_come_in_and_what_is_judged_stays(tmp_path, collec
     assert f'note: 0 of {6 + (not folds)} picture(s) came in' in capsys.readouterr().out
 
 
+def test_copies_that_come_in_are_told_from_photographs(tmp_path):
+    "Six pictures that show one photograph are no six photographs; where each is new, nothing is said"
+    prepare(drawn(tmp_path/'first', ('healthy', 'pebrine'), 6, 0), tmp_path/'old', folds=3, show=False)
+    new = draw_larva('healthy', 96, 50)
+    (tmp_path/'more/healthy').mkdir(parents=True)
+    new.save(tmp_path/'more/healthy/new.png')
+    said = lambda to: merge(tmp_path/'old', tmp_path/'more', tmp_path/to, show=False)['notes'][0]
+    assert said('one') == '1 of 1 picture(s) came in, healthy 1'
+    for k, im in enumerate((new, Image.open(tmp_path/'first/healthy/0.png'))): im.rotate(90).save(tmp_path/f'more/healthy/turned{k}.png')
+    assert said('three') == '3 of 3 picture(s) came in, healthy 3; they show 1 photograph(s) that were not there, the others are copies'
+
+
 def test_what_cannot_be_added_is_said(tmp_path, collected, capsys):
     raw = drawn(tmp_path/'first', ('healthy', 'pebrine'), 12, 0)
     prepare(raw, tmp_path/'old', folds=0, show=False)

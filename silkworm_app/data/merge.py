@@ -174,7 +174,9 @@ def _combined(known, coming, dest, about, before, notes, level, scenes, seed, si
     parts, photos = _parts(known, home, label, scene, seed), defaultdict(set)
     for k, c in (it for o in parts.values() for it in o): photos[c].add(g.photos[k])
     distinct, added = {c: len(p) for c, p in sorted(photos.items())}, dict(sorted(Counter(label[k] for k in home).items()))
-    if coming: notes.append(f'{len(home)} of {len(coming)} picture(s) came in' + ''.join(f', {c} {m}' for c, m in added.items()))
+    fresh = len({g.photos[k] for k in home} - {*g.photos[:n]})
+    copies = f'; they show {fresh} photograph(s) that were not there, the others are copies' if fresh < len(home) else ''
+    if coming: notes.append(f'{len(home)} of {len(coming)} picture(s) came in' + ''.join(f', {c} {m}' for c, m in added.items()) + copies)
     notes += [f'{len(ks)} stay(s) out: {why} ({", ".join(names[k] for k in ks[:3])}{", ..." if len(ks) > 3 else ""})'
               for why, ks in sorted(out.items())]
     folds = 0 if 'train' in parts else len(parts)
