@@ -919,6 +919,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'silkworm_app.data.prepare._few': ('data/prepare.html#_few', 'silkworm_app/data/prepare.py'),
                                            'silkworm_app.data.prepare._folder_name': ( 'data/prepare.html#_folder_name',
                                                                                        'silkworm_app/data/prepare.py'),
+                                           'silkworm_app.data.prepare._left_out': ( 'data/prepare.html#_left_out',
+                                                                                    'silkworm_app/data/prepare.py'),
                                            'silkworm_app.data.prepare._link': ('data/prepare.html#_link', 'silkworm_app/data/prepare.py'),
                                            'silkworm_app.data.prepare._main_class': ( 'data/prepare.html#_main_class',
                                                                                       'silkworm_app/data/prepare.py'),

@@ -296,6 +296,17 @@ def test_leak_conflict_and_exact_copies(tmp_path):
     assert '33.3 %' in audit_text(r) and json.loads(json.dumps(r)) == r
 
 
+def test_a_photograph_under_two_classes_is_named(tmp_path):
+    "Its files side by side, and no more than three in all"
+    d = tree(tmp_path / 'set', n=4)
+    said = lambda: [n for n in prepare(d, tmp_path / 'out', folds=0, level='hash', show=False, overwrite=True)['notes'] if 'two or more classes' in n]
+    assert said() == []
+    for i in (0, 2):
+        shutil.copy(d / f'pabrin/{i}.png', d / f'undiseased/z{i}.png')
+        last = 'pabrin/0.png, undiseased/z0.png' + ', pabrin/2.png, ...'*(i > 0)
+        assert said() == [f'{2 + i} file(s) left out: photograph under two or more classes ({last}): delete the wrong one']
+
+
 def test_of_near_copies_the_largest_stays(tmp_path):
     "And not the one whose name comes first"
     d = tree(tmp_path / 'set', n=3)

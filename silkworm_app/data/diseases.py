@@ -58,9 +58,10 @@ def silkworm_info(
     return {c: CLASS_INFO[n] | title(c) for c in classes if (n := canonical_name(c)) in CLASS_INFO}
 
 # %% ../../nbs/data/01_diseases.ipynb #5d1f0a38
-_unsorted = {*map(_plain, ('unsorted', 'to sort', 'unclassified', 'uncategorized', 'uncategorised', 'unlabeled', 'unlabelled', 'unknown', 'not sure', '不确定',
-    'misc', 'miscellaneous', 'other', 'others', 'something else', 'new folder', 'untitled', 'untitled folder', 'temp', 'tmp', '未分类', '待整理', '未知',
-    '其他', '其它', '新建文件夹', '未命名文件夹', 'अन्य', 'अज्ञात', 'विविध', 'नया फ़ोल्डर'))}
+_unsorted = {*map(_plain, (
+    'unsorted', 'to sort', 'unclassified', 'uncategorized', 'uncategorised', 'unlabeled', 'unlabelled', 'unknown', 'not sure', 'misc',
+    'miscellaneous', 'other', 'others', 'something else', 'new folder', 'untitled', 'untitled folder', 'temp', 'tmp', '未分类', '待整理',
+    '未知', '不确定', '其他', '其它', '新建文件夹', '未命名文件夹', 'अन्य', 'अज्ञात', 'विविध', 'नया फ़ोल्डर'))}
 
 def class_remarks(
     classes # names

@@ -74,28 +74,40 @@ def _main_class(labels):
     return c if n >= .9 * len(labels) else None
 
 # %% ../../nbs/data/11_prepare.ipynb #1c5271ed
+_of_two = 'photograph under two or more classes'
+
 def choose(
     labels:list, # wanted class of each file, None: left out
     bad:dict, # number of a file -> why it cannot be used
     photo:list, # photograph of each file
     part:list, # number of each file, of which one file stays: that with the most pixels
     heads:list # of `headers`
-)->tuple: # numbers of the files that stay, `Counter` of why others don't
+)->tuple: # numbers of the files that stay, {why others don't: their numbers}
     "What goes into the new set."
     votes = {}
     for k, (c, n) in enumerate(zip(labels, photo)):
         if c and k not in bad: votes.setdefault(n, []).append(c)
-    main, kept, seen, dropped = {n: _main_class(v) for n, v in votes.items()}, [], set(), Counter()
+    main, kept, seen, dropped = {n: _main_class(v) for n, v in votes.items()}, [], set(), {}
     pixels = [h[1]*h[2] if h else 0 for h in heads]
     for k in sorted(range(len(labels)), key=lambda k: -pixels[k]):
         c = labels[k]
-        if k in bad: dropped['cannot be opened'] += 1
-        elif c is None: dropped['class left out by the mapping'] += 1
-        elif main[photo[k]] is None: dropped['photograph under two or more classes'] += 1
-        elif main[photo[k]] != c: dropped['at least 90 % of the copies of this photograph stand under another class'] += 1
-        elif part[k] in seen: dropped['duplicate of a kept file'] += 1
-        else: seen.add(part[k]); kept.append(k)
+        if k in bad: why = 'cannot be opened'
+        elif c is None: why = 'class left out by the mapping'
+        elif main[photo[k]] is None: why = _of_two
+        elif main[photo[k]] != c: why = 'at least 90 % of the copies of this photograph stand under another class'
+        elif part[k] in seen: why = 'duplicate of a kept file'
+        else: seen.add(part[k]); kept.append(k); continue
+        dropped.setdefault(why, []).append(k)
     return sorted(kept), dropped
+
+def _left_out(dropped, names, photo):
+    "A sentence for each reason; the files of one photograph that stands under several classes are named side by side"
+    out = []
+    for why, ks in sorted(dropped.items()):
+        few = [names[k] for k in sorted(ks, key=lambda k: (photo[k], k))[:3]]
+        which = f' ({", ".join(few)}{", ..." if len(ks) > 3 else ""}): delete the wrong one' if why == _of_two else ''
+        out.append(f'{len(ks)} file(s) left out: {why}{which}')
+    return out
 
 # %% ../../nbs/data/11_prepare.ipynb #2f091b67
 def _few(distinct, apart, folds):
@@ -319,7 +331,7 @@ def prepare(
         to, notes = renaming(scan.classes, mapping, src)
         report, g, heads = audit_scan(scan, name, level, workers, show, scenes)
         photo, scene = g.photos, g.kept_together(scenes)
-        label = [to[c] for _, _, c in scan.items]
+        label, sources = [to[c] for _, _, c in scan.items], [scan.rel(p) for p, _, _ in scan.items]
         kept, dropped = choose(label, g.bad, photo, {'all': g.exact, 'near': g.near, 'one': photo}[keep], heads)
         distinct = _distinct(kept, label, photo, src)
         folds, more = _few(distinct, {c: len({scene[k] for k in kept if label[k] == c}) for c in distinct}, folds)
@@ -327,11 +339,10 @@ def prepare(
         given = f'split folders ({", ".join(sorted(sum(scan.splits.values(), [])))})' if report['given_splits'] else ''
         if report['folds']: given = 'folds'
         if given: notes.append(f'the {given} of the source were not kept: all photographs were cut anew')
-        notes += more + last + [f'{n} file(s) left out: {why}' for why, n in sorted(dropped.items())] + strange_files(scan) + scan.remarks
+        notes += more + last + _left_out(dropped, sources, photo) + strange_files(scan) + scan.remarks
         if g.bad: notes.append(why_unusable(report['unusable']))
         split = dict(folds=folds) if folds else dict(valid_pct=valid_pct, test_pct=test_pct)
         options = dict(source=name, seed=seed, size=size, level=report['level'], keep=keep, scenes=scenes, **split)
-        sources = [scan.rel(p) for p in g.files]
         with new_folder(dest) as work:
             rows = write_set(work, g.files, g.sha256, sources, parts, scene, [size]*len(sources), folds, workers, show)
             finish_set(work, rows, notes + [f'source: {h}' for h in headlines(report) if h not in notes], options, distinct, to)

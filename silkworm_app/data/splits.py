@@ -152,7 +152,8 @@ def leak_warnings(
     if many_copies(leak):
         each = ', '.join(f'{c}: {k}' for c, k in leak['distinct'].items())
         out.append(f'the {leak["files"]} files are copies of about {n} distinct pictures ({each})')
-        if leak['level'] == 'hash': out.append("rotated or zoomed copies were not looked for; check with --group copies (in code group='copies')")
+        how = "--group copies (in code group='copies')"
+        if leak['level'] == 'hash': out.append(f'rotated or zoomed copies were not looked for; check with {how}')
     return out
 
 # %% ../../nbs/data/04_splits.ipynb #00b7fca3

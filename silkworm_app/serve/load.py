@@ -65,7 +65,7 @@ def _trust(folder, c, data):
     return trust
 
 def _on_torch(folder, c, pre, data):
-    if c['net_spec'] is None: raise BundleError(f"{folder} holds a net of another make, which runs as model.onnx only: use the backend onnx")
+    if c['net_spec'] is None: raise BundleError(f'{folder} holds a net of another make, which runs as model.onnx: use the backend onnx')
     try: from silkworm_app.serve.net import Predictor, build_net # brings torch
     except ModuleNotFoundError as e:
         other = 'use the backend onnx' if 'model.onnx' in c['files'] else 'add a model.onnx to the bundle where it is installed'
