@@ -253,7 +253,7 @@ def test_messages_name_the_archive_and_not_where_it_was_unpacked(tmp_path, capsy
 
 
 def test_archives_in_a_set_are_said(tmp_path, capsys):
-    d, said = tree(tmp_path / 'set', n=3), '1 archive(s) in it were not opened (more.zip): unpack them first, if they hold pictures'
+    d, said = tree(tmp_path / 'set', n=3), '1 archive(s) in it were not opened (more.zip): if they hold pictures, unpack them and move the archives away'
     shutil.make_archive(tmp_path / 'more', 'zip', d)
     shutil.copy(tmp_path / 'more.zip', d)
     assert said in headlines(audit(d, 'hash', show=False)) and said in find_splits(d).warnings

@@ -97,7 +97,8 @@ def _unopened(names):
     "What to do with the archives among these; else None"
     names = [n for n in names if n.lower().endswith(_archives)]
     first = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
-    return f'{len(names)} archive(s) in it were not opened ({first}): unpack them first, if they hold pictures' if names else None
+    what = 'if they hold pictures, unpack them and move the archives away'
+    return f'{len(names)} archive(s) in it were not opened ({first}): {what}' if names else None
 
 def _entries(d):
     "What lies in a folder, litter left out, in order; raises `OSError`."
