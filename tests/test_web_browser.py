@@ -359,3 +359,36 @@ def test_a_whole_folder_is_counted_by_its_folders(browser, colours, tmp_path):
         assert rows[0] == ['Folder', 'Grasserie', 'Grasserie or Muscardine'] and rows[1:] == [['tray 1', '1', '1'], ['tray 2', '1', '0']], rows
         assert sorted(page.locator('#table .rows .file').all_inner_texts())[0].startswith('tray 1/IMG-')
         page.context.close()
+
+
+@pytest.mark.parametrize('how', ['chosen', 'dropped'])
+def test_what_an_iphone_makes_is_taken(browser, colours, tmp_path, how):
+    "Of a picture in HEIC the browser knows no type, whatever the case of its name"
+    import base64
+    from pillow_heif import from_pillow
+    files = [tmp_path / 'trays/tray 1' / n for n in ('IMG_4001.HEIC', 'img_2.heic')]
+    files[0].parent.mkdir(parents=True)
+    for f, kind in zip(files, ('one', 'several')): from_pillow(Image.open(next(colours.glob(f'*{kind}.jpg')))).save(f)
+    def give_all(page, at, files):
+        if how == 'chosen': return page.locator(f'{at} input[type=file]:not([webkitdirectory])').set_input_files([str(f) for f in files])
+        page.evaluate("""([at, files]) => { const d = new DataTransfer(), area = document.querySelector(`${at} input[type=file]`).parentElement;
+            for (const [name, data] of files) d.items.add(new File([Uint8Array.from(atob(data), c => c.charCodeAt())], name));
+            area.dispatchEvent(new DragEvent('drop', {dataTransfer: d, bubbles: true, cancelable: true})); }""",
+            [at, [(f.name, base64.b64encode(f.read_bytes()).decode()) for f in files]])
+    with serving(Keeper()) as demo:
+        page = visit(browser, demo.local_url, phone=False)
+        give_all(page, '#picture', files[:1])
+        page.wait_for_selector('.verdict.one', timeout=15000)
+        for at in ('#files', 'folder') if how == 'chosen' else ('#files',):
+            page.reload()
+            page.wait_for_selector('#verdict .verdict')
+            page.wait_for_load_state('networkidle')
+            page.get_by_role('tab', name='Many pictures').click()
+            if at == 'folder': page.locator('input[type=file][webkitdirectory]').set_input_files(str(tmp_path / 'trays'))
+            else: give_all(page, at, files)
+            page.wait_for_function("document.querySelectorAll('#files tr.file, #files .file').length >= 2", timeout=15000)
+            page.locator('#go').click()
+            page.wait_for_selector('#table .rows tbody tr img', timeout=15000)
+            text = page.locator('#report').inner_text()
+            assert text.startswith('2 pictures') and 'Not readable' not in text, text
+        page.context.close()
