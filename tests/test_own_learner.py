@@ -3,6 +3,7 @@ import csv
 import warnings
 from collections import namedtuple
 
+import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback
@@ -13,7 +14,7 @@ from fastai.callback.tracker import SaveModelCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, RegressionBlock
 from fastai.data.transforms import GrandparentSplitter, IndexSplitter, get_image_files, parent_label
-from fastai.losses import CrossEntropyLossFlat
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, MSELossFlat
 from fastai.torch_core import params
 from fastai.vision.augment import Resize
 from fastai.vision.core import PILImage
@@ -24,6 +25,7 @@ from silkworm_app.act.patch import lslu_model
 from silkworm_app.data.folder import DataError
 from silkworm_app.data.loaders import image_dls, test_loader as labelled_test
 from silkworm_app.data.sample import draw_sample
+from silkworm_app.serve.format import BundleError
 from silkworm_app.train.callback import LSLUCallback, SaveBest, WeightEMA
 from silkworm_app.train.learner import lslu_learner
 from silkworm_app.train.resume import Checkpoint
@@ -153,6 +155,11 @@ def test_arguments_that_do_nothing_are_said(learner, sample):
     with pytest.raises(ValueError, match='each picture needs one class'): quiet(learner(several), 'fine_tune')
     number = blocks(sample, blocks=(ImageBlock, RegressionBlock), get_y=lambda p: 1.)
     with pytest.raises(ValueError, match='each picture needs one class'): quiet(learner(number, n_out=1), 'fine_tune')
+    for dls, kw, loss in (several, {}, BCEWithLogitsLossFlat), (number, dict(n_out=1), MSELossFlat):  # trained with the loss of their loaders
+        learn = learner(dls, **kw)
+        quiet(learn, 'fit', 1)
+        assert isinstance(learn.loss_func.func, type(loss().func)) and not learn.metrics and np.isfinite(learn.recorder.values[-1]).all()
+        with pytest.raises(BundleError, match='one class a picture'): learn.save_bundle(learn.path/'bundle')
     learn = learner(where='stem')
     with pytest.warns(UserWarning, match="where='all' changes nothing"): learn.to_lslu(where='all')
     with pytest.raises(DataError, match='no test pictures'): labelled_test(learn.dls)

@@ -12,6 +12,7 @@ from functools import cache
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.prune import is_pruned
 from timm.layers import Conv2dSame,FrozenBatchNormAct2d
 from torchvision.ops.misc import FrozenBatchNorm2d
 from ..clock import median_seconds
@@ -278,8 +279,7 @@ def _check_slope(model):
     for name,m in model.named_modules():
         s = getattr(m, 'act_slope', 1)
         if isinstance(s, (int, float)) and s != 1:
-            raise FuseError(f'the deep-training slope of {name or "the net"} is {s:g}, not 1: '
-                            'finish the schedule, or train on with set_act_slope(1), before fusing')
+            raise FuseError(f'the slope of {name or "the net"} is {s:g}, not 1: finish the schedule, or train on with set_act_slope(1)')
 
 def _layout(model, channels_last=None):
     "The weights in the memory format in which they run fastest; the results of convolutions follow it, whatever the input's is"
@@ -298,6 +298,7 @@ def fuse(
     if getattr(model, 'fuse_plan', None) is not None: return _layout(copy.deepcopy(model).eval(), channels_last)
     _check_slope(model)
     _check_numbers(model)
+    if p := [n for n,m in model.named_modules() if is_pruned(m)]: raise FuseError(f'{p[-1]} is pruned: call torch.nn.utils.prune.remove')
     model = copy.deepcopy(model).eval().requires_grad_(False)
     try: (x,y),_ = first_run(model, torch.no_grad()(lambda x: (x, model(x))), sizes(model, input_size))
     except ValueError as e: raise FuseError(str(e)) from e

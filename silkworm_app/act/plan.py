@@ -177,7 +177,9 @@ def _choose(where, places, stem):
 def _nothing(plan, chosen):
     "The sentence for a plan without a place"
     mine = [p for p in plan.places if p.name in chosen]
-    if not mine: return f'Nothing to replace in {plan.arch}: no activation runs inside where={plan.where}.'
+    if not mine:
+        return (f'Nothing to replace in {plan.arch}: no activation runs inside where={plan.where}; '
+                'where=None takes the first that can be one.')
     small = [p for p in mine if p.reason.startswith(SMALL)]
     if small:
         side = max(p.side for p in small)

@@ -99,13 +99,13 @@ class LSLULearner(Learner):
 def lslu_learner(
     dls, # fastai DataLoaders of pictures, see `image_dls` and `cifar_dls`; also `ImageDataLoaders` or those of a `DataBlock`
     arch:str=None, # any of `timm.list_models()`; None: `default_arch`
-    loss_func=None, # None: cross-entropy
+    loss_func=None, # None: that of the loaders, as in fastai, else cross-entropy
     opt_func=Adam, # fastai optimiser
     lr:float=4e-3, # default learning rate
     wd:float=None, # weight decay; alphas, biases and norms have none
     splitter=lslu_splitter, # net -> parameter groups
     cbs=None, # more callbacks
-    metrics=None, # None: accuracy, and accuracy balanced over the classes
+    metrics=None, # None: accuracy, and accuracy balanced over the classes, where each picture has one
     path=None, # folder of models and logs; None: that of `dls`
     model_dir='models', # of `Learner.save`
     decay_epochs:int=0, # of deep training (VanillaNet); 0: none
@@ -133,9 +133,10 @@ def lslu_learner(
     if train_frozen is None: train_frozen = not (pretrained and kwargs.get('init') in (None, 'identity'))
     own = [LSLUCallback(where='none', fname=log, train_frozen=train_frozen), OneAnswer()]
     if decay_epochs: own.append(DeepTraining(decay_epochs, decay_linear))
-    metrics = L(right_metrics() if metrics is None else metrics)
-    learn = LSLULearner(dls, model, loss_func=loss_func or CrossEntropyLossFlat(), opt_func=opt_func, lr=lr, splitter=splitter,
-                        cbs=own + list(L(cbs)), metrics=metrics, path=path, model_dir=model_dir, wd=wd, moms=moms, train_bn=train_frozen)
+    loss = getattr(getattr(dls, 'train_ds', None), 'loss_func', None) or CrossEntropyLossFlat()
+    if metrics is None: metrics = right_metrics() if isinstance(loss, CrossEntropyLossFlat) else []
+    learn = LSLULearner(dls, model, loss_func=loss_func or loss, opt_func=opt_func, lr=lr, splitter=splitter,
+                        cbs=own + list(L(cbs)), metrics=L(metrics), path=path, model_dir=model_dir, wd=wd, moms=moms, train_bn=train_frozen)
     learn.pretrained = bool(pretrained)
     if pretrained: learn.freeze()
     return learn
