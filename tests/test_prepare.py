@@ -297,7 +297,7 @@ def test_leak_conflict_and_exact_copies(tmp_path):
 
 
 def test_a_photograph_under_two_classes_is_named(tmp_path):
-    "Its files side by side, and no more than three in all"
+    "By a file of each class, and no more than three in all"
     d = tree(tmp_path / 'set', n=4)
     said = lambda: [n for n in prepare(d, tmp_path / 'out', folds=0, level='hash', show=False, overwrite=True)['notes'] if 'two or more classes' in n]
     assert said() == []
@@ -305,6 +305,8 @@ def test_a_photograph_under_two_classes_is_named(tmp_path):
         shutil.copy(d / f'pabrin/{i}.png', d / f'undiseased/z{i}.png')
         last = 'pabrin/0.png, undiseased/z0.png' + ', pabrin/2.png, ...'*(i > 0)
         assert said() == [f'{2 + i} file(s) left out: photograph under two or more classes ({last}): delete the wrong one']
+    for n in 'ab': Image.open(d / 'pabrin/0.png').resize((60, 60)).save(d / f'pabrin/0{n}.png')
+    assert '6 file(s)' in said()[0] and '(pabrin/0.png, undiseased/z0.png, pabrin/2.png, ...)' in said()[0]
 
 
 def test_of_near_copies_the_largest_stays(tmp_path):

@@ -100,12 +100,14 @@ def choose(
         dropped.setdefault(why, []).append(k)
     return sorted(kept), dropped
 
-def _left_out(dropped, names, photo):
-    "A sentence for each reason; the files of one photograph that stands under several classes are named side by side"
+def _left_out(dropped, names, photo, labels):
+    "A sentence for each reason; of a photograph that stands under several classes a file of each is named"
     out = []
     for why, ks in sorted(dropped.items()):
-        few = [names[k] for k in sorted(ks, key=lambda k: (photo[k], k))[:3]]
-        which = f' ({", ".join(few)}{", ..." if len(ks) > 3 else ""}): delete the wrong one' if why == _of_two else ''
+        one = {}
+        for k in sorted(ks, key=lambda k: (photo[k], k)): one.setdefault((photo[k], labels[k]), names[k])
+        few = ', '.join([*one.values()][:3]) + (', ...' if len(ks) > min(3, len(one)) else '')
+        which = f' ({few}): delete the wrong one' if why == _of_two else ''
         out.append(f'{len(ks)} file(s) left out: {why}{which}')
     return out
 
@@ -339,7 +341,7 @@ def prepare(
         given = f'split folders ({", ".join(sorted(sum(scan.splits.values(), [])))})' if report['given_splits'] else ''
         if report['folds']: given = 'folds'
         if given: notes.append(f'the {given} of the source were not kept: all photographs were cut anew')
-        notes += more + last + _left_out(dropped, sources, photo) + strange_files(scan) + scan.remarks
+        notes += more + last + _left_out(dropped, sources, photo, label) + strange_files(scan) + scan.remarks
         if g.bad: notes.append(why_unusable(report['unusable']))
         split = dict(folds=folds) if folds else dict(valid_pct=valid_pct, test_pct=test_pct)
         options = dict(source=name, seed=seed, size=size, level=report['level'], keep=keep, scenes=scenes, **split)
