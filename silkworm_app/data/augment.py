@@ -292,4 +292,4 @@ def batch_augment(
         if isinstance(aug, dict): return BatchAugment(**aug)
     except TypeError as e: raise DataError(f'fast augmentation: {str(e).split("__init__() ")[-1]}') from None
     raise DataError(f'fast batches know the augmentations {", ".join(FAST_AUGMENTATIONS)} or a dict of arguments of BatchAugment, '
-                    f'not {aug!r}; for other pipelines use fast=False')
+                    f'not {aug!r}; for other pipelines use --fast false (in code fast=False)')

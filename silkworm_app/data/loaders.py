@@ -180,7 +180,7 @@ def _augmentation(aug, pre, fast, timm_args):
                         f"with {aug!r}")
     if fast == 'auto': fast = 'auto' if pre.size <= 64 and isinstance(aug, str) and aug in FAST_AUGMENTATIONS else False
     if timm:
-        if fast: raise DataError('fast batches do not go with timm augmentation; use fast=False')
+        if fast: raise DataError('fast batches do not go with timm augmentation; use --fast false (in code fast=False)')
         erase = {k: timm_args.pop(k) for k in ('re_prob', 're_mode', 're_count') if k in timm_args}
         return TimmTransform(aug[5:], pre, **timm_args), [TimmErasing(**erase)] if erase.get('re_prob') else [], False
     batch = batch_augment(aug) if fast else None

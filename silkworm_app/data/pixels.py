@@ -103,8 +103,8 @@ def load_pixels(
     "All pictures fitted, as one byte tensor. Raises `DataError` beyond `max_gb`, `ImageError` for a bad file."
     n, s = len(srcs), pre.size
     if 3 * s * s * n > max_gb * 2**30:
-        raise DataError(f'{n} pictures of {s} px need {3*s*s*n/2**30:.1f} GB, more than max_gb={max_gb:g}; use fast=False, a smaller '
-                        f'size or a larger limit')
+        raise DataError(f'{n} pictures of {s} px need {3*s*s*n/2**30:.1f} GB, more than {max_gb:g} GB (max_gb); use --fast '
+                        'false (in code fast=False), a smaller size or a larger limit')
     files = all(isinstance(p, (str, os.PathLike)) for p in srcs)
     if cache is not None and files:
         a = _cached(cache, 'fitted', srcs, pre.to_dict(), lambda p: _fitted(p, pre), max_gb)[0]
