@@ -315,7 +315,10 @@ def test_what_must_be_known_first_goes_with_every_file(tmp_path, capsys):
 def test_what_is_said_first_is_said_once_and_in_every_language(tmp_path):
     "Warnings that a training leaves in a bundle: of a class hardly found, of one answer to all, of files and cuts"
     from types import SimpleNamespace
+    from silkworm_app.data.diseases import class_remarks
+    from silkworm_app.data.folder import _unopened
     from silkworm_app.data.splits import NO_TEST, carve, leak_warnings, leaks
+    from silkworm_app.serve.advice import first_words
     from silkworm_app.serve.card import bundle_card
     from silkworm_app.serve.metrics import evaluate_probs, hardly_found
     from silkworm_app.serve.page.export import page_words
@@ -326,21 +329,31 @@ def test_what_is_said_first_is_said_once_and_in_every_language(tmp_path):
     leak = leaks(dict(train=[(k, 'a') for k in range(9)], valid=[], test=[(k, 'a') for k in range(3)]), {k: k//4 for k in range(9)}, 'hash')
     thin = carve([(Path(f'{i}'), c) for i, c in enumerate('aaaaab')], None, (.2, .2), 0, ('validation', 'test'))[1]
     files = ['4 file(s) were skipped: a.mp4 is a video', '80 files: 77 distinct files of 68 photographs; left out since under two classes: 1', NO_TEST]
+    files += [*class_remarks(['misc', 'a', 'A']), _unopened(['x.zip'])]
     for k, said in enumerate((z, np.where(y[:, None] == 3, -z, z), 9 * np.eye(4)[np.zeros_like(y)])):                # of pebrine all, nothing, and one answer to all
         m = evaluate_probs(said, y, names, logits=True)
         found = hardly_found(m)
         c = dict(arch='x', size=9, classes=names, metrics=dict(test=m), leak=leak, trust=trust.to_dict(), warnings=files + thin + found + leak_warnings(leak))
         p = SimpleNamespace(config=c, trust=trust, classes=names)
         f = facts(p)
-        assert len(files + thin + found + leak_warnings(leak)) >= 8 and f['warnings'] == [] and [n['code'] for n in f['notes']][0] == 'leaked'
+        assert len(files + thin + found + leak_warnings(leak)) >= 8 and [n['code'] for n in f['notes']][0] == 'leaked'
+        assert f['warnings'] == found*(k == 1)                                       # a test counts files: what the trust doesn't know stays as it is said
         few = [n['values']['label'] for n in f['notes'] if n['code'] == 'hardly_found']
-        assert few == ['healthy'] + ['pebrine']*(k == 1)
+        assert few == ['healthy']
+        if k == 1:
+            notes, rest = first_words(c | dict(metrics=dict(cross_validation=m), warnings=found), trust)
+            assert [n.values['label'] for n in notes] == ['healthy', 'pebrine'] and rest == []
+            assert first_words(dict(warnings=found), trust)[1] == found                # of a bare ONNX file
         assert ('one_answer' in [n['code'] for n in f['notes']]) == ('to every picture' in found[0]) == (k == 2)
         for lang in ('hi', 'zh'):
             banner = page_words(p, lang)['banner']
-            assert len(banner) == len(f['notes']) and not any(re.search('[A-Za-z]{3}', b) for b in banner), banner
+            assert len(banner) == len(f['notes'] + f['warnings']) and sum(bool(re.search('[A-Za-z]{3}', b)) for b in banner) == (k == 1), banner
         card = bundle_card(c)
-        assert sum('found' in o and 'ealthy' in o for o in card.splitlines() if o.startswith('- ')) == 1 and files[0][2:] in card
+        assert sum('found' in o and 'ealthy' in o for o in card.splitlines() if o.startswith('- ')) == 1 + (k == 1) and files[0][2:] in card
+    untried = fit_trust(z[:63, :], None, y[:63], names, leak=0.)                              # on no pebrine
+    said = ['less than half is found of pebrine (0 % of 10 pictures): another answer does not exclude it', 'nothing was there to test healthy on: whether the net finds it is not known']
+    assert first_words(dict(warnings=said), untried)[1] == said and 'unchecked' in [n.code for n in first_words({}, untried)[0]]
+    assert first_words(dict(warnings=[said[1].replace('healthy', 'pebrine')]), untried)[1] == []
 
 
 # ---- files that lie ----

@@ -27,24 +27,30 @@ def trust_warnings(
     none = [c for c, n in trust.seen.items() if not n]
     return out + ([Reason('unchecked', labels=none)] if none and trust.calibrated else [])
 
-_few, _one = 'less than half is found of ', re.compile('the net says (.+) to every picture')
+_few, _never, _one = 'less than half is found of ', 'nothing was there to test ', re.compile('the net says (.+) to every picture')
+
+def _names_only(sentence, told, trust):
+    "Whether a sentence of `hardly_found` names classes, and only ones of which that is told; where it shortens, that can't be seen"
+    named = {c for c in trust.classes if re.search(rf'(?:of|test|,) {re.escape(c)}(?: \(|,| on:)', sentence)} if trust else set()
+    return bool(named) and named <= told and not re.search(r' and \d+ more', sentence)
 
 def first_words(
     config:dict, # of a bundle
     trust:Trust # of it; None: it has none
 )->tuple: # `Reason`s, sentences
     "What must be known of a model, each thing once: what its trust says, and what that leaves of the bundle's warnings."
-    notes, rest, m = trust_warnings(trust) if trust else [], [], config.get('metrics') or {}
-    known = {c for n in notes for c in (n.values.get('labels') or [n.values.get('label')])}
-    m = next((m[k] for k in ('cross_validation', 'test', 'valid') if isinstance(m.get(k), dict)), {})
-    count = m.get('per_class_n') if isinstance(m.get('per_class_recall'), dict) else None
-    few = [Reason('hardly_found', label=c, found=round(r*n), n=n) for c, r in (m['per_class_recall'] if count else {}).items()
-           if (n := round(count.get(c) or 0)) and r < .5 and c not in known]
+    notes, rest, cross = trust_warnings(trust) if trust else [], [], (config.get('metrics') or {}).get('cross_validation') or {}
+    told = lambda code: {c for n in notes if n.code == code for c in n.values.get('labels') or [n.values['label']]}
+    counts = {c: round(n) for c, n in (cross.get('per_class_n') or {}).items()}
+    few = [Reason('hardly_found', label=c, found=round(cross['per_class_recall'][c]*n), n=n) for c, n in counts.items()
+           if n and cross['per_class_recall'][c] < .5 and c not in told('hardly_found')]
     for w in map(str, config.get('warnings') or []):
         if w in notes: continue                                        # bundles once held these, too
         if one := _one.match(w): notes.append(Reason('one_answer', label=one[1]))
-        elif w.startswith(_few) and (count or any(n.code == 'hardly_found' for n in notes)): notes += few
-        elif not (w.startswith('nothing was there to test ') and any(n.code == 'unchecked' for n in notes)): rest.append(w)
+        elif w.startswith(_few):
+            notes, few = notes + few, []
+            if not _names_only(w, told('hardly_found'), trust): rest.append(w)
+        elif not (w.startswith(_never) and _names_only(w, told('unchecked'), trust)): rest.append(w)
     return notes, rest
 
 # %% ../../nbs/serve/04_advice.ipynb #0cb61d99

@@ -215,8 +215,9 @@ def save_bundle(
 )->Path:
     "Fuse a model if need be and write its bundle. Raises `BundleError` or `FuseError`."
     learn = model_or_learn if hasattr(model_or_learn, 'dls') else None
-    if learn and any(y.ndim != 1 or y.dtype.kind == 'f' for _, y in _batches(learn.dls.valid, 1)):
-        raise BundleError('a bundle answers with one class a picture, and these have other targets: use the net itself, learn.fuse()')
+    for dl in learn.dls.loaders[1:2] if learn else ():
+        if any(y.ndim != 1 or y.dtype.kind == 'f' for _, y in _batches(dl, 1)):
+            raise BundleError('a bundle answers with one class a picture, and these have other targets: use the net itself, learn.fuse()')
     model = learn.model if learn else model_or_learn
     classes = list(map(str, classes or (learn.dls.vocab if learn else ())))
     spec = _net_spec(model, classes)

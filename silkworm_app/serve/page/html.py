@@ -202,7 +202,7 @@ def model_html(
     f:dict, # from `facts`
 )->str:
     "What the user of a model should know about it."
-    count = f['metrics'].get('per_class_n') or (_per_class_n(f) if f['split'] in (None, f['matrix_of']) else {})     # of the same pictures
+    count = _per_class(f, 'per_class_n') or (_per_class_n(f) if f['split'] in (None, f['matrix_of']) else {})     # of the same pictures
     common = max(count.items(), key=lambda o: o[1]) if count and sum(count.values()) else None
     if common: common = common[0], common[1] / sum(count.values())
     return render('model', say, f=f, split=_split(say, f['split']), common=common, by_class=by_class(f))
@@ -210,18 +210,23 @@ def model_html(
 def _split(say, name): return say(f'split_{name}') if f'split_{name}' in say.texts else name or say('split_test')
 
 # %% ../../../nbs/serve/16_page_html.ipynb #a86fe56c
+def _per_class(f, key):
+    "A measure by class as a dictionary, whichever way it was stored."
+    v = f['metrics'].get(key)
+    return v if isinstance(v, dict) else dict(zip(f['metrics'].get('classes') or f['classes'], v or []))
+
 def _per_class_n(f):
     "How many pictures of each class were tested."
     if tried := f['measured'].get('classes'): return {c: v['n'] for c, v in tried.items()}
     matrix, names = f['confusion_matrix'], f['metrics'].get('classes') or f['classes']
-    return f['metrics'].get('per_class_n') or (dict(zip(names, map(sum, matrix))) if matrix else {})
+    return _per_class(f, 'per_class_n') or (dict(zip(names, map(sum, matrix))) if matrix else {})
 
 # %% ../../../nbs/serve/16_page_html.ipynb #ea463a64
 def by_class(
     f:dict, # from `facts`
 )->list: # for each class: name, seen, needed, found, n
     "What was seen of each class, and what of it was found in the test."
-    found, n = f['metrics'].get('per_class_recall') or {}, _per_class_n(f)
+    found, n = _per_class(f, 'per_class_recall'), _per_class_n(f)
     distinct, tried = f['leak'].get('distinct') or {}, f['measured'].get('classes')
     if tried: found = {c: v['found'] / v['n'] for c, v in tried.items()}
     if not found and f['confusion_matrix']:
