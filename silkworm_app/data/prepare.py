@@ -231,7 +231,8 @@ def finish_set(
     write_text(work/'classes.json', json.dumps(about, indent=1, ensure_ascii=False) + '\n')
     number = Counter((r[3], r[2]) for r in rows)
     counts = [[s, *(number[s, c] for c in distinct)] for s in sorted({r[3] for r in rows})]
-    folds = ' Each `fold_N` is an image folder: test holds that fold, train all others.' if options.get('folds') else ''
+    each = ' Each `fold_N` is an image folder: test holds that fold, train all others; one that lacks a class is tested by `--fold fold_N`.'
+    folds = each if options.get('folds') else ''
     scenes = ', and photographs of nearly the same scene,' if (options['level'], options['scenes']) == ('copies', 'together') else ''
     write_text(work/'README.md', _card.format(
         source=options['source'], scenes=scenes, folds=folds, notes='\n'.join(f'- {n}' for n in notes),

@@ -57,12 +57,13 @@ def whole_split(
     if splits.groups is None: raise TrainError('cross-validation must know which pictures are copies: use group copies, hash or auto')
     items, note = distinct_pictures(splits)
     groups = {Path(p): g for p, _, g in items}
-    (valid, train), _ = carve([(Path(p), c) for p, c, _ in items], groups, (valid_pct,), seed, ('validation',))
+    (valid, train), notes = carve([(Path(p), c) for p, c, _ in items], groups, (valid_pct,), seed, ('validation',))
     if lost := set(splits.classes) - {c for _, c in train}:
         raise TrainError(f'no picture of {", ".join(sorted(lost))} is left to train on: all stand under two classes')
     photos = splits.photos and {Path(p): n for p, n in splits.photos.items()}
     left = [note] if len(items) < sum(map(len, (splits.train, splits.valid, splits.test))) else []
-    whole = replace(splits, train=train, valid=valid, test=[], groups=groups, warnings=splits.read + left, leak={}, photos=photos)
+    warnings = splits.read + left + notes
+    whole = replace(splits, train=train, valid=valid, test=[], groups=groups, warnings=warnings, leak={}, photos=photos)
     return whole.measured(splits.leak['level'], carved=True)
 
 # %% ../../nbs/train/15_cross.ipynb #cd986219

@@ -148,7 +148,7 @@ def to_csv(
 # %% ../../../nbs/serve/15_page_answers.ipynb #ee5c566a
 _of_the_making = re.compile('to give any to the |were skipped|distinct files of |no test split|was prepared with|were found in|'
                             'are not used|copies of about|were not looked for|is taken for a class|upper and lower case only|'
-                            'were not opened|of the manifest are gone|stand under two or more classes|put them first') # of files and cuts: for whoever trains
+                            'were not opened|of the manifest are gone|stand under two or more classes|put them first') # for whoever trains
 
 def facts(
     predictor, # what `load_bundle` gives
