@@ -72,7 +72,7 @@ def test_equal_answers_are_neither_better_nor_worse():
 # ---- words ----
 
 def test_words():
-    assert [pct(p) for p in (.456, .0123, .9987)] == ['46%', '1.23%', '99.9%']
+    assert [pct(p) for p in (.456, .0123, .9987, .995)] == ['46%', '1.23%', '99.9%', '99.5%']
     assert (_few('abcdefgh'), _few('abcdefghi'), listed([])) == ('a, b, c, d, e, f, g and h', 'a, b, c, d, e, f, g and 2 others', '')
 
 

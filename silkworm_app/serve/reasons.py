@@ -13,7 +13,7 @@ def listed(names, last='and')->str:
     names = [str(n) for n in names]
     return names[0] if len(names) == 1 else f'{", ".join(names[:-1])} {last} {names[-1]}' if names else ''
 
-def pct(p)->str: return f'{100*p:.3g}%' if p < .1 or p > .995 else f'{100*p:.0f}%'
+def pct(p)->str: return f'{100*p:.3g}%' if p < .1 or p >= .995 else f'{100*p:.0f}%'
 def _are(names): return 'is' if len(names) == 1 else 'are'
 def _photos(n): return f'{n} photograph{"s" if n != 1 else ""}'
 
