@@ -345,8 +345,8 @@ def test_one_writer_at_a_time(drawings, done):
 
 
 def test_a_file_system_without_locks_is_no_other_process(drawings, done, monkeypatch):
-    def lock(f, wait): raise OSError(errno.ENOTSUP, 'Operation not supported')
-    monkeypatch.setattr(experiment, 'lock', lock)
+    def flock(f, how): raise OSError(errno.ENOTSUP, 'Operation not supported')
+    monkeypatch.setattr('silkworm_app.files.fcntl.flock', flock)
     assert run_grid(make_grid(small_grid(drawings)), done[0], max_runs=0, **quiet) == done[1]
 
 
