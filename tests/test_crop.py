@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from silkworm_app.data.cli import main
-from silkworm_app.data.crop import crop, find_object
+from silkworm_app.data.crop import crop, cut_out, find_object
 from silkworm_app.data.folder import DataError
 from silkworm_app.data.imaging import open_image
 from silkworm_app.data.sample import draw_larva
@@ -88,3 +88,28 @@ def test_pictures_that_cannot_be_opened_are_counted_together(tmp_path):
 def test_pupae(tmp_path, tmp_path_factory):
     out = crop(untar('pupae', tmp_path_factory), tmp_path/'out', show=False)
     assert out['cut'] >= 124 and set(out['others'].values()) <= {"the object is cut by the picture's edge"}
+
+
+@pytest.mark.parametrize('at', [(160, 140), (260, 350), (530, 60)])
+def test_an_object_is_cut_out_whole_and_square(at):
+    im = cocoon(240, (600, 400), at, (120, 80))
+    found = find_object(im)
+    cut = cut_out(im, found)
+    b = find_object(cut).box
+    assert cut.size == (round(found.side*1.3),)*2 and abs(b[2] - b[0] - 120) <= 10 and abs(b[3] - b[1] - 80) <= 10
+    if at[0] == 160: assert abs(b[0] + b[2] - cut.width) < 8 and abs(b[1] + b[3] - cut.height) < 8  # in the middle, far from the edges
+
+
+def test_cutting_reaches_the_last_row():
+    im = cocoon(240, (600, 400), (260, 350), (120, 80))
+    found = find_object(im)
+    im.putpixel((260, 399), (1, 2, 3))
+    assert (np.asarray(cut_out(im, found)) == (1, 2, 3)).all(2)[-1].any()
+
+
+def test_one_scale_is_that_of_the_largest(tmp_path):
+    (tmp_path/'s/a').mkdir(parents=True)
+    for k, w in enumerate((60, 200)): cocoon(240, (600, 400), (300, 130), (w, 60)).save(tmp_path/f's/a/{k}.png')
+    crop(tmp_path/'s', tmp_path/'o', same_scale=True, show=False)
+    side = round(find_object(Image.open(tmp_path/'s/a/1.png')).side*1.3)
+    assert {Image.open(p).size for p in (tmp_path/'o').rglob('*.png')} == {(side, side)}

@@ -4,14 +4,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
 from fastcore.test import test_close as close
 from scipy.stats import ttest_rel
 from torch import nn
 
 from silkworm_app.act.plan import _act_nums, default_where
 from silkworm_app.data.audit import audit, headlines
-from silkworm_app.data.crop import crop, cut_out, find_object
 from silkworm_app.data.merge import _called
 from silkworm_app.data.sample import draw_larva
 from silkworm_app.data.splits import Splits, find_splits
@@ -178,34 +176,3 @@ def test_what_a_random_split_would_leak(tmp_path):
 
 def test_classes_of_before_keep_their_names():
     assert _called(['pabrin', 'x'], ['healthy', 'pabrin'], dict(x=None), 'src') == dict(pabrin='pabrin', x=None)
-
-
-def oval(at, side=(600, 400)):
-    im = Image.new('RGB', side, (240, 240, 235))
-    ImageDraw.Draw(im).ellipse(at, fill=(150, 110, 60))
-    return im
-
-
-@pytest.mark.parametrize('at', [(100, 100, 220, 180), (200, 310, 320, 390), (470, 20, 590, 100)])
-def test_a_larva_is_cut_out_whole_and_square(at):
-    im = oval(at)
-    found = find_object(im)
-    cut = cut_out(im, found)
-    b = find_object(cut).box
-    assert cut.size == (round(found.side*1.3),)*2 and abs(b[2] - b[0] - 120) <= 10 and abs(b[3] - b[1] - 80) <= 10
-    if at[0] == 100: assert abs(b[0] + b[2] - cut.width) < 8 and abs(b[1] + b[3] - cut.height) < 8  # in the middle, far from the edges
-
-
-def test_cutting_reaches_the_last_row():
-    im = oval((200, 310, 320, 390))
-    found = find_object(im)
-    im.putpixel((260, 399), (1, 2, 3))
-    assert (np.asarray(cut_out(im, found)) == (1, 2, 3)).all(2)[-1].any()
-
-
-def test_one_scale_is_that_of_the_largest(tmp_path):
-    (tmp_path/'s/a').mkdir(parents=True)
-    for k, w in enumerate((60, 200)): oval((200, 100, 200 + w, 160)).save(tmp_path/f's/a/{k}.png')
-    crop(tmp_path/'s', tmp_path/'o', same_scale=True, show=False)
-    side = round(find_object(Image.open(tmp_path/'s/a/1.png')).side*1.3)
-    assert {Image.open(p).size for p in (tmp_path/'o').rglob('*.png')} == {(side, side)}
