@@ -212,7 +212,7 @@ def _photo_counts(y, ok, groups, c):
 def _train(cfg, splits, folder):
     "Train, without a word"
     with contextlib.redirect_stdout(io.StringIO()):
-        return train_net(cfg, splits, RunFolder(folder), printer=PrintEpoch(epochs=False, log=lambda text: None))
+        return train_net(cfg, splits, RunFolder(folder), printer=PrintEpoch(log=lambda text: None))
 
 # %% ../../nbs/lab/04_grid.ipynb #3fc4ee04
 def run_one(

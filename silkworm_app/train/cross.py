@@ -108,11 +108,12 @@ class PartProgress(PrintEpoch):
         each:float=None, # seconds that a part takes; None: this one's epochs tell
         log=print, # called with each line
     ):
-        super().__init__(title, epochs=False, log=log)
+        super().__init__(title, log)
         self.todo, self.each = todo, each
     def before_fit(self):
         super().before_fit()
         self.begun = time.time()
+    def line(self, values): pass # of an epoch of a part nothing is said
     def sign_of_life(self):
         "How long it takes yet"
         part = (self.epoch + (self.iter + 1)/self.n_iter)/self.n_epoch

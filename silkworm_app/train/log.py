@@ -59,9 +59,8 @@ class PrintEpoch(Callback):
     order, every = 59, 30. # before the CSV log, which prints through it; seconds
     def __init__(self,
         title:str='', # before each line
-        epochs:bool=True, # a line for each epoch, not only signs of life
         log=print, # called with each line
-    ): self.title, self.epochs, self.log = title, epochs, log
+    ): self.title, self.log = title, log
     def before_fit(self):
         self.run = not quiet_run(self)
         if not self.run: return
@@ -70,7 +69,6 @@ class PrintEpoch(Callback):
         values # of the columns of the recorder
     ):
         "What an epoch brought"
-        if not self.epochs: return
         show = lambda v: f'{float(v):.4f}' if isinstance(v, (float, torch.Tensor, np.floating)) else str(v)
         named = [f'{n.replace("_", " ")} {show(v)}' for n, v in list(zip(self.recorder.metric_names, values))[1:] if v is not None]
         self.log(f'{self.title}epoch {int(values[0])+1}/{self.n_epoch}  ' + '  '.join(named))
