@@ -215,9 +215,9 @@ def save_bundle(
 )->Path:
     "Fuse a model if need be and write its bundle. Raises `BundleError` or `FuseError`."
     learn = model_or_learn if hasattr(model_or_learn, 'dls') else None
-    for dl in learn.dls.loaders[1:2] if learn else ():
-        if any(y.ndim != 1 or y.dtype.kind == 'f' for _, y in _batches(dl, 1)):
-            raise BundleError('a bundle answers with one class a picture, and these have other targets: use the net itself, learn.fuse()')
+    tried = [o for dl in (learn.dls.loaders[1:2] if learn else ()) for o in _batches(dl, 2)]
+    if any(y.ndim != 1 or y.dtype.kind == 'f' for _, y in tried):
+        raise BundleError('a bundle answers with one class a picture, and these have other targets: use the net itself, learn.fuse()')
     model = learn.model if learn else model_or_learn
     classes = list(map(str, classes or (learn.dls.vocab if learn else ())))
     spec = _net_spec(model, classes)
@@ -227,7 +227,7 @@ def save_bundle(
     if spec is None: net, plan, fusion, curves, onnx = _foreign(model, preprocess, classes), None, {}, [], True
     else:
         noise = torch.randn(4, 3, preprocess.size, preprocess.size, generator=torch.Generator().manual_seed(0))
-        if batches is None: batches = learn and [torch.from_numpy(x) for x, _ in _batches(learn.dls.valid, 2)] or [noise]
+        if batches is None: batches = [torch.from_numpy(x) for x, _ in tried] or [noise]
         net, plan, fusion, curves = _fused(model, batches)
     predictor, splits = Predictor(net, classes, preprocess, trust), getattr(learn and learn.dls, 'splits', None)
     if trust is None and learn: trust = learner_trust(learn, predictor, held_out=held_out, risk=risk)
