@@ -29,9 +29,13 @@ def trust_warnings(
 
 _few, _never, _one = 'less than half is found of ', 'nothing was there to test ', re.compile('the net says (.+) to every picture')
 
+def _named(sentence, classes):
+    "The classes that a sentence of `hardly_found` names"
+    return {c for c in classes if re.search(rf'(?:of|test|,) {re.escape(c)}(?: \(|,| on:)', sentence)}
+
 def _names_only(sentence, told, trust):
     "Whether a sentence of `hardly_found` names classes, and only ones of which that is told; where it shortens, that can't be seen"
-    named = {c for c in trust.classes if re.search(rf'(?:of|test|,) {re.escape(c)}(?: \(|,| on:)', sentence)} if trust else set()
+    named = _named(sentence, trust.classes if trust else ())
     return bool(named) and named <= told and not re.search(r' and \d+ more', sentence)
 
 def first_words(
@@ -86,7 +90,7 @@ def closing_words(
     told:list=() # sentences that were said before
 )->str: # lines
     "Warnings, and what to collect next, for the end of a training."
-    named = ', '.join(w[len(_few):] for w in told if w.startswith(_few))
-    out = [f'Warning: {w}.' for w in trust_warnings(trust) if not (w.code == 'hardly_found' and f', {w.values["label"]} (' in f', {named}')]
+    few = set().union(*(_named(w, trust.classes) for w in told if w.startswith(_few)))
+    out = [f'Warning: {w}.' for w in trust_warnings(trust) if not (w.code == 'hardly_found' and w.values['label'] in few)]
     if todo := collect_next(trust, photographs): out += ['What to collect next:', *(f'- {t}' for t in todo)]
     return '\n'.join(out)

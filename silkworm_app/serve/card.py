@@ -91,14 +91,15 @@ def bundle_card(
     trust = trust or Trust.from_dict({k: v for k, v in config['trust'].items() if not k.endswith('_limit')} if config.get('trust')
                                      else dict(classes=config['classes']))
     title = {**{c: c for c in config['classes']}, **(config.get('class_titles') or {})}
+    notes, warnings = first_words(config, trust)
     versions, acts = config.get('versions') or {}, config.get('activations') or (config.get('extra') or {}).get('activations')
     out = ['# Model card', '',
            f'{config["arch"]}, {config["size"]} x {config["size"]} pixels, {len(config["classes"])} classes: {", ".join(title.values())}. '
            f'Made {str(config.get("created"))[:10]} with silkworm_app {versions.get("silkworm_app")}.', '']
     if acts: out += [f'Activations: {acts}.', '']
     out += ['## How good it is', '', *_how_good(config, title), '', '## Its answers', '', *answers_text(trust, title), '## Data', '',
-            *_data(config, title, trust)]
-    out += ['', "## What it can't do", '', *(f'- {o}' for o in _limits(config, trust, title))]
+            *_data(config, title), *(f'- {_sentence(w)}' for w in warnings)]
+    out += ['', "## What it can't do", '', *(f'- {o}' for o in _limits(config, trust, title, notes))]
     if todo := collect_next(trust, (config.get('leak') or {}).get('distinct')):
         out += ['', '## What to collect next', '', *(f'- {_sentence(o)}' for o in todo)]
     if (s := (config.get('extra') or {}).get('settings')) and 'seed' in s:
@@ -134,7 +135,7 @@ _looked_for = dict(copies='exact, turned, mirrored and zoomed copies are one pho
                    hash='exact, resized, re-encoded and trimmed copies are one photograph; turned and zoomed ones were not looked for',
                    manifest='as silkworm-data prepare found the copies')
 
-def _data(config, title, trust):
+def _data(config, title):
     leak, extra, out = config.get('leak') or {}, config.get('extra') or {}, []
     if extra.get('data_path'):
         counts = '; '.join(f'{s}: {sum(n.values())} files' for s, n in (extra.get('counts') or {}).items() if sum(n.values()))
@@ -145,12 +146,12 @@ def _data(config, title, trust):
         out += [f'Grouping: {how}; ' + ('the splits share some of them, see below.' if shared
                                         else 'all files of a photograph are in one split.')]
         out += ['', markdown_table(['class', 'photographs'], [(title.get(c, c), n) for c, n in leak['distinct'].items()]), '']
-    return out + [f'- {_sentence(w)}' for w in first_words(config, trust)[1]]
+    return out
 
 # %% ../../nbs/serve/10_card.ipynb #9db0e0aa
-def _limits(config, trust, title):
-    out = [_sentence(Reason('drawn'))] if (config.get('extra') or {}).get('drawn') else []
-    out += [_sentence(w) for w in first_words(config, trust)[0]]
+def _limits(config, trust, title, notes):
+    drawn = [Reason('drawn')] if (config.get('extra') or {}).get('drawn') else []
+    out = [_sentence(w) for w in drawn + notes]
     if trust.unproven and trust.calibrated:
         out.append(_sentence(Reason('unproven', seen={title[c]: n for c, (n, _) in trust.unproven.items()}, needed=trust.needed)))
     out += ['It knows these classes only. Anything else should be turned away, but not everything is: a thing that resembles a class '

@@ -161,16 +161,15 @@ def facts(
     sets = t is not None and t.scores is not None
     trust = {k: v for k, v in t.to_dict().items() if k not in ('scores', 'measured_at')} if t else {}
     notes, warn = first_words(c, t)
-    warn = [w for w in warn if not _of_the_making.search(w)]
     own, seen = [], leak.get('test_seen_in_train') or 0
     if (c.get('extra') or {}).get('drawn'): own.append(Reason('drawn'))
     if seen > 0: own.append(Reason('leaked', part=seen))
-    warn, notes = [w for w in warn if 'of the test pictures also occur in train' not in w or not seen], own + notes
+    warn = [w for w in warn if not (_of_the_making.search(w) or seen and 'of the test pictures also occur in train' in w)]
     todo = collect_next(t, leak.get('distinct')) if t else []
     matrix_of = split if not trust.get('confusion') else 'cross_validation' if t.source == 'cross-validation' else 'valid'
     return dict(arch=c.get('arch'), classes=list(predictor.classes), split=split, metrics=m,
         confusion_matrix=trust.get('confusion') or m.get('confusion_matrix'), matrix_of=matrix_of, warnings=warn,
-        notes=list(map(reason_code, notes)), todo=list(map(reason_code, todo)), leak=leak,
+        notes=list(map(reason_code, own + notes)), todo=list(map(reason_code, todo)), leak=leak,
         fusion=c.get('fusion') or {}, trust=trust, seen=dict(t.seen) if sets else {},
         turns_away=bool(t and t.turns_away), curves=c.get('curves') or [],
         risk=t.risk if sets else None, measured=trust.get('measured') or {},
