@@ -12,6 +12,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,11 +21,15 @@ from PIL import Image
 from torch import nn
 
 from silkworm_app.serve.page.answers import facts
-from silkworm_app.serve.advice import trust_warnings
+from silkworm_app.serve.advice import first_words, trust_warnings
 from silkworm_app.serve.bundle import load_bundle, save_bundle
+from silkworm_app.serve.card import bundle_card
 from silkworm_app.serve.deploy import fuse_main
 from silkworm_app.serve.format import BundleError
+from silkworm_app.serve.metrics import evaluate_probs, hardly_found
 from silkworm_app.serve.net import Predictor
+from silkworm_app.serve.page.export import page_words
+from silkworm_app.serve.reasons import Reason, reason_code
 from silkworm_app.data.loaders import image_dls
 from silkworm_app.data.imaging import Preprocess
 from silkworm_app.act.lslu import LSLU
@@ -182,7 +187,7 @@ def test_names_of_classes_are_data(tmp_path):
                     examples=[(np.zeros((9, 9, 3), np.uint8), names[0])])
     c = json.loads((d / 'config.json').read_text())
     assert c['classes'] == c['trust']['classes'] == list(c['metrics']['test']['per_class_n']) == names and list(c['example_classes'].values()) == names[:1]
-    assert c['warnings'] == [] and c['extra']['data_path'] == 'x'           # those of the trust hang on the risk, and are made from it
+    assert c['warnings'] == c['notes'] == [] and c['extra']['data_path'] == 'x'           # those of the trust hang on the risk, and are made from it
     assert (warned := trust_warnings(trust)) and all(w[1:] in (d / 'card.md').read_text() for w in warned)
     assert load_bundle(d).trust == trust and 'jo' not in (d / 'config.json').read_text()
 
@@ -289,71 +294,68 @@ def test_warnings_are_those_of_the_risk_that_is_asked(tmp_path):
     d = save_bundle(tmp_path / 'b', moved(lslu_model('vanillanet_5_x0_125', 2)), Preprocess(64), ['a', 'b'], trust=trust)
     for risk, codes in ((None, ['refuses_few']), (.2, [])):
         f = facts(load_bundle(d, risk=risk))
-        assert [n['code'] for n in f['notes']] == codes and f['warnings'] == []
+        assert [n['code'] for n in f['notes']] == codes
     assert "can't tell anything about any picture: of each class 9 photographs" in (d / 'card.md').read_text()
 
 
 def test_what_must_be_known_first_goes_with_every_file(tmp_path, capsys):
     "As the page does, the command says it, of a bundle and of the ONNX file alone"
     from silkworm_app.serve.predict import predict_main
-    leak, warned = dict(test_seen_in_train=.31, distinct=dict(a=30, b=20)), [f'the labels of {tmp_path}/pictures/odd were guessed']
+    leak, warned = dict(test_seen_in_train=.31, distinct=dict(a=30, b=20)), [f'4 file(s) were skipped: {tmp_path}/pictures/a.mp4 is a video']
+    known = [reason_code(Reason('learned', weights=f'{tmp_path}/first.pth', n=3, of=9, part='test'))]
     net, trust = moved(lslu_model('vanillanet_5_x0_125', 2)), Trust(['a', 'b'], scores=dict(a=[.1] * 20, b=[.1] * 20), calibrated=True, note='')
-    d = save_bundle(tmp_path / 'b', net, Preprocess(64), ['a', 'b'], trust=trust, extra=dict(drawn=True), inherit=dict(leak=leak, warnings=warned), onnx=True)
+    d = save_bundle(tmp_path / 'b', net, Preprocess(64), ['a', 'b'], trust=trust, extra=dict(drawn=True), inherit=dict(leak=leak, warnings=warned, notes=known), onnx=True)
     alone, whole = facts(OnnxPredictor(d / 'model.onnx')), facts(load_bundle(d))
-    assert [n['code'] for n in alone['notes']] == ['drawn', 'leaked'] and alone['warnings'] == ['the labels of odd were guessed']
-    assert all(alone[k] == whole[k] for k in ('notes', 'warnings', 'todo', 'leak'))
+    assert [n['code'] for n in alone['notes']] == ['drawn', 'leaked', 'learned'] and '- 4 file(s) were skipped: a.mp4 is a video.' in (d / 'card.md').read_text().lower()
+    assert all(alone[k] == whole[k] for k in ('notes', 'todo', 'leak'))
     Image.new('RGB', (30, 30)).save(tmp_path / 'p.png')
     for source in (d, d / 'model.onnx'):
         assert predict_main([str(source), str(tmp_path / 'p.png')]) == 0
         err = capsys.readouterr().err
-        assert 'synthetic pictures' in err and '31% of the test pictures' in err and 'the labels of odd were guessed' in err
+        assert 'synthetic pictures' in err and '31% of the test pictures' in err and 'the weights of first.pth were trained on 3 of the 9 test pictures' in err and 'a video' not in err
     assert fuse_main([str(d), '--out', str(tmp_path / 'pt2'), '--format', 'torch-export']) == 0
     torch.export.load(tmp_path / 'pt2/model.pt2', extra_files=(held := {'about': ''}))
-    assert json.loads(held['about']) == dict(warnings=alone['warnings'], leak=leak, extra=dict(drawn=True))
+    assert json.loads(held['about']) == dict(notes=alone['notes'][2:], leak=leak, extra=dict(drawn=True))
 
 
-def test_what_is_said_first_is_said_once_and_in_every_language(tmp_path):
-    "Warnings that a training leaves in a bundle: of a class hardly found, of one answer to all, of files and cuts"
-    from types import SimpleNamespace
-    from silkworm_app.data.diseases import class_remarks
-    from silkworm_app.data.folder import _unopened
-    from silkworm_app.data.splits import NO_TEST, carve, leak_warnings, leaks
-    from silkworm_app.serve.advice import first_words
-    from silkworm_app.serve.card import bundle_card
-    from silkworm_app.serve.metrics import evaluate_probs, hardly_found
-    from silkworm_app.serve.page.export import page_words
+def test_what_is_said_first_is_said_once_and_in_every_language():
+    "Of a class hardly found, of one answer to all, of what a start had learned; what is said of files and cuts stands on the card alone"
     names = ['flacherie', 'grasserie', 'healthy', 'pebrine']
     y = np.repeat(np.arange(4), (30, 30, 3, 2))
     z = 6 * np.eye(4)[np.where(y == 2, 0, y)] + np.random.default_rng(0).normal(size=(65, 4))          # no healthy one is found
-    trust = fit_trust(z, None, y, names, leak=0.)
-    leak = leaks(dict(train=[(k, 'a') for k in range(9)], valid=[], test=[(k, 'a') for k in range(3)]), {k: k//4 for k in range(9)}, 'hash')
-    thin = carve([(Path(f'{i}'), c) for i, c in enumerate('aaaaab')], None, (.2, .2), 0, ('validation', 'test'))[1]
-    files = ['4 file(s) were skipped: a.mp4 is a video', '80 files: 77 distinct files of 68 photographs; left out since under two classes: 1', NO_TEST]
-    files += [*class_remarks(['misc', 'a', 'A']), _unopened(['x.zip'])]
+    trust, leak = fit_trust(z, None, y, names, leak=0.), dict(test_seen_in_train=.1, valid_seen_in_train=.2)
+    files, start = ['4 file(s) were skipped: a.mp4 is a video'], Reason('learned', weights='a.pth', n=3, of=9, part='validation')
     for k, said in enumerate((z, np.where(y[:, None] == 3, -z, z), 9 * np.eye(4)[np.zeros_like(y)])):                # of pebrine all, nothing, and one answer to all
         m = evaluate_probs(said, y, names, logits=True)
         found = hardly_found(m)
-        c = dict(arch='x', size=9, classes=names, metrics=dict(test=m), leak=leak, trust=trust.to_dict(), warnings=files + thin + found + leak_warnings(leak))
+        c = dict(arch='x', size=9, classes=names, metrics=dict(test=m), leak=leak, trust=trust.to_dict(), warnings=files, notes=list(map(reason_code, [*found, start])))
         p = SimpleNamespace(config=c, trust=trust, classes=names)
         f = facts(p)
-        assert len(files + thin + found + leak_warnings(leak)) >= 8 and [n['code'] for n in f['notes']][0] == 'leaked'
-        assert f['warnings'] == found*(k == 1)                                       # a test counts files: what the trust doesn't know stays as it is said
-        few = [n['values']['label'] for n in f['notes'] if n['code'] == 'hardly_found']
-        assert few == ['healthy']
-        if k == 1:
-            notes, rest = first_words(c | dict(metrics=dict(cross_validation=m), warnings=found), trust)
-            assert [n.values['label'] for n in notes] == ['healthy', 'pebrine'] and rest == []
-            assert first_words(dict(warnings=found), trust)[1] == found                # of a bare ONNX file
-        assert ('one_answer' in [n['code'] for n in f['notes']]) == ('to every picture' in found[0]) == (k == 2)
+        assert [n['code'] for n in f['notes']] == ['leaked', 'hardly_found', *[[], ['few_found'], ['one_answer']][k], 'learned']
+        assert f['notes'][1]['values']['label'] == 'healthy' and (k != 1 or f['notes'][2]['values']['found'] == dict(pebrine=[0, 2]))   # which the trust doesn't know
         for lang in ('hi', 'zh'):
             banner = page_words(p, lang)['banner']
-            assert len(banner) == len(f['notes'] + f['warnings']) and sum(bool(re.search('[A-Za-z]{3}', b)) for b in banner) == (k == 1), banner
+            assert len(banner) == len(f['notes']) and not any(re.search('[A-Za-z]{3}', b) for b in banner), banner
         card = bundle_card(c)
-        assert sum('found' in o and 'ealthy' in o for o in card.splitlines() if o.startswith('- ')) == 1 + (k == 1) and files[0][2:] in card
+        assert sum('found' in o and 'ealthy' in o for o in card.splitlines() if o.startswith('- ')) == 1 and files[0][2:] in card and 'were trained on 3 of the 9' in card
+    known = facts(SimpleNamespace(config=c | dict(metrics=dict(valid=m)), trust=trust, classes=names))['notes']     # without a test split
+    assert [n['code'] for n in known] == ['leaked', 'leaked_valid', 'hardly_found', 'one_answer', 'learned']
     untried = fit_trust(z[:63, :], None, y[:63], names, leak=0.)                              # on no pebrine
-    said = ['less than half is found of pebrine (0 % of 10 pictures): another answer does not exclude it', 'nothing was there to test healthy on: whether the net finds it is not known']
-    assert first_words(dict(warnings=said), untried)[1] == said and 'unchecked' in [n.code for n in first_words({}, untried)[0]]
-    assert first_words(dict(warnings=[said[1].replace('healthy', 'pebrine')]), untried)[1] == []
+    of = lambda *labels: [o.values['labels'] for o in first_words(dict(notes=[reason_code(Reason('untested', labels=list(labels)))]), untried)[-2:] if 'labels' in o.values]
+    assert of('healthy', 'pebrine') == [['pebrine'], ['healthy']] and of('pebrine') == [['pebrine']]
+
+
+def test_notes_of_a_training_go_into_the_bundle(learn, tmp_path):
+    "Those with a code for the page, in every language; the others for the card"
+    learn.dls.splits.warnings, was = ['2 file(s) were skipped', Reason('untested', labels=['b'])], learn.dls.splits.warnings
+    try: d = save_bundle(tmp_path / 'b', learn)
+    finally: learn.dls.splits.warnings = was
+    c = json.loads((d / 'config.json').read_text())
+    assert c['warnings'] == ['2 file(s) were skipped'] and [n['values'] for n in c['notes']] == [dict(labels=['b'])]
+    assert [n['code'] for n in facts(load_bundle(d))['notes']][-1] == 'untested'
+    c['notes'] = [dict(code='other', values={})]
+    (d / 'config.json').write_text(json.dumps(c))
+    with pytest.raises(BundleError, match='no reason that is known here'): load_bundle(d)
 
 
 # ---- files that lie ----
@@ -609,7 +611,7 @@ def test_a_stored_bundle_gives_the_same_answers(backend):
     folder = Path(__file__).parent / 'stored_bundle'
     want, pictures = json.loads((folder / 'answers.json').read_text(encoding='utf-8')), sorted((folder / 'pictures').iterdir())
     p = load_bundle(folder / 'bundle', backend)
-    assert facts(p)['warnings'] == [] and len(notes := [n['text'] for n in facts(p)['notes']]) == len({*notes})  # said once, at today's risk
+    assert len(notes := [n['text'] for n in facts(p)['notes']]) == len({*notes})  # said once, at today's risk
     assert np.abs(p.logits(pictures) - want['logits']).max() < 1e-4
     got = p.decide(pictures)
     assert [d.kind for d in got] == want['kinds'] and [d.labels for d in got] == want['labels'] and [[str(r) for r in d.reasons] for d in got] == want['reasons']

@@ -6,10 +6,9 @@
 __all__ = ['NO_RISK', 'trust_warnings', 'first_words', 'collect_next', 'confusions', 'closing_words']
 
 # %% ../../nbs/serve/04_advice.ipynb #250583e9
-import re
 from math import ceil
 
-from .reasons import Reason
+from .reasons import Reason, read_reason
 from .trust import Trust
 
 # %% ../../nbs/serve/04_advice.ipynb #ae49d424
@@ -27,35 +26,23 @@ def trust_warnings(
     none = [c for c, n in trust.seen.items() if not n]
     return out + ([Reason('unchecked', labels=none)] if none and trust.calibrated else [])
 
-_few, _never, _one = 'less than half is found of ', 'nothing was there to test ', re.compile('the net says (.+) to every picture')
-
-def _named(sentence, classes):
-    "The classes that a sentence of `hardly_found` names"
-    return {c for c in classes if re.search(rf'(?:of|test|,) {re.escape(c)}(?: \(|,| on:)', sentence)}
-
-def _names_only(sentence, told, trust):
-    "Whether a sentence of `hardly_found` names classes, and only ones of which that is told; where it shortens, that can't be seen"
-    named = _named(sentence, trust.classes if trust else ())
-    return bool(named) and named <= told and not re.search(r' and \d+ more', sentence)
-
 def first_words(
     config:dict, # of a bundle
     trust:Trust # of it; None: it has none
-)->tuple: # `Reason`s, sentences
-    "What must be known of a model, each thing once: what its trust says, and what that leaves of the bundle's warnings."
-    notes, rest, cross = trust_warnings(trust) if trust else [], [], (config.get('metrics') or {}).get('cross_validation') or {}
+)->list: # of `Reason`
+    "What must be known of a model, each thing once: what its trust says, and what the bundle's notes tell beyond that."
+    notes = trust_warnings(trust) if trust else []
     told = lambda code: {c for n in notes if n.code == code for c in n.values.get('labels') or [n.values['label']]}
-    counts = {c: round(n) for c, n in (cross.get('per_class_n') or {}).items()}
-    few = [Reason('hardly_found', label=c, found=round(cross['per_class_recall'][c]*n), n=n) for c, n in counts.items()
-           if n and cross['per_class_recall'][c] < .5 and c not in told('hardly_found')]
-    for w in map(str, config.get('warnings') or []):
-        if w in notes: continue                                        # bundles once held these, too
-        if one := _one.match(w): notes.append(Reason('one_answer', label=one[1]))
-        elif w.startswith(_few):
-            notes, few = notes + few, []
-            if not _names_only(w, told('hardly_found'), trust): rest.append(w)
-        elif not (w.startswith(_never) and _names_only(w, told('unchecked'), trust)): rest.append(w)
-    return notes, rest
+    hardly, unchecked = told('hardly_found'), told('unchecked')
+    for r in map(read_reason, config.get('notes') or ()):
+        if r.code == 'few_found':
+            left = {c: n for c, n in r.values['found'].items() if c not in hardly}
+            r = left and Reason('few_found', found=left, unit=r.values['unit'])
+        elif r.code == 'untested':
+            left = [c for c in r.values['labels'] if c not in unchecked]
+            r = left and Reason('untested', labels=left)
+        if r: notes.append(r)
+    return notes
 
 # %% ../../nbs/serve/04_advice.ipynb #0cb61d99
 def collect_next(
@@ -87,10 +74,10 @@ def confusions(
 def closing_words(
     trust:Trust, # of a model
     photographs:dict=None, # as for `collect_next`
-    told:list=() # sentences that were said before
+    told:list=() # sentences that were said before, `Reason`s among them
 )->str: # lines
     "Warnings, and what to collect next, for the end of a training."
-    few = set().union(*(_named(w, trust.classes) for w in told if w.startswith(_few)))
+    few = {c for w in told if getattr(w, 'code', '') == 'few_found' for c in w.values['found']}
     out = [f'Warning: {w}.' for w in trust_warnings(trust) if not (w.code == 'hardly_found' and w.values['label'] in few)]
     if todo := collect_next(trust, photographs): out += ['What to collect next:', *(f'- {t}' for t in todo)]
     return '\n'.join(out)

@@ -32,6 +32,7 @@ from .load import load_bundle
 from .metrics import agreement
 from .net import Predictor, save_onnx
 from .onnx import BasePredictor
+from .reasons import Reason, reason_code
 from .trust import Trust
 from .unlike import picture_stats
 
@@ -211,7 +212,7 @@ def save_bundle(
     examples:list=None, # pictures, or (picture, class), for the page, kept as small JPEGs
     held_out:tuple=None, # of a cross-validation, see `fit_trust`; for a learner without `trust`
     risk:float=.1, # part of the photographs of each class that may lose it, see `fit_trust`; for a learner without `trust`
-    inherit:dict=None # entries of another bundle's config to keep where this call has none: curves, fusion, leak, warnings, ...
+    inherit:dict=None # entries of another bundle's config to keep where this call has none: curves, fusion, leak, notes, ...
 )->Path:
     "Fuse a model if need be and write its bundle. Raises `BundleError` or `FuseError`."
     learn = model_or_learn if hasattr(model_or_learn, 'dls') else None
@@ -235,10 +236,12 @@ def save_bundle(
     if trust.classes != classes:
         raise BundleError(f'the trust is for the classes {", ".join(trust.classes)}, the model for {", ".join(classes)}')
     activations = '' if spec is None or getattr(model, 'fuse_plan', None) else describe_acts(model)['text'] # gone in a fused net
-    leak, warned = getattr(splits, 'leak', None) or {}, list(getattr(splits, 'warnings', None) or [])
+    leak, warned = getattr(splits, 'leak', None) or {}, getattr(splits, 'warnings', None) or [] # those with a code are for the page, too
     config = dict(format=BUNDLE_FORMAT, arch=spec['arch'] if spec else arch_of(model), net_spec=spec, fuse_plan=plan,
                   activations=activations, classes=classes, class_titles={c: i['title'] for c, i in silkworm_info(classes).items()},
-                  size=preprocess.size, preprocess=preprocess.to_dict(), metrics=metrics or {}, leak=leak, warnings=warned,
+                  size=preprocess.size, preprocess=preprocess.to_dict(), metrics=metrics or {}, leak=leak,
+                  warnings=[w for w in warned if not isinstance(w, Reason)],
+                  notes=[reason_code(w) for w in warned if isinstance(w, Reason)],
                   trust=trust.to_dict(), fusion=fusion, curves=curves, versions=_versions(),
                   created=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), extra=extra or {})
     config |= {k: v for k, v in (inherit or {}).items() if not config.get(k)}

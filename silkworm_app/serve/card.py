@@ -91,14 +91,14 @@ def bundle_card(
     trust = trust or Trust.from_dict({k: v for k, v in config['trust'].items() if not k.endswith('_limit')} if config.get('trust')
                                      else dict(classes=config['classes']))
     title = {**{c: c for c in config['classes']}, **(config.get('class_titles') or {})}
-    notes, warnings = first_words(config, trust)
+    notes = first_words(config, trust)
     versions, acts = config.get('versions') or {}, config.get('activations') or (config.get('extra') or {}).get('activations')
     out = ['# Model card', '',
            f'{config["arch"]}, {config["size"]} x {config["size"]} pixels, {len(config["classes"])} classes: {", ".join(title.values())}. '
            f'Made {str(config.get("created"))[:10]} with silkworm_app {versions.get("silkworm_app")}.', '']
     if acts: out += [f'Activations: {acts}.', '']
     out += ['## How good it is', '', *_how_good(config, title), '', '## Its answers', '', *answers_text(trust, title), '## Data', '',
-            *_data(config, title), *(f'- {_sentence(w)}' for w in warnings)]
+            *_data(config, title), *(f'- {_sentence(w)}' for w in map(str, config.get('warnings') or ()) if w not in notes)]
     out += ['', "## What it can't do", '', *(f'- {o}' for o in _limits(config, trust, title, notes))]
     if todo := collect_next(trust, (config.get('leak') or {}).get('distinct')):
         out += ['', '## What to collect next', '', *(f'- {_sentence(o)}' for o in todo)]

@@ -152,7 +152,7 @@ def _export(out, src, x):
 def _bundle(out, src, x, onnx, examples):
     "`(folder, logits of what is in it)`: a bundle"
     config = src.config
-    inherit = {k: config[k] for k in ('activations', 'curves', 'fusion', 'leak', 'warnings', 'class_titles') if config.get(k)}
+    inherit = {k: config[k] for k in ('activations', 'curves', 'fusion', 'leak', 'warnings', 'notes', 'class_titles') if config.get(k)}
     net = src.model if src.model is not None else src.fused
     folder = save_bundle(out, net, src.preprocess, src.classes, config.get('metrics'), src.trust, config.get('extra'), onnx=onnx,
                          batches=[torch.from_numpy(x)], examples=examples, inherit=inherit)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUNDLE_FORMAT', 'BUNDLE_FILES', 'EXAMPLE_NAME', 'BundleError', 'is_pickle', 'hashed', 'tensors', 'check_kwargs',
-           'read_config', 'check_leak']
+           'read_config', 'check_told']
 
 # %% ../../nbs/serve/06_format.ipynb #e68a331d
 import hashlib, json, re
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..files import one_line
+from .reasons import read_reason
 
 # %% ../../nbs/serve/06_format.ipynb #840e81a3
 BUNDLE_FORMAT = dict(name='silkworm_app.bundle', version=1)
@@ -143,10 +144,12 @@ def _check_net(file, c):
     check_kwargs(cfg['kwargs'], f'{file}: net_spec')
 
 # %% ../../nbs/serve/06_format.ipynb #4d317ee4
-def check_leak(
-    leak:dict # of `data.splits.leaks`, as a file says it
+def check_told(
+    config:dict # of a bundle, or what of it stands in an ONNX file
 ):
-    "Raises `ValueError` where it holds something else than numbers in the places that are shown."
+    "Raises `ValueError` where `leak` holds no numbers in the places that are shown, or `notes` anything but reasons."
+    for n in config.get('notes') or (): read_reason(n)
+    leak = config.get('leak') or {}
     distinct = leak.get('distinct') or {}
     said = [leak.get('test_seen_in_train') or 0, *(distinct.values() if isinstance(distinct, dict) else [None])]
     if not all(isinstance(v, (int, float)) for v in said): raise ValueError('leak must hold numbers')
@@ -154,7 +157,7 @@ def check_leak(
 def _check_kinds(file, c):
     for k in ('metrics', 'trust', 'preprocess', 'leak', 'fusion', 'extra', 'versions', 'class_titles', 'example_classes'):
         if not isinstance(c.setdefault(k, {}), dict): raise BundleError(f'{file}: {k} must be a mapping')
-    for k in ('curves', 'warnings'):
+    for k in ('curves', 'warnings', 'notes'):
         if not isinstance(c.setdefault(k, []), list): raise BundleError(f'{file}: {k} must be a list')
-    try: check_leak(c['leak'])
+    try: check_told(c)
     except ValueError as e: raise BundleError(f'{file}: {e}') from None

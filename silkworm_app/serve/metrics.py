@@ -10,6 +10,8 @@ import numpy as np
 from scipy.special import log_softmax
 from sklearn.metrics import confusion_matrix
 
+from .reasons import Reason
+
 # %% ../../nbs/serve/02a_metrics.ipynb #85e34f2f
 def evaluate_probs(
     preds, # [N, K] probabilities, or logits
@@ -103,21 +105,12 @@ def metrics_report(
 def hardly_found(
     metrics:dict, # per_class_recall, per_class_n and confusion_matrix
     unit:str='pictures', # what was counted
-)->list: # sentences
+)->list: # of `Reason`
     """That a net gives all pictures one answer, though they are of several classes; else the classes of which less than half was found, and
     those that nobody tested: a good accuracy says nothing about them"""
     recall, n = metrics['per_class_recall'], {c: round(v) for c, v in metrics['per_class_n'].items()}
     cm = np.array(metrics['confusion_matrix'])
     if (cm.sum(0) > 0).sum() == 1 < (cm.sum(1) > 0).sum():
-        return [f'the net says {list(recall)[int(cm.sum(0).argmax())]} to every picture, so it has learned nothing that can be used: more '
-                'epochs, another learning rate, a pretrained net (tf_efficientnet_lite0), or more pictures are needed']
-    few = [f'{c} ({100*r:.0f} % of {n[c]} {unit})' for c, r in recall.items() if n[c] and r < .5]
-    never, out = [c for c in recall if not n[c]], []
-    if few: out.append(f'less than half is found of {_some(few)}: another answer does not exclude {"it" if len(few) == 1 else "them"}')
-    them = 'it' if len(never) == 1 else 'them'
-    if never: out.append(f'nothing was there to test {_some(never)} on: whether the net finds {them} is not known')
-    return out
-
-def _some(names, most=10):
-    "Names in a row, the first of them where there are many"
-    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
+        return [Reason('one_answer', label=list(recall)[int(cm.sum(0).argmax())])]
+    few, never = {c: [round(r*n[c]), n[c]] for c, r in recall.items() if n[c] and r < .5}, [c for c in recall if not n[c]]
+    return [Reason('few_found', found=few, unit=unit)]*bool(few) + [Reason('untested', labels=never)]*bool(never)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..data.imaging import ImageError, Preprocess
 from ..data.progress import each
-from .format import BundleError, check_leak
+from .format import BundleError, check_told
 from .trust import Trust, softmax
 from .unlike import picture_stats
 from ..files import one_line
@@ -141,7 +141,7 @@ def onnx_metadata(
 )->dict: # text -> text
     "What another program needs to serve the file, and what whoever relies on it must know."
     c = config or {}
-    about = {k: c[k] for k in ('warnings', 'leak') if c.get(k)}
+    about = {k: c[k] for k in ('notes', 'leak') if c.get(k)}
     if (c.get('extra') or {}).get('drawn'): about['extra'] = dict(drawn=True)
     meta = {'silkworm_app.format': ONNX_FORMAT, 'classes': list(classes), 'preprocess': preprocess.to_dict()}
     if about: meta['about'] = about
@@ -161,7 +161,7 @@ def _session(path, data, threads):
         except Exception as e: raise BundleError(f'{path} is not an ONNX model that onnxruntime can run: {one_line(e)}') from None
 
 # %% ../../nbs/serve/07_onnx.ipynb #c00ae085
-_about = dict(warnings=list, leak=dict, extra=dict) # what of a bundle's config stands in an ONNX file, too
+_about = dict(notes=list, warnings=list, leak=dict, extra=dict) # what of a bundle's config stands in an ONNX file, too
 
 def _metadata(meta):
     "Config, `Preprocess` and `Trust` in the metadata of a file; raises `KeyError` and `ValueError`."
@@ -171,8 +171,8 @@ def _metadata(meta):
     if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes): raise ValueError('classes is not a list of names')
     about = json.loads(meta.get('about', '{}'))
     if not set(about) <= set(_about) or not all(isinstance(v, _about[k]) for k, v in about.items()):
-        raise ValueError('about holds something else than warnings, leak and extra')
-    check_leak(about.get('leak', {}))
+        raise ValueError('about holds something else than notes, leak and extra')
+    check_told(about)
     get |= about
     t = json.loads(meta['trust']) if 'trust' in meta else None
     trust = None if t is None else Trust.from_dict({k: v for k, v in t.items() if k != 'arrays'}, unpack_arrays(t.get('arrays', {})))

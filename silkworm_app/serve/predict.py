@@ -80,8 +80,7 @@ def predict_main(
     if not files: raise ValueError(f'no pictures in {", ".join(args.files)}')
     predictor = open_predictor(args.bundle, args.backend, args.risk)
     if args.risk and predictor.trust.scores is None: print(f'silkworm-predict: {NO_RISK}', file=sys.stderr)
-    f = facts(predictor)
-    for w in [n['text'] for n in f['notes']] + f['warnings']: print(f'silkworm-predict: {shown(w)}', file=sys.stderr)
+    for n in facts(predictor)['notes']: print(f'silkworm-predict: {shown(n["text"])}', file=sys.stderr)
     rows = []
     def write(): write_text(args.csv, to_csv(rows, predictor.classes), 'utf-8-sig')
     def keep():

@@ -27,6 +27,7 @@ from ..serve.bundle import save_bundle
 from ..serve.card import better_text, cross_text
 from ..serve.load import load_bundle
 from ..serve.metrics import agreement, evaluate_probs, hardly_found, metrics_report
+from ..serve.reasons import Reason
 from .compare import compare_answers, earlier_answers, held_out, write_answers
 from .config import TrainConfig, TrainError, read_settings
 from .cross import cross_parts, cross_validate, held_out_answers, whole_split
@@ -183,12 +184,11 @@ def _forget_lost(state, run):
 def _learned_before(cfg, splits):
     "What a start from another run's weights makes of the figures: pictures that these were trained on test nothing"
     if not cfg.finetune: return
-    parts = [('valid', 'validation pictures', splits.valid), ('test', 'test pictures', splits.test)]
-    if cfg.cross_validate: parts = [('valid', 'cross-validated pictures', splits.train + splits.valid)]
-    for k, what, items in parts:
+    parts = [('valid', 'validation', splits.valid), ('test', 'test', splits.test)]
+    if cfg.cross_validate: parts = [('valid', 'cross-validated', splits.train + splits.valid)]
+    for k, part, items in parts:
         if not (n := learned_pictures(cfg.finetune, [p for p, _ in items])): continue
-        splits.warnings = [*splits.warnings, f'the weights of {Path(cfg.finetune).name} were trained on {n} of the {len(items)} {what}: '
-                                             'what these say of the net is too good']
+        splits.warnings = [*splits.warnings, Reason('learned', weights=Path(cfg.finetune).name, n=n, of=len(items), part=part)]
         if splits.leak: splits.leak[f'{k}_seen_in_train'] = max(splits.leak[f'{k}_seen_in_train'], n/len(items))
 
 # %% ../../nbs/train/16_fit.ipynb #bf619d63

@@ -88,7 +88,7 @@ def page_words(
     say, f = html.Say(lang, predictor.classes), facts(predictor)
     care = {c: html.disease(c, lang) for c in predictor.classes} if say.silk else {}
     fields = 'title', 'do', 'what', 'source'
-    banner = [say.reason(r) for r in f['notes']] + [w[:1].upper() + w[1:].rstrip('.') + '.' for w in f['warnings']]
+    banner = [say.reason(r) for r in f['notes']]
     return dict(texts=say.texts, titles={c: say.title(c) for c in predictor.classes}, banner=banner,
         title=say.page_title(title),
         subtitle=say('subtitle', classes=say.list(map(say.title, predictor.classes))),

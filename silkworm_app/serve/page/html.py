@@ -99,8 +99,9 @@ class Say:
         name, v, text = r['code'], dict(r['values']), r['text']
         if f'reason_{name}' not in self.texts: return text[:1].upper() + text[1:].rstrip('.') + '.'
         if name in ('excluded', 'unproven'): return getattr(self, name)(**v)
-        if name == 'unchecked': v = dict(classes=self.classes(v['labels']))
-        if name == 'leaked': v = dict(part=pct(v['part']))
+        if name in ('unchecked', 'untested'): v = dict(classes=self.classes(v['labels']))
+        if name in ('leaked', 'leaked_valid'): v = dict(part=pct(v['part']))
+        if name == 'few_found': v = dict(list=self.list(f'{self.title(c)} ({k}/{n})' for c, (k, n) in v['found'].items()))
         if name == 'refuses_few': v['seen'] = self.list(f'{self.title(c)} {n}' for c, n in v['seen'].items())
         if name == 'collect_class': name += '' if v['crossed'] is None else '_crossed' if v['crossed'] else '_enough'
         if name == 'ambiguous': v = dict(list=self.list(f'{self.title(c)} {p:.0%}' for c, p in v['probs'].items()))
