@@ -85,7 +85,7 @@ def _parser():
                        description='Cut the single object out of each picture on a plain ground, as a square; folders and names stay. '
                                    'SRC is only read.')
     _crop_options(k)
-    for s in (a, q, k): s.add_argument('--workers', type=int, help='threads (default: number of cores)')
+    for s in (a, q, k): s.add_argument('--workers', type=int, help='threads (default: number of cores, at most 8)')
     for n in ('cifar10', 'cifar100'):
         c = sub.add_parser(n, help=f'{n.upper()} as an image folder, verified',
                            description=f'Unpack {n} to DEST/train and DEST/test, a folder per class, and verify it.')

@@ -211,7 +211,7 @@ def _same(thumbs, looks):
 def group_pictures(
     files:list, # paths
     level:str='copies', # 'hash', or 'copies' for the geometric level too
-    workers:int=None, # threads; default: the number of cores
+    workers:int=None, # threads; default: `n_threads()`
     show:bool=True # progress on stderr when it takes longer
 )->Groups:
     "Which of the files show the same photograph. Raises `ValueError` for another level"
