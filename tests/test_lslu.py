@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from silkworm_app.act.lslu import LSLU, reference_series, series
+from silkworm_app.act.lslu import LSLU, reference_series, series, series_sum
 
 FORMS = [('chain', False, 3), ('chain', True, 2), ('sum', True, 3), ('sum', False, 2), ('series', False, 3)]
 
@@ -74,3 +74,21 @@ def test_numbers_beyond_the_largest_are_infinite(form, big, grad):
     assert y.isfinite().all() == (form == 'sum' and abs(big) < 1e19)            # three times 1e26 is a number still
     known = s.isfinite()
     assert torch.equal(s[known], reference_series(x, m.alphas, m.biases)[known]) and not (big > 0 and known.any())
+
+
+@pytest.mark.parametrize('dtype', [torch.int64, torch.bool, torch.complex64])
+def test_numbers_that_are_no_floats_are_refused(dtype):
+    "The result has the type of the input: one of integers would be cut off"
+    x, n = torch.ones(1, 2, 8, 8).to(dtype), torch.full((2,), .5)
+    for f in (LSLU(2), LSLU(2, deploy=True), lambda x: series(x, n, n), lambda x: series_sum(x, n, n)):
+        with pytest.raises(ValueError, match='expected floating point numbers'): f(x)
+
+
+@pytest.mark.parametrize('form,per_channel,n', FORMS)
+def test_a_parametrized_lslu_is_fused_in_place(form, per_channel, n):
+    m, x = lslu(form, per_channel, n, torch.float64)
+    torch.nn.utils.parametrizations.weight_norm(m)
+    m.eval()
+    y = m(x)
+    m.switch_to_deploy()
+    assert off([m(x)], [y]) < 1e-12 and {k.split('.')[0] for k in m.state_dict()} <= {'pre', 'conv'}

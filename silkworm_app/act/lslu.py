@@ -13,11 +13,13 @@ import torch,torch.nn.functional as F
 from timm.models import register_notrace_module
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.parametrize import remove_parametrizations
 
 from .fast import Form,activate,wide
 
 # %% ../../nbs/act/00_lslu.ipynb #e1c4eb17
 def _check(x, alphas, biases):
+    if not x.is_floating_point(): raise ValueError(f'the input is {x.dtype}; expected floating point numbers')
     if alphas.shape != biases.shape or alphas.ndim not in (1, 2):
         raise ValueError(f'alphas {tuple(alphas.shape)} and biases {tuple(biases.shape)} must have the same shape, [n] or [n, C]')
     if alphas.ndim == 2 and (x.ndim < 2 or x.shape[1] != alphas.shape[1]):
@@ -207,6 +209,7 @@ class LSLU(nn.Module):
             return x.tracer.create_proxy('call_module', x.tracer.path_of_module(self), (x,), {})
         if not torch.jit.is_tracing() and (x.ndim != 4 or x.shape[1 if self.layout == 'NCHW' else 3] != self.dim):
             raise ValueError(f'LSLU: the input has shape {tuple(x.shape)}; expected {self.layout} with {self.dim} channels')
+        if not x.is_floating_point(): raise ValueError(f'LSLU: the input is {x.dtype}; expected floating point numbers')
         if self.layout == 'NHWC': x = x.permute(0,3,1,2)
         if self.deploy: x = self.conv(self.pre(x))
         else:
@@ -237,6 +240,7 @@ class LSLU(nn.Module):
         "Fuse in place, under the reference's name; a second call does nothing"
         if self.deploy: return
         fused = self.fuse()
+        for name in list(getattr(self, 'parametrizations', ())): remove_parametrizations(self, name)
         self.pre,self.conv = fused.pre,fused.conv
         for name in ('weight', 'bn', 'alphas', 'biases'):
             if hasattr(self, name): delattr(self, name)
