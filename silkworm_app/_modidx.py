@@ -188,6 +188,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'silkworm_app.act.patch._check_args': ('act/patch.html#_check_args', 'silkworm_app/act/patch.py'),
                                         'silkworm_app.act.patch._check_init': ('act/patch.html#_check_init', 'silkworm_app/act/patch.py'),
                                         'silkworm_app.act.patch._check_plan': ('act/patch.html#_check_plan', 'silkworm_app/act/patch.py'),
+                                        'silkworm_app.act.patch._check_reached': ( 'act/patch.html#_check_reached',
+                                                                                   'silkworm_app/act/patch.py'),
                                         'silkworm_app.act.patch._create': ('act/patch.html#_create', 'silkworm_app/act/patch.py'),
                                         'silkworm_app.act.patch._like': ('act/patch.html#_like', 'silkworm_app/act/patch.py'),
                                         'silkworm_app.act.patch._not_built': ('act/patch.html#_not_built', 'silkworm_app/act/patch.py'),

@@ -143,6 +143,26 @@ def test_an_lslu_that_cannot_be_built_leaves_the_net_whole():
     assert not lslus(net)
 
 
+class Elsewhere(Shared):
+    "Its activation is called by way of a list, which no patch changes, or with a name that only relu has, or where it is a relu"
+    def __init__(self, way):
+        super().__init__()
+        self.held, self.way = [self.act], way
+    def forward(self, x):
+        x = F.relu(self.b1(self.c1(x)))
+        if self.way == 'keyword': x = self.act(self.act(input=x))
+        elif self.way == 'list' or isinstance(self.act, nn.ReLU): x = self.held[0](x)
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize('init', ['mixed', 'identity'])
+@pytest.mark.parametrize('way,says', [('list', 'an LSLU at act would never run'), ('class', 'an LSLU at act would never run'), ('keyword', 'TypeError')])
+def test_an_activation_that_is_not_reached_by_its_name_is_told(way, says, init):
+    net = Elsewhere(way)
+    with pytest.raises(ValueError, match=says): patch_lslu(net, init=init, input_size=12)
+    assert not lslus(net) and net.act is net.same is net.held[0]
+
+
 def test_hooks_of_the_activations_stay():
     "Nets of features and of fastai live on them, and handles of before go on removing them"
     x = torch.randn(2, 3, 64, 64)

@@ -200,6 +200,7 @@ def patch_lslu(
     y = eval_out(model, xs[0]) if init == 'identity' else None
     olds,before = {p.name: model.get_submodule(p.name) for p in plan.replaced},sum(p.numel() for p in model.parameters())
     apply_plan(model, plan)
+    _check_reached(model, plan, olds)
     report = PatchReport(plan, init, before, sum(p.numel() for p in model.parameters()), on_noise=calibrate is None)
     start_kernels(map(model.get_submodule, olds), init)
     if init == 'identity' and plan.replaced: _start_identity(model, olds, xs, y, report)
@@ -207,6 +208,20 @@ def patch_lslu(
     return whole,report
 
 # %% ../../nbs/act/08_patch.ipynb #1e4bb8fc
+def _check_reached(model, plan, olds):
+    "Take the LSLUs out again and raise `ValueError` where the net, run once, does not come to all of them"
+    new,ran,why = {p.name: model.get_submodule(p.name) for p in plan.replaced},set(),''
+    hooks = [m.register_forward_pre_hook(lambda m, args: ran.add(m)) for m in new.values()]
+    try: eval_out(model, noise(model, plan.input_size))
+    except Exception as e: why = f'the net does not run with its LSLUs ({type(e).__name__}: {one_line(e)}): leave some out by `where`'
+    finally:
+        for h in hooks: h.remove()
+    if idle := '' if why else next((n for n,m in new.items() if m not in ran), ''):
+        why = f'an LSLU at {idle} would never run: the net reaches that activation by another way than its name, or asks for its class'
+    if not why: return
+    for name,p in [(n, p) for p in plan.replaced for n in (p.name, *p.aliases)]: model.set_submodule(name, olds[p.name], strict=True)
+    raise ValueError(f'{plan.arch}: {why}.')
+
 def _start_identity(model, olds, xs, y, report):
     new = {n: model.get_submodule(n) for n in olds}
     for name,old in olds.items():
