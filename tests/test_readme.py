@@ -39,7 +39,7 @@ def named_in(path):
     return '\n'.join(''.join(c['source']) for c in json.loads(text)['cells']) if path.suffix == '.ipynb' else text
 
 
-pages = [*root.glob('*.md'), *root.glob('docs/**/*.md'), *root.glob('tests/*.py'), *root.glob('experiments/*.py'), *root.glob('nbs/**/*.ipynb')]
+pages = [*root.glob('*.md'), *root.glob('docs/**/*.md'), *root.glob('tests/*.py'), *root.glob('experiments/*.py'), *root.glob('nbs/**/*.ipynb'), root / 'nbs/README.md']
 FORMATS = {'silkworm_app.bits', 'silkworm_app.bundle', 'silkworm_app.format', 'silkworm_app.onnx'}   # names in files, not modules
 
 

@@ -16,9 +16,6 @@ from nbdev.showdoc import BasicMarkdownRenderer
 root = Path(__file__).resolve().parents[2]
 ROOMS = dict(examples='to copy', act='the activation and the nets', data='from a folder to batches', train='from batches to a run',
              serve='from a net to an answer', lab='the workshop', root='what all rooms use')
-HOUR = {'act/00_lslu.ipynb': 'what an LSLU is', 'act/03_vanillanet.ipynb': 'a net made of them', 'act/08_patch.ipynb': 'any net of timm with them',
-        'act/10_fuse.ipynb': 'why fusing is exact', 'train/06_learner.ipynb': 'ten lines that train on pictures',
-        'data/04_splits.ipynb': 'what a cut must keep together', 'serve/02_trust.ipynb': 'when a class is excluded', 'serve/19_page.ipynb': 'what the page says'}
 
 
 def write(name, text):
@@ -41,8 +38,7 @@ def notebooks():
     room_of = lambda p: p.parent.name if p.parent != root / 'nbs' else 'root'
     found = [p for p in (root / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts]
     found = sorted(found, key=lambda p: (list(ROOMS).index(room_of(p)), str(p)))
-    lines, room = ['# Notebooks', '', 'The source of the library and its explanation, in reading order; the examples are the ones to copy.', '',
-                   'In an hour: ' + ', '.join(f'[{what}]({f})' for f, what in HOUR.items()) + '.', ''], None
+    lines, room = [(root / 'nbs/README.md').read_text(encoding='utf-8')], None
     for p in found:
         rel = p.relative_to(root / 'nbs')
         write(f'notebooks/{rel.as_posix()}', p.read_text(encoding='utf-8').replace('../../docs/img/', '../../../img/'))  # a page is a folder deeper than its file
