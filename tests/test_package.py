@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import warnings
 import zipfile
 from pathlib import Path
 from unittest.mock import Mock
@@ -41,7 +42,7 @@ def test_console_script_points_at_a_function(name):
 def test_console_script_explains_itself(name):
     exe = Path(sys.executable).parent / name
     out = subprocess.run([exe, '--help'], capture_output=True, text=True, timeout=120)
-    assert out.returncode == 0 and 'usage' in out.stdout.lower() and not out.stderr, out.stderr[-500:]  # nor what packages say of themselves
+    assert out.returncode == 0 and f'usage: {name} ' in out.stdout and not out.stderr, out.stderr[-500:]  # nor what packages say of themselves
 
 
 def test_importing_the_package_loads_no_framework():
@@ -112,3 +113,13 @@ def test_modules_that_lock_folders_are_imported_on_windows(tmp_path):
             f'with collect.Store({str(tmp_path)!r}).locked(), grid._locked(Path({str(tmp_path)!r})): print("in")')
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.stdout == 'in\n', done.stderr
+
+
+@pytest.mark.parametrize('files', [{'cpu.max': '50000 100000'}, {'cpu/cpu.cfs_quota_us': '50000', 'cpu/cpu.cfs_period_us': '100000'}])
+def test_the_share_of_a_container_is_read_and_its_files_closed(tmp_path, files):
+    from silkworm_app.data.progress import cores
+    (tmp_path / 'cpu').mkdir()
+    for name, text in files.items(): (tmp_path / name).write_text(text)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        assert cores(tmp_path) == 1 and not said

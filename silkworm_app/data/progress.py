@@ -9,6 +9,7 @@ __all__ = ['Progress', 'cores', 'n_threads', 'each']
 import math, os, sys, time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 # %% ../../nbs/data/01a_progress.ipynb #b4c506ae
 class Progress:
@@ -44,8 +45,8 @@ def cores(
     n = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     for file in ('cpu.max', 'cpu/cpu.cfs_quota_us'):
         try:
-            found = open(f'{root}/{file}').read().split()
-            quota, period = found if file == 'cpu.max' else (found[0], open(f'{root}/{file}'.replace('quota', 'period')).read())
+            found = Path(root, file).read_text().split()
+            quota, period = found if file == 'cpu.max' else (found[0], Path(root, file.replace('quota', 'period')).read_text())
             if float(quota) > 0: return max(1, min(n, math.ceil(float(quota) / float(period))))
         except (OSError, ValueError): continue          # no control groups, or no limit ('max', -1)
     return n

@@ -139,7 +139,7 @@ def _deploy(cfg, learn, model, run, res, dl, last):
         print(f'ONNX file against the fused net: largest relative difference {off:.1e}')
     trust, photographs = load_bundle(run.bundle).trust, (learn.dls.splits.leak or {}).get('distinct')
     words = closing_words(trust, photographs, res['warnings'])
-    print(f'Bundle: {run.bundle}   (page: python app.py --bundle {run.bundle})\n{words}', flush=True)
+    print(f'Bundle: {run.bundle}   (page: silkworm-app --bundle {run.bundle})\n{words}', flush=True)
 
 # %% ../../nbs/train/16_fit.ipynb #85bce686
 def _shown(splits):

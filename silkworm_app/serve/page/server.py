@@ -235,7 +235,7 @@ def fastest(
 # %% ../../../nbs/serve/20_page_server.ipynb #9c6c2145
 def parser()->argparse.ArgumentParser:
     "The options of app.py."
-    p = argparse.ArgumentParser(prog='app.py', description='Serve a silkworm_app bundle as a web page and an API. '
+    p = argparse.ArgumentParser(prog='silkworm-app', description='Serve a silkworm_app bundle as a web page and an API. '
         'A login can be set in the environment: SILKWORM_APP_AUTH=user:password.',
         epilog='silkworm-app export-web BUNDLE DIR writes a page of plain files that needs no server (silkworm-app export-web --help).')
     p.add_argument('--bundle', required=True, help='bundle folder, run folder of silkworm-train, or ONNX file of silkworm-fuse')
@@ -256,11 +256,11 @@ def parser()->argparse.ArgumentParser:
     return p
 
 # %% ../../../nbs/serve/20_page_server.ipynb #57990e06
-@command('app.py')
+@command('silkworm-app')
 def main(
     argv:list=None, # default: the command line
 )->int: # exit code
-    "app.py: serve a bundle."
+    "silkworm-app: serve a bundle."
     args = parser().parse_args(argv)
     os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
     os.environ.setdefault('HF_HUB_OFFLINE', '1')
@@ -278,7 +278,7 @@ def main(
     check_port(args.host, args.port)
     store = Store(args.collect, args.collect_mb or COLLECT_MB) if args.collect else None
     predictor = open_bundle(folder, args.backend, threads, args.risk)
-    if args.risk and predictor.trust.scores is None: print(f'app.py: {NO_RISK}', file=sys.stderr)
+    if args.risk and predictor.trust.scores is None: print(f'silkworm-app: {NO_RISK}', file=sys.stderr)
     c = predictor.config
     own = {n: c['example_classes'].get(n) or '' for n in c.get('files', ()) if n.startswith('examples/')}     # checked when it was loaded
     examples = find_examples(args.examples or folder, None if args.examples else own, predictor)
