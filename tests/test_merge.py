@@ -1,6 +1,8 @@
 "A prepared set grows by what a page collected: test and folds stay, copies of test photographs stay out, nothing comes in twice."
 import csv
+import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,11 +10,11 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from silkworm_app.data.cli import main
-from silkworm_app.data.folder import COLLECTED
+from silkworm_app.data.folder import COLLECTED, MANIFEST
 from silkworm_app.data.merge import merge
 from silkworm_app.data.prepare import prepare, read_options
 from silkworm_app.data.sample import draw_larva
-from silkworm_app.data.splits import find_splits, read_manifest
+from silkworm_app.data.splits import MANIFEST_COLUMNS, find_splits, read_manifest
 from silkworm_app.files import sha256_of
 from silkworm_app.serve.page.collect import ELSE, UNSURE, Store
 from silkworm_app.train.pictures import learned_pictures
@@ -98,6 +100,80 @@ def test_what_cannot_be_added_is_said(tmp_path, collected, capsys):
     assert main(['prepare', str(tmp_path/'old'), str(collected), str(tmp_path/'y'), '--mapping', str(tmp_path/'m.yaml')]) == 0
     next((tmp_path/'old/train/healthy').iterdir()).unlink()
     assert 'lacks 1 picture(s) of its manifest' in said(tmp_path/'old', collected, tmp_path/'z') and not (tmp_path/'z').exists()
+
+
+@pytest.fixture
+def grown(tmp_path):
+    "What happens to a set between two seasons: `change(rows, folder)` edits its manifest or its files, and two pictures come"
+    prepare(drawn(tmp_path/'first', ('healthy', 'pebrine'), 12, 0), tmp_path/'old', folds=0, level='hash', show=False)
+    drawn(tmp_path/'more', ('healthy', 'pebrine'), 1, 50)
+    def grow(name, change, heads=MANIFEST_COLUMNS, between=',', encoding='utf-8-sig'):
+        d = shutil.copytree(tmp_path/'old', tmp_path/name)
+        rows = read_manifest(d)
+        changed = change(rows, d)
+        rows = changed if isinstance(changed, list) else rows
+        text = io.StringIO(newline='')
+        out = csv.DictWriter(text, heads, delimiter=between, restval='')
+        out.writeheader()
+        out.writerows(rows)
+        (d/MANIFEST).write_bytes(text.getvalue().encode(encoding))
+        return d, lambda: merge(d, tmp_path/'more', tmp_path/f'{name}_new', show=False)
+    return grow
+
+
+def of_train(rows, c): return next(r for r in rows if r['split'] == 'train' and r['class'] == c)
+
+
+def test_a_manifest_that_a_person_worked_on_is_followed_and_that_is_said(tmp_path, grown):
+    d, new = grown('class', lambda rows, d: of_train(rows, 'healthy').update({'class': 'pebrine'}))
+    out, edited = new(), next(r for r in read_manifest(d) if r['path'].split('/')[1] != r['class'])
+    assert f'1 picture(s) that were there are taken as manifest.csv says, not as their folders: {edited["path"]} is pebrine, train' in out['notes']
+    assert {r['class'] for r in read_manifest(out['path']) if r['sha256'] == edited['sha256']} == {'pebrine'}
+    assert any('1 file(s) are not where manifest.csv has them' in w for w in find_splits(d, group='hash').warnings)
+    d, new = grown('excel', lambda rows, d: [*rows, {}, {}], [*MANIFEST_COLUMNS, 'looked at by'], ';')      # lines of empty cells
+    assert sum(new()['added'].values()) == 2 and find_splits(d).leak['level'] == 'manifest'
+
+
+@pytest.mark.parametrize('change,words', [
+    (lambda rows, d: rows[5].update({'class': ''}), "'' cannot be the name of a class folder; correct the line of"),
+    (lambda rows, d: rows[5].update({'class': '../../x'}), "'../../x' cannot be the name of a class folder"),
+    (lambda rows, d: rows[5].update(split='trian'), "of the split 'trian', which is none of test, train, valid"),
+    (lambda rows, d: rows + 4*rows[5:6], 'twice; keep one line'),
+    (lambda rows, d: rows[5].update(group='1.5'), 'is not as silkworm-data wrote it: put that one back'),
+    (lambda rows, d: shutil.move(d/rows[5]['path'], d), 'or delete their lines in manifest.csv; where a class was wrong, correct it there')])
+def test_a_slip_in_a_manifest_is_told_by_its_line(tmp_path, grown, change, words):
+    "And nothing is written, inside the new set or beside it"
+    d, new = grown('old_', change)
+    there = sorted(tmp_path.rglob('*'))
+    with pytest.raises(ValueError, match=re.escape(words)): new()
+    assert sorted(tmp_path.rglob('*')) == there
+
+
+def test_what_was_done_to_the_files_of_a_set_is_said(tmp_path, grown):
+    "Put in, turned where it lies, one photograph under two classes, the data card gone: each would change the new set in silence"
+    def change(rows, d):
+        draw_larva('healthy', 96, 900).save(d/'train/healthy/mine.png')
+        turned, one, two = (next(r for r in rows if r['split'] == s and r['class'] == c) for s, c in (('test', 'healthy'), ('train', 'healthy'), ('train', 'pebrine')))
+        Image.open(d/turned['path']).rotate(90).save(d/turned['path'])
+        shutil.copy(d/one['path'], d/two['path'])
+        (d/'README.md').unlink()
+    notes = '\n'.join(grown('set', change)[1]()['notes'])
+    for words in ('1 file(s) of set stay out, for its manifest.csv does not list them: train/healthy/mine.png',
+                  '2 picture(s) that were there have been changed since', '1 photograph(s) that were there stand under two or more classes',
+                  'the data card of set does not say how it was made'): assert words in notes, notes
+
+
+@pytest.mark.parametrize('size', [None, 64])
+def test_pictures_that_say_where_they_were_taken_are_counted(tmp_path, size):
+    raw = drawn(tmp_path/'first', ('healthy', 'pebrine'), 12, 0, 'jpg')
+    exif = Image.Exif()
+    exif[0x8825] = {1: 'N', 2: (48., 8., 1.), 3: 'E', 4: (11., 30., 2.)}
+    Image.open(raw/'healthy/0.jpg').save(raw/'healthy/0.jpg', exif=exif)
+    out = prepare(raw, tmp_path/'old', folds=0, level='hash', size=size, show=False)
+    Image.open(raw/'healthy/0.jpg').rotate(90).save(drawn(tmp_path/'more', ('healthy', 'pebrine'), 1, 50)/'healthy/gps.jpg', exif=exif)
+    said = [[n for n in o['notes'] if '(GPS)' in n] for o in (out, merge(tmp_path/'old', tmp_path/'more', tmp_path/'new', show=False))]
+    assert [int(n[0].split()[0]) if n else 0 for n in said] == ([0, 0] if size else [1, 2])
+    assert size or said[0][0] in (tmp_path/'old/README.md').read_text()
 
 
 def test_a_class_whose_name_is_no_folder_is_known_by_the_table(tmp_path):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'MAX_PIXELS', 'FORMAT_SUFFIXES', 'IMAGE_SUFFIXES', 'ImageError', 'lazy_image',
-           'open_image', 'check_image', 'picture_header', 'thumb_uri', 'Preprocess']
+           'open_image', 'check_image', 'picture_header', 'says_where', 'thumb_uri', 'Preprocess']
 
 # %% ../../nbs/data/00_imaging.ipynb #1ec255d4
 import base64, io, math, os, struct, zlib
@@ -277,6 +277,14 @@ def picture_header(
             im = lazy_image(f)
             return im.format, *im.size, im.mode, path.stat().st_size
     except Exception: return None                                    # anything may be wrong with a file that is no picture
+
+def says_where(
+    path # picture file
+)->bool:
+    "Whether a picture file holds the place where it was taken (GPS, in EXIF)"
+    try:
+        with open(path, 'rb') as f: return bool(Image.Image.getexif(lazy_image(f)).get_ifd(0x8825).get(2))
+    except Exception: return False                                   # see `picture_header`
 
 def thumb_uri(
     src, # anything `open_image` takes

@@ -15,22 +15,48 @@ from scipy.cluster.hierarchy import DisjointSet
 
 from .copies import group_pictures, level_of, numbered
 from .diseases import silkworm_names
-from .folder import BEFORE, COLLECTED, MANIFEST, DataError, headers, new_folder, opened, peeled, why_unusable
-from .prepare import by_class, check_places, check_seed, choose, finish_set, read_mapping, read_options, strange_files, write_set
+from .folder import BEFORE, COLLECTED, MANIFEST, DataError, headers, new_folder, opened, peeled, split_of, why_unusable
+from .prepare import by_class, check_places, check_seed, choose, finish_set, folder_name, not_ours, read_mapping
+from .prepare import read_options, strange_files, where_taken, write_set
 from .splits import carve, cut, read_manifest
 from ..files import own_name, read_table, sha256_of, shown, write_text
 
 # %% ../../nbs/data/11a_merge.ipynb #43612b3f
 def _known(old):
     "Rows of the manifest of a prepared set, each with its file."
-    rows = read_manifest(old)
+    rows, file = read_manifest(old), old/MANIFEST
+    if rows is None and file.is_file():
+        raise DataError(f'{shown(file)} is not as silkworm-data wrote it: put that one back (Excel must save it as "CSV UTF-8"),'
+                        ' or move it away, if silkworm-data did not make this folder')
     if rows is None:
         raise DataError(f'{shown(old)} was not made by silkworm-data prepare: run silkworm-data prepare {shown(old)} CLEAN, then add to '
                         'CLEAN')
     rows = [r | dict(file=Path(old)/r['path']) for r in rows]
     gone = [r['path'] for r in rows if not r['file'].is_file()]
-    if gone: raise DataError(f'{shown(old)} lacks {len(gone)} picture(s) of its manifest ({gone[0]}); prepare it again')
+    if gone: raise DataError(f'{shown(old)} lacks {len(gone)} picture(s) of its manifest ({gone[0]}): put them back, or delete their lines '
+                             f'in {MANIFEST}; where a class was wrong, correct it there and leave the file where it is')
+    if twice := next((p for p, n in Counter(r['path'] for r in rows).items() if n > 1), None):
+        raise DataError(f'{shown(file)} lists {twice} twice; keep one line')
+    of = [d.name for d in sorted(old.iterdir()) if d.is_dir() and (split_of(d.name) or d.name.startswith('fold_'))]
+    for r in rows:
+        folder_name(r['class'], f'correct the line of {r["path"]} in {shown(file)}')
+        if r['split'] not in of:
+            raise DataError(f'{shown(file)} says that {r["path"]} is of the split {r["split"]!r}, which is none of {", ".join(of)}: '
+                            'correct that line')
     return rows
+
+
+def _few(names): return ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
+
+def _changes(old, known):
+    "Sentences on what a person changed in a prepared set."
+    out, place = [], lambda r: ['pictures' if r['split'].startswith('fold_') else r['split'], r['class']]
+    if not read_options(old): out.append(f'the data card of {own_name(old)} does not say how it was made: options not given are as usual')
+    if edited := [f'{r["path"]} is {r["class"]}, {r["split"]}' for r in known if r['path'].split('/')[:2] != place(r)]:
+        out.append(f'{len(edited)} picture(s) that were there are taken as {MANIFEST} says, not as their folders: {_few(edited)}')
+    if beside := [*{p.parts[-2:]: shown(p.relative_to(old).as_posix()) for p in not_ours(old)}.values()]:
+        out.append(f'{len(beside)} file(s) of {own_name(old)} stay out, for its {MANIFEST} does not list them: {_few(beside)}')
+    return out
 
 # %% ../../nbs/data/11a_merge.ipynb #139973be
 def _said(root, src):
@@ -134,7 +160,7 @@ def merge(
     before = dict(name=own_name(old), manifest=sha256_of(old/MANIFEST))
     about, was = f'{own_name(old)} and pictures that came later', read_options(old)
     level, scenes = level or was.get('level', 'auto'), scenes or was.get('scenes', 'together')
-    return combine(known, sources, dest, about, before, mapping, level, scenes, seed, workers, show, size=was.get('size'))
+    return combine(known, sources, dest, about, before, mapping, level, scenes, seed, workers, show, _changes(old, known), was.get('size'))
 
 # %% ../../nbs/data/11a_merge.ipynb #c9779a21
 def combine(
@@ -177,13 +203,19 @@ def _combined(known, coming, dest, about, before, notes, level, scenes, seed, si
     fresh = len({g.photos[k] for k in home} - {*g.photos[:n]})
     copies = f'; they show {fresh} photograph(s) that were not there, the others are copies' if fresh < len(home) else ''
     if coming: notes.append(f'{len(home)} of {len(coming)} picture(s) came in' + ''.join(f', {c} {m}' for c, m in added.items()) + copies)
-    notes += [f'{len(ks)} stay(s) out: {why} ({", ".join(names[k] for k in ks[:3])}{", ..." if len(ks) > 3 else ""})'
-              for why, ks in sorted(out.items())]
+    notes += [f'{len(ks)} stay(s) out: {why} ({_few([names[k] for k in ks])})' for why, ks in sorted(out.items())]
+    if changed := [r['path'] for r, s in zip(known, g.sha256) if r['sha256'] != s]:
+        notes.append(f'{len(changed)} picture(s) that were there have been changed since, and are taken as they are: {_few(changed)}')
+    under = defaultdict(dict)
+    for k, r in enumerate(known): under[g.photos[k]].setdefault(r['class'], r['path'])
+    if two := [' = '.join(of.values()) for of in under.values() if len(of) > 1]:
+        notes.append(f'{len(two)} photograph(s) that were there stand under two or more classes: {_few(two)}')
     folds = 0 if 'train' in parts else len(parts)
     options = dict(source=about, seed=seed, level=level, scenes=scenes, folds=folds, size=size)
     with new_folder(dest) as work:
         sizes = [None]*n + [size]*len(coming)                      # what was there is reduced already
         rows = write_set(work, files, g.sha256, names, parts, scene, sizes, folds, workers, show)
+        notes += where_taken(work, rows, workers, show)
         finish_set(work, rows, notes, options, distinct, {c: c for c in distinct})
         if before: write_text(work/BEFORE, json.dumps(before, indent=1) + '\n')
     counts = {s: dict(sorted(Counter(c for _, c in o).items())) for s, o in parts.items()}

@@ -225,12 +225,12 @@ MANIFEST_COLUMNS = ('path', 'sha256', 'class', 'split', 'group', 'source')
 def read_manifest(
     folder # made by `silkworm-data prepare`
 )->list: # a dict for each picture; None: not such a folder
-    "The list of pictures in a prepared folder."
+    "The list of pictures in a prepared folder; columns that a person added and lines that a spreadsheet left empty are no fault."
     try:
-        found = (read_table(Path(folder)/MANIFEST, between=b) for b in ',;') # Excel takes `;` where a comma stands in numbers
-        rows = next((r for r in found if r and tuple(r[0]) == MANIFEST_COLUMNS), [])
+        read = lambda b: [r for r in read_table(Path(folder)/MANIFEST, between=b) if any(r.values())] # Excel leaves lines of empty cells,
+        rows = next((r for r in map(read, ',;') if r and {*MANIFEST_COLUMNS} <= r[0].keys()), []) # and `;` where a comma stands in numbers
     except (OSError, UnicodeDecodeError, csv.Error): return None
-    return rows if rows and all(r['path'] and r['group'] for r in rows) else None
+    return rows if rows and all(r['path'] and str(r['group']).isdecimal() for r in rows) else None
 
 # %% ../../nbs/data/04_splits.ipynb #8f06886c
 def _counted(top, rows):
@@ -374,14 +374,14 @@ def find_splits(
     if fold is not None: raise DataError(f'{shown(path)} has no folds; `silkworm-data prepare --folds` makes them')
     found, notes = _found(path, on_bad)
     if path != given: notes.append(f'the classes were found in {shown(path)}')
-    read = list(notes)
     if valid_as_test and 'valid' in found and 'test' not in found: found['test'] = found.pop('valid')
     items = {s: [(f, c) for c, fs in cs.items() for f in fs] for s, cs in found.items()}
     files = [(f, c) for its in items.values() for f, c in its]
-    known = listed and group is not None and all((c, f.name) in listed for f, c in files)
+    away = [f for f, c in files if listed and (c, f.name) not in listed]
+    if away: notes.append(f'{len(away)} file(s) are not where {MANIFEST} has them ({shown(away[0])}): the folders are read as they are')
+    read, known = list(notes), listed and group is not None and not away
     groups, photos, level = find_groups([f for f, _ in files], None if known else group, scenes)
-    if known: groups, level = {f: listed[c, f.name] for f, c in files}, 'manifest'
-    if known: photos = _of_class(groups, files)
+    if known: groups = {f: listed[c, f.name] for f, c in files}; photos, level = _of_class(groups, files), 'manifest'
     more = []
     if 'all' in items: (valid, test, train), more = carve(items['all'], groups, (valid_pct, test_pct), seed, ('validation', 'test'))
     else:
