@@ -353,9 +353,10 @@ def test_notes_of_a_training_go_into_the_bundle(learn, tmp_path):
     c = json.loads((d / 'config.json').read_text())
     assert c['warnings'] == ['2 file(s) were skipped'] and [n['values'] for n in c['notes']] == [dict(labels=['b'])]
     assert [n['code'] for n in facts(load_bundle(d))['notes']][-1] == 'untested'
-    c['notes'] = [dict(code='other', values={})]
-    (d / 'config.json').write_text(json.dumps(c))
-    with pytest.raises(BundleError, match='no reason that is known here'): load_bundle(d)
+    for bad in (dict(code='other', values={}), dict(code='untested', values=dict(labels=[['b']])), dict(code='one_answer', values=dict(label={})),
+                dict(code='leaked', values=dict(part=10**400)), dict(code='few_found', values=dict(found=dict(b=[1]), unit='')), 'a\nb'):
+        (d / 'config.json').write_text(json.dumps(c | dict(notes=[bad])))
+        assert 'no reason that is known here' in refused(d)
 
 
 # ---- files that lie ----
@@ -417,7 +418,8 @@ def test_damaged_files(copy, name):
         except BundleError as e: assert '\n' not in str(e)
 
 
-@pytest.mark.parametrize('leak', [dict(distinct=5), dict(distinct=dict(ants='many')), dict(test_seen_in_train='x')])
+@pytest.mark.parametrize('leak', [dict(distinct=5), dict(distinct=dict(ants='many')), dict(test_seen_in_train='x'),
+                                  dict(valid_seen_in_train='x'), dict(test_seen_in_train=10**400)])
 def test_what_is_said_of_a_leak_is_numbers(copy, leak):
     from silkworm_app.cli import predict_main
     from silkworm_app.serve.onnx import ONNX_FORMAT, _metadata

@@ -151,8 +151,9 @@ def check_told(
     for n in config.get('notes') or (): read_reason(n)
     leak = config.get('leak') or {}
     distinct = leak.get('distinct') or {}
-    said = [leak.get('test_seen_in_train') or 0, *(distinct.values() if isinstance(distinct, dict) else [None])]
-    if not all(isinstance(v, (int, float)) for v in said): raise ValueError('leak must hold numbers')
+    shares = [leak.get(k) or 0 for k in ('test_seen_in_train', 'valid_seen_in_train')]
+    said = shares + list(distinct.values() if isinstance(distinct, dict) else [None])
+    if not all(isinstance(v, (int, float)) and abs(v) < 1e12 for v in said): raise ValueError('leak must hold numbers')
 
 def _check_kinds(file, c):
     for k in ('metrics', 'trust', 'preprocess', 'leak', 'fusion', 'extra', 'versions', 'class_titles', 'example_classes'):

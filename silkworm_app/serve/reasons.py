@@ -98,5 +98,9 @@ def read_reason(
     d:dict, # of `reason_code`
 )->Reason:
     "The reason that was kept. Raises `ValueError`."
-    try: return Reason(d['code'], **d['values'])
-    except (KeyError, TypeError, AttributeError): raise ValueError(f'{str(d)[:80]} is no reason that is known here') from None
+    try:
+        v = d['values']
+        if all(isinstance(c, str) for c in [v.get(k, '') for k in ('label', 'true', 'said')] + list(v.get('labels', ()))):
+            return Reason(d['code'], **v)
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError): pass
+    raise ValueError(f'{repr(d)[:80]} is no reason that is known here')
