@@ -33,7 +33,7 @@ from silkworm_app.serve.reasons import Reason, reason_code
 from silkworm_app.data.loaders import image_dls
 from silkworm_app.data.imaging import Preprocess
 from silkworm_app.act.lslu import LSLU
-from silkworm_app.serve.onnx import OnnxPredictor
+from silkworm_app.serve.onnx import ONNX_FORMAT, OnnxPredictor, _metadata
 from silkworm_app.act.patch import lslu_model
 from silkworm_app.serve.calibrate import fit_trust
 from silkworm_app.serve.trust import Trust
@@ -359,6 +359,25 @@ def test_notes_of_a_training_go_into_the_bundle(learn, tmp_path):
         assert 'no reason that is known here' in refused(d)
 
 
+def test_files_of_before_there_were_notes_say_what_they_said(copy, tmp_path):
+    "Among their warnings stands what the page and the command must say; fusing them loses none of it"
+    known = ['the net says b to every picture, so it has learned nothing', 'less than half is found of b (0 % of 3 pictures): another answer does not exclude it',
+             'nothing was there to test b on: whether the net finds it is not known', 'the weights of a.pth were trained on 3 of the 9 test pictures: what these say of the net is too good']
+    d, files = copy(), ['4 file(s) were skipped']
+    c = json.loads((d / 'config.json').read_text())
+    del c['notes']
+    (d / 'config.json').write_text(json.dumps(c | dict(warnings=files + known)))
+    meta = {k: json.dumps(v) for k, v in {'silkworm_app.format': ONNX_FORMAT, 'classes': ['a'], 'preprocess': {}, 'about': dict(warnings=files + known)}.items()}
+    assert [n['text'] for n in _metadata(meta)[0]['notes']] == known
+    for again in ('one', 'two'):
+        p = load_bundle(d, 'torch')
+        assert [n['text'] for n in facts(p)['notes']][-4:] == known and p.config['warnings'] == files
+        assert fuse_main([str(d), '--out', str(tmp_path / again)]) == 0
+        d = tmp_path / again
+        card = (d / 'card.md').read_text().lower()
+        assert all(card.count(w) == 1 for w in files + known)
+
+
 # ---- files that lie ----
 
 def rehash(d):
@@ -422,7 +441,6 @@ def test_damaged_files(copy, name):
                                   dict(valid_seen_in_train='x'), dict(test_seen_in_train=10**400)])
 def test_what_is_said_of_a_leak_is_numbers(copy, leak):
     from silkworm_app.cli import predict_main
-    from silkworm_app.serve.onnx import ONNX_FORMAT, _metadata
     d = copy()
     c = json.loads((d / 'config.json').read_text()) | dict(leak=leak)
     (d / 'config.json').write_text(json.dumps(c))

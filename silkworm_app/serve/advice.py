@@ -35,10 +35,11 @@ def first_words(
     told = lambda code: {c for n in notes if n.code == code for c in n.values.get('labels') or [n.values['label']]}
     hardly, unchecked = told('hardly_found'), told('unchecked')
     for r in map(read_reason, config.get('notes') or ()):
-        if r.code == 'few_found':
+        code = getattr(r, 'code', '')
+        if code == 'few_found':
             left = {c: n for c, n in r.values['found'].items() if c not in hardly}
             r = left and Reason('few_found', found=left, unit=r.values['unit'])
-        elif r.code == 'untested':
+        elif code == 'untested':
             left = [c for c in r.values['labels'] if c not in unchecked]
             r = left and Reason('untested', labels=left)
         if r: notes.append(r)

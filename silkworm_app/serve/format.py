@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..files import one_line
-from .reasons import read_reason
+from .reasons import read_reason, reason_code
 
 # %% ../../nbs/serve/06_format.ipynb #840e81a3
 BUNDLE_FORMAT = dict(name='silkworm_app.bundle', version=1)
@@ -144,10 +144,16 @@ def _check_net(file, c):
     check_kwargs(cfg['kwargs'], f'{file}: net_spec')
 
 # %% ../../nbs/serve/06_format.ipynb #4d317ee4
+_once = re.compile('the net says .+ to every picture|less than half is found of |nothing was there to test |'
+                   'the weights of .+ were trained on ')
+
 def check_told(
-    config:dict # of a bundle, or what of it stands in an ONNX file
+    config:dict # of a bundle, or what of it stands in an ONNX file; what files of before `notes` hold among `warnings` becomes notes
 ):
     "Raises `ValueError` where `leak` holds no numbers in the places that are shown, or `notes` anything but reasons."
+    warned = list(map(str, config.get('warnings') or ()))
+    if old := [w for w in warned if _once.match(w)]:
+        config.update(warnings=[w for w in warned if w not in old], notes=[*(config.get('notes') or ()), *map(reason_code, old)])
     for n in config.get('notes') or (): read_reason(n)
     leak = config.get('leak') or {}
     distinct = leak.get('distinct') or {}

@@ -96,10 +96,11 @@ def reason_code(
 
 def read_reason(
     d:dict, # of `reason_code`
-)->Reason:
+)->str: # a `Reason`, or the plain text
     "The reason that was kept. Raises `ValueError`."
     try:
         v = d['values']
+        if not d['code'] and isinstance(d['text'], str): return d['text']
         if all(isinstance(c, str) for c in [v.get(k, '') for k in ('label', 'true', 'said')] + list(v.get('labels', ()))):
             return Reason(d['code'], **v)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError): pass
