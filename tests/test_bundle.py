@@ -336,6 +336,7 @@ def test_what_is_said_first_is_said_once_and_in_every_language():
         for lang in ('hi', 'zh'):
             banner = page_words(p, lang)['banner']
             assert len(banner) == len(f['notes']) and not any(re.search('[A-Za-z]{3}', b) for b in banner), banner
+        assert 'of the test' not in page_words(p, 'en')['banner'][-1]        # they were those of the validation
         card = bundle_card(c)
         assert sum('found' in o and 'ealthy' in o for o in card.splitlines() if o.startswith('- ')) == 1 and files[0][2:] in card and 'were trained on 3 of the 9' in card
     known = facts(SimpleNamespace(config=c | dict(metrics=dict(valid=m)), trust=trust, classes=names))['notes']     # without a test split
