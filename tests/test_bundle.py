@@ -306,16 +306,16 @@ def test_what_must_be_known_first_goes_with_every_file(tmp_path, capsys):
     net, trust = moved(lslu_model('vanillanet_5_x0_125', 2)), Trust(['a', 'b'], scores=dict(a=[.1] * 20, b=[.1] * 20), calibrated=True, note='')
     d = save_bundle(tmp_path / 'b', net, Preprocess(64), ['a', 'b'], trust=trust, extra=dict(drawn=True), inherit=dict(leak=leak, warnings=warned, notes=known), onnx=True)
     alone, whole = facts(OnnxPredictor(d / 'model.onnx')), facts(load_bundle(d))
-    assert [n['code'] for n in alone['notes']] == ['drawn', 'leaked', 'learned'] and '- 4 file(s) were skipped: a.mp4 is a video.' in (d / 'card.md').read_text().lower()
+    assert [n['code'] for n in alone['notes']] == ['drawn', 'learned'] and '- 4 file(s) were skipped: a.mp4 is a video.' in (d / 'card.md').read_text().lower()
     assert all(alone[k] == whole[k] for k in ('notes', 'todo', 'leak'))
     Image.new('RGB', (30, 30)).save(tmp_path / 'p.png')
     for source in (d, d / 'model.onnx'):
         assert predict_main([str(source), str(tmp_path / 'p.png')]) == 0
         err = capsys.readouterr().err
-        assert 'synthetic pictures' in err and '31% of the test pictures' in err and 'the weights of first.pth were trained on 3 of the 9 test pictures' in err and 'a video' not in err
+        assert 'synthetic pictures' in err and 'the weights of first.pth were trained on 3 of the 9 test pictures' in err and 'a video' not in err
     assert fuse_main([str(d), '--out', str(tmp_path / 'pt2'), '--format', 'torch-export']) == 0
-    torch.export.load(tmp_path / 'pt2/model.pt2', extra_files=(held := {'about': ''}))
-    assert json.loads(held['about']) == dict(notes=alone['notes'][2:], leak=leak, extra=dict(drawn=True))
+    torch.export.load(tmp_path / 'pt2/model.pt2', extra_files=(held := dict(about='', notes='')))
+    assert json.loads(held['about']) == dict(leak=leak, extra=dict(drawn=True)) and json.loads(held['notes']) == alone['notes'][1:]
 
 
 def test_what_is_said_first_is_said_once_and_in_every_language():
@@ -331,16 +331,17 @@ def test_what_is_said_first_is_said_once_and_in_every_language():
         c = dict(arch='x', size=9, classes=names, metrics=dict(test=m), leak=leak, trust=trust.to_dict(), warnings=files, notes=list(map(reason_code, [*found, start])))
         p = SimpleNamespace(config=c, trust=trust, classes=names)
         f = facts(p)
-        assert [n['code'] for n in f['notes']] == ['leaked', 'hardly_found', *[[], ['few_found'], ['one_answer']][k], 'learned']
-        assert f['notes'][1]['values']['label'] == 'healthy' and (k != 1 or f['notes'][2]['values']['found'] == dict(pebrine=[0, 2]))   # which the trust doesn't know
+        assert [n['code'] for n in f['notes']] == ['hardly_found', *[[], ['few_found'], ['one_answer']][k], 'learned']
+        assert f['notes'][0]['values']['label'] == 'healthy' and (k != 1 or f['notes'][1]['values']['found'] == dict(pebrine=[0, 2]))   # which the trust doesn't know
         for lang in ('hi', 'zh'):
             banner = page_words(p, lang)['banner']
             assert len(banner) == len(f['notes']) and not any(re.search('[A-Za-z]{3}', b) for b in banner), banner
         assert 'of the test' not in page_words(p, 'en')['banner'][-1]        # they were those of the validation
         card = bundle_card(c)
         assert sum('found' in o and 'ealthy' in o for o in card.splitlines() if o.startswith('- ')) == 1 and files[0][2:] in card and 'were trained on 3 of the 9' in card
-    known = facts(SimpleNamespace(config=c | dict(metrics=dict(valid=m)), trust=trust, classes=names))['notes']     # without a test split
-    assert [n['code'] for n in known] == ['leaked', 'leaked_valid', 'hardly_found', 'one_answer', 'learned']
+    about = lambda notes: facts(SimpleNamespace(config=c | dict(notes=list(map(reason_code, notes))), trust=trust, classes=names))['notes']
+    assert [n['code'] for n in about(found)] == ['leaked', 'leaked_valid', 'hardly_found', 'one_answer']   # of the same pictures `learned` says why
+    assert [n['values']['of'] for n in about([start, Reason('learned', weights='a.pth', n=5, of=7, part='test')]) if n['code'] == 'learned'] == [7]
     untried = fit_trust(z[:63, :], None, y[:63], names, leak=0.)                              # on no pebrine
     of = lambda *labels: [o.values['labels'] for o in first_words(dict(notes=[reason_code(Reason('untested', labels=list(labels)))]), untried)[-2:] if 'labels' in o.values]
     assert of('healthy', 'pebrine') == [['pebrine'], ['healthy']] and of('pebrine') == [['pebrine']]
@@ -354,6 +355,8 @@ def test_notes_of_a_training_go_into_the_bundle(learn, tmp_path):
     c = json.loads((d / 'config.json').read_text())
     assert c['warnings'] == ['2 file(s) were skipped'] and [n['values'] for n in c['notes']] == [dict(labels=['b'])]
     assert [n['code'] for n in facts(load_bundle(d))['notes']][-1] == 'untested'
+    (d / 'config.json').write_text(json.dumps(c | dict(notes=[dict(code='of a later version', values={}, text='said')])))
+    assert facts(load_bundle(d))['notes'][-1] == dict(code='', values={}, text='said')
     for bad in (dict(code='other', values={}), dict(code='untested', values=dict(labels=[['b']])), dict(code='one_answer', values=dict(label={})),
                 dict(code='leaked', values=dict(part=10**400)), dict(code='few_found', values=dict(found=dict(b=[1]), unit='')), 'a\nb'):
         (d / 'config.json').write_text(json.dumps(c | dict(notes=[bad])))

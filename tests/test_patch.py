@@ -163,6 +163,16 @@ def test_an_activation_that_is_not_reached_by_its_name_is_told(way, says, init):
     assert not lslus(net) and net.act is net.same is net.held[0]
 
 
+def test_a_net_that_asks_for_what_its_activation_gives_starts_as_the_identity():
+    "It is run with the LSLUs as they start, not before"
+    class Asks(Shared):
+        def forward(self, x):
+            x = self.act(self.b1(self.c1(x)))
+            assert (x > -.05).all()
+            return self.fc(self.same(x).mean((2, 3)))
+    assert list(lslus(patch_lslu(Asks(), init='identity', input_size=12)[0])) == ['act']
+
+
 def test_hooks_of_the_activations_stay():
     "Nets of features and of fastai live on them, and handles of before go on removing them"
     x = torch.randn(2, 3, 64, 64)

@@ -200,10 +200,11 @@ def patch_lslu(
     y = eval_out(model, xs[0]) if init == 'identity' else None
     olds,before = {p.name: model.get_submodule(p.name) for p in plan.replaced},sum(p.numel() for p in model.parameters())
     apply_plan(model, plan)
-    _check_reached(model, plan, olds)
     report = PatchReport(plan, init, before, sum(p.numel() for p in model.parameters()), on_noise=calibrate is None)
     start_kernels(map(model.get_submodule, olds), init)
-    if init == 'identity' and plan.replaced: _start_identity(model, olds, xs, y, report)
+    if init == 'identity': _start_series(model, olds, report)
+    _check_reached(model, plan, olds)
+    if init == 'identity' and plan.replaced: _start_norms(model, olds, xs, y, report)
     if hasattr(model, 'build_cfg'): model.build_cfg = {**model.build_cfg, 'plan': plan.to_dict()}
     return whole,report
 
@@ -216,18 +217,19 @@ def _check_reached(model, plan, olds):
     except Exception as e: why = f'the net does not run with its LSLUs ({type(e).__name__}: {one_line(e)}): leave some out by `where`'
     finally:
         for h in hooks: h.remove()
-    if idle := '' if why else next((n for n,m in new.items() if m not in ran), ''):
-        why = f'an LSLU at {idle} would never run: the net reaches that activation by another way than its name, or asks for its class'
-    if not why: return
+    never = 'would never run: the net reaches that activation by another way than its name, or asks for its class'
+    if not (why := why or next((f'an LSLU at {n} {never}' for n,m in new.items() if m not in ran), '')): return
     for name,p in [(n, p) for p in plan.replaced for n in (p.name, *p.aliases)]: model.set_submodule(name, olds[p.name], strict=True)
     raise ValueError(f'{plan.arch}: {why}.')
 
-def _start_identity(model, olds, xs, y, report):
-    new = {n: model.get_submodule(n) for n in olds}
+def _start_series(model, olds, report):
+    "LSLUs that compute what stood there, but for their norms"
     for name,old in olds.items():
-        identity_series(new[name], old)
-        if not exact_start(old, new[name].act_num): report.inexact[type(old).__name__] = report.inexact.get(type(old).__name__, 0) + 1
-    undo_norms(model, list(new.values()), xs)
+        identity_series(new := model.get_submodule(name), old)
+        if not exact_start(old, new.act_num): report.inexact[type(old).__name__] = report.inexact.get(type(old).__name__, 0) + 1
+
+def _start_norms(model, olds, xs, y, report):
+    undo_norms(model, list(map(model.get_submodule, olds)), xs)
     far = [deviation(o, was) for o,was in zip(eval_out(model, xs[0]), y)]
     report.deviation = torch.tensor(far).max().item()  # Python's max would pass over a NaN
 

@@ -42,6 +42,7 @@ def first_words(
         elif code == 'untested':
             left = [c for c in r.values['labels'] if c not in unchecked]
             r = left and Reason('untested', labels=left)
+        elif code == 'learned': notes = [n for n in notes if getattr(n, 'code', '') != code] # of two splits the test, which comes last
         if r: notes.append(r)
     return notes
 

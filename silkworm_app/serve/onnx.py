@@ -141,10 +141,11 @@ def onnx_metadata(
 )->dict: # text -> text
     "What another program needs to serve the file, and what whoever relies on it must know."
     c = config or {}
-    about = {k: c[k] for k in ('notes', 'leak') if c.get(k)}
+    about = {k: c[k] for k in ('leak',) if c.get(k)}
     if (c.get('extra') or {}).get('drawn'): about['extra'] = dict(drawn=True)
     meta = {'silkworm_app.format': ONNX_FORMAT, 'classes': list(classes), 'preprocess': preprocess.to_dict()}
     if about: meta['about'] = about
+    if c.get('notes'): meta['notes'] = c['notes'] # beside it: readers of before there were notes refuse another key in it
     if trust is not None: meta['trust'] = dict(trust.to_dict(), arrays=pack_arrays(trust.arrays()))
     return {k: json.dumps(v) for k, v in meta.items()}
 
@@ -161,7 +162,7 @@ def _session(path, data, threads):
         except Exception as e: raise BundleError(f'{path} is not an ONNX model that onnxruntime can run: {one_line(e)}') from None
 
 # %% ../../nbs/serve/07_onnx.ipynb #c00ae085
-_about = dict(notes=list, warnings=list, leak=dict, extra=dict) # what of a bundle's config stands in an ONNX file, too
+_about = dict(warnings=list, leak=dict, extra=dict) # what of a bundle's config stands in an ONNX file, too
 
 def _metadata(meta):
     "Config, `Preprocess` and `Trust` in the metadata of a file; raises `KeyError` and `ValueError`."
@@ -171,7 +172,9 @@ def _metadata(meta):
     if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes): raise ValueError('classes is not a list of names')
     about = json.loads(meta.get('about', '{}'))
     if not set(about) <= set(_about) or not all(isinstance(v, _about[k]) for k, v in about.items()):
-        raise ValueError('about holds something else than notes, leak and extra')
+        raise ValueError('about holds something else than warnings, leak and extra')
+    about['notes'] = json.loads(meta.get('notes', '[]'))
+    if not isinstance(about['notes'], list): raise ValueError('notes is not a list')
     check_told(about)
     get |= about
     t = json.loads(meta['trust']) if 'trust' in meta else None

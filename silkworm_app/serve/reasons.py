@@ -58,7 +58,7 @@ REASONS |= dict(
     enough=lambda: 'every class has the photographs that it needs at this risk',
     drawn=lambda: 'this model was trained on synthetic pictures (drawings made by a program): it knows nothing about real silkworms',
     leaked=lambda part: f'{pct(part)} of the test pictures also occur in train: the accuracy is not a result',
-    leaked_valid=lambda part: f'{pct(part)} of the validation pictures also occur in train: the accuracy is too good',
+    leaked_valid=lambda part: f'{pct(part)} of the validation pictures also occur in train: what they say of the model is too good',
     refuses=lambda why: f'this model can\'t tell anything about any picture: {why}',
     refuses_few=lambda seen, needed: f'this model can\'t tell anything about any picture: of each class {needed} photographs that it did '
                                      f'not train on are needed, and of no class there are so many '
@@ -96,11 +96,11 @@ def reason_code(
 
 def read_reason(
     d:dict, # of `reason_code`
-)->str: # a `Reason`, or the plain text
+)->str: # a `Reason`; the text alone where there is no code, or one that is not known here
     "The reason that was kept. Raises `ValueError`."
     try:
         v = d['values']
-        if not d['code'] and isinstance(d['text'], str): return d['text']
+        if d['code'] not in REASONS and isinstance(d['text'], str): return d['text']
         if all(isinstance(c, str) for c in [v.get(k, '') for k in ('label', 'true', 'said')] + list(v.get('labels', ()))):
             return Reason(d['code'], **v)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError): pass

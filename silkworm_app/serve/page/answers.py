@@ -149,15 +149,16 @@ def facts(
     if split: m = {k: v for k, v in m.items() if k not in parts} | m[split]
     sets = t is not None and t.scores is not None
     trust = {k: v for k, v in t.to_dict().items() if k not in ('scores', 'measured_at')} if t else {}
-    own, seen = [], leak.get('test_seen_in_train') or 0
+    own, notes = [], first_words(c, t)
     if (c.get('extra') or {}).get('drawn'): own.append(Reason('drawn'))
-    if seen > 0: own.append(Reason('leaked', part=seen))
-    if split != 'test' and (again := leak.get('valid_seen_in_train') or 0) > 0: own.append(Reason('leaked_valid', part=again))
+    if not any(getattr(n, 'code', '') == 'learned' for n in notes):    # which says why
+        seen = dict(leaked=leak.get('test_seen_in_train') or 0, leaked_valid=leak.get('valid_seen_in_train') or 0)
+        own += [Reason(k, part=v) for k, v in seen.items() if v > 0]
     todo = collect_next(t, leak.get('distinct')) if t else []
     matrix_of = split if not trust.get('confusion') else 'cross_validation' if t.source == 'cross-validation' else 'valid'
     return dict(arch=c.get('arch'), classes=list(predictor.classes), split=split, metrics=m,
         confusion_matrix=trust.get('confusion') or m.get('confusion_matrix'), matrix_of=matrix_of,
-        notes=list(map(reason_code, own + first_words(c, t))), todo=list(map(reason_code, todo)), leak=leak,
+        notes=list(map(reason_code, own + notes)), todo=list(map(reason_code, todo)), leak=leak,
         fusion=c.get('fusion') or {}, trust=trust, seen=dict(t.seen) if sets else {},
         turns_away=bool(t and t.turns_away), curves=c.get('curves') or [],
         risk=t.risk if sets else None, measured=trust.get('measured') or {},
