@@ -88,7 +88,7 @@ def text_of(outputs):
 
 def alike(a, b, numbers=True):
     "The same words, the same whole numbers; other numbers to a twentieth; rounding errors and times whatever they are."
-    a, b = (CLOCK.sub('', re.sub(r'\b[0-9a-f]{16,}\b', '', o)) for o in (a, b))        # nor sums of files
+    a, b = (CLOCK.sub('', re.sub(r'(?<![.\w])[0-9a-f]{16,}\b', '', o)) for o in (a, b))   # nor sums of files; digits of a number are none
     if NUMBER.sub('#', ' '.join(a.split())) != NUMBER.sub('#', ' '.join(b.split())): return False
     for x, y in zip(NUMBER.findall(a), NUMBER.findall(b)) if numbers else ():
         if x == y: continue
