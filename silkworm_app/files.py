@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['replacing', 'write_text', 'write_table', 'read_table', 'markdown_table', 'lock', 'whole_folder', 'check_kind',
-           'shown', 'own_name', 'open_streams', 'command', 'one_line', 'sha256_of']
+           'shown', 'own_name', 'first_few', 'open_streams', 'command', 'one_line', 'sha256_of']
 
 # %% ../nbs/00_files.ipynb #f1a00003
 import csv, errno, hashlib, io, os, shutil, sys
@@ -152,6 +152,13 @@ def own_name(
 )->str:
     "What it is called, for notes and tables"
     return shown(os.path.basename(os.path.abspath(path)))
+
+def first_few(
+    names:list, # texts
+    most:int=3, # that are named
+)->str:
+    "Names in a note: of many the first"
+    return ', '.join(names[:most]) + (', ...' if len(names) > most else '')
 
 def open_streams():
     "Make standard output and errors take any text, with what they can't hold escaped; for the `main` of a command"

@@ -20,7 +20,7 @@ import PIL, pillow_heif
 from .imaging import IMAGE_SUFFIXES, ImageError, check_image, picture_header
 from .memory import Memory, code_of, stat_key
 from .progress import each
-from ..files import shown, whole_folder
+from ..files import first_few, shown, whole_folder
 
 # %% ../../nbs/data/02_folder.ipynb #8026b473
 class DataError(ValueError):
@@ -96,9 +96,8 @@ _other_suffixes = {'.txt', '.csv', '.json', '.xml', '.md', '.yaml', '.yml', '.ht
 def _unopened(names):
     "What to do with the archives among these; else None"
     names = [n for n in names if n.lower().endswith(_archives)]
-    first = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
     what = 'if they hold pictures, unpack them and move the archives away'
-    return f'{len(names)} archive(s) in it were not opened ({first}): {what}' if names else None
+    return f'{len(names)} archive(s) in it were not opened ({first_few(names)}): {what}' if names else None
 
 def _entries(d):
     "What lies in a folder, litter left out, in order; raises `OSError`."
@@ -172,9 +171,8 @@ class Scan:
         own = {(s, c): sorted(set(self.inner.get((s, c), ()))) for s, cs in self.folders.items() for c in cs}
         first = next(iter(own.values()), [])
         if self.inside_out or len(own) < 2 or len(first) < 2 or any(o != first for o in own.values()): return None
-        short = lambda names: ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')
-        return (f'its class folders {short(sorted({c for _, c in own}))} hold the same folders ({short(first)}): if those are the classes, '
-                'put them first')
+        classes = first_few(sorted({c for _, c in own}), 5)
+        return f'its class folders {classes} hold the same folders ({first_few(first, 5)}): if those are the classes, put them first'
 
     @property
     def unopened(self): return _unopened(self.rel(p) for p, *_ in self.strangers)

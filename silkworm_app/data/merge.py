@@ -19,7 +19,7 @@ from .folder import BEFORE, COLLECTED, MANIFEST, DataError, headers, new_folder,
 from .prepare import by_class, check_places, check_seed, choose, finish_set, folder_name, not_ours, read_mapping
 from .prepare import read_options, strange_files, where_taken, write_set
 from .splits import carve, cut, read_manifest
-from ..files import own_name, read_table, sha256_of, shown, write_text
+from ..files import first_few, own_name, read_table, sha256_of, shown, write_text
 
 # %% ../../nbs/data/11a_merge.ipynb #43612b3f
 def _known(old):
@@ -45,17 +45,14 @@ def _known(old):
                             'correct that line')
     return rows
 
-
-def _few(names): return ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
-
 def _changes(old, known):
     "Sentences on what a person changed in a prepared set."
     out, place = [], lambda r: ['pictures' if r['split'].startswith('fold_') else r['split'], r['class']]
     if not read_options(old): out.append(f'the data card of {own_name(old)} does not say how it was made: options not given are as usual')
     if edited := [f'{r["path"]} is {r["class"]}, {r["split"]}' for r in known if r['path'].split('/')[:2] != place(r)]:
-        out.append(f'{len(edited)} picture(s) that were there are taken as {MANIFEST} says, not as their folders: {_few(edited)}')
+        out.append(f'{len(edited)} picture(s) that were there are taken as {MANIFEST} says, not as their folders: {first_few(edited)}')
     if beside := [*{p.parts[-2:]: shown(p.relative_to(old).as_posix()) for p in not_ours(old)}.values()]:
-        out.append(f'{len(beside)} file(s) of {own_name(old)} stay out, for its {MANIFEST} does not list them: {_few(beside)}')
+        out.append(f'{len(beside)} file(s) of {own_name(old)} stay out, for its {MANIFEST} does not list them: {first_few(beside)}')
     return out
 
 # %% ../../nbs/data/11a_merge.ipynb #139973be
@@ -203,13 +200,14 @@ def _combined(known, coming, dest, about, before, notes, level, scenes, seed, si
     fresh = len({g.photos[k] for k in home} - {*g.photos[:n]})
     copies = f'; they show {fresh} photograph(s) that were not there, the others are copies' if fresh < len(home) else ''
     if coming: notes.append(f'{len(home)} of {len(coming)} picture(s) came in' + ''.join(f', {c} {m}' for c, m in added.items()) + copies)
-    notes += [f'{len(ks)} stay(s) out: {why} ({_few([names[k] for k in ks])})' for why, ks in sorted(out.items())]
+    notes += [f'{len(ks)} stay(s) out: {why} ({first_few([names[k] for k in ks])})' for why, ks in sorted(out.items())]
     if changed := [r['path'] for r, s in zip(known, g.sha256) if r['sha256'] != s]:
-        notes.append(f'{len(changed)} picture(s) that were there have been changed since, and are taken as they are: {_few(changed)}')
+        notes.append(f'{len(changed)} picture(s) that were there have been changed since, and are taken as they are: '
+                     f'{first_few(changed)}')
     under = defaultdict(dict)
     for k, r in enumerate(known): under[g.photos[k]].setdefault(r['class'], r['path'])
     if two := [' = '.join(of.values()) for of in under.values() if len(of) > 1]:
-        notes.append(f'{len(two)} photograph(s) that were there stand under two or more classes: {_few(two)}')
+        notes.append(f'{len(two)} photograph(s) that were there stand under two or more classes: {first_few(two)}')
     folds = 0 if 'train' in parts else len(parts)
     options = dict(source=about, seed=seed, level=level, scenes=scenes, folds=folds, size=size)
     with new_folder(dest) as work:

@@ -21,7 +21,7 @@ from .folder import BEFORE, MANIFEST, DataError, Scan, is_litter, new_folder, op
 from .imaging import FORMAT_SUFFIXES, open_image, picture_header, says_where
 from .progress import each
 from .splits import MANIFEST_COLUMNS, carve, check_shares, cut, read_manifest
-from ..files import markdown_table, one_line, own_name, sha256_of, shown, write_table, write_text
+from ..files import first_few, markdown_table, one_line, own_name, sha256_of, shown, write_table, write_text
 from .audit import audit_scan, headlines
 
 # %% ../../nbs/data/11_prepare.ipynb #d9a5ccd0
@@ -309,7 +309,7 @@ def strange_files(
     "The note on files that are no pictures by their names."
     names = [scan.rel(p) for p, _, c in scan.strangers if c]
     if not names: return []
-    return [f'{len(names)} file(s) in class folders are no pictures by name: {", ".join(names[:5])}' + (', ...' if len(names) > 5 else '')]
+    return [f'{len(names)} file(s) in class folders are no pictures by name: {first_few(names, 5)}']
 
 # %% ../../nbs/data/11_prepare.ipynb #ce0d2ec0
 def by_class(
