@@ -34,17 +34,14 @@ def first_words(
     notes = trust_warnings(trust) if trust else []
     told = lambda code: {c for n in notes if n.code == code for c in n.values.get('labels') or [n.values['label']]}
     hardly, unchecked = told('hardly_found'), told('unchecked')
-    for r in map(read_reason, config.get('notes') or ()):
-        code = getattr(r, 'code', '')
-        if code == 'few_found':
-            left = {c: n for c, n in r.values['found'].items() if c not in hardly}
-            r = left and Reason('few_found', found=left, unit=r.values['unit'])
-        elif code == 'untested':
-            left = [c for c in r.values['labels'] if c not in unchecked]
-            r = left and Reason('untested', labels=left)
-        elif code == 'learned': notes = [n for n in notes if getattr(n, 'code', '') != code] # of two splits the test, which comes last
-        if r: notes.append(r)
-    return notes
+    kept = {getattr(r, 'code', r): r for r in map(read_reason, config.get('notes') or ())} # where a start knew two splits: the test
+    if r := kept.get('few_found'):
+        left = {c: n for c, n in r.values['found'].items() if c not in hardly}
+        kept[r.code] = left and Reason(r.code, found=left, unit=r.values['unit'])
+    if r := kept.get('untested'):
+        left = [c for c in r.values['labels'] if c not in unchecked]
+        kept[r.code] = left and Reason(r.code, labels=left)
+    return notes + [r for r in kept.values() if r]
 
 # %% ../../nbs/serve/04_advice.ipynb #0cb61d99
 def collect_next(

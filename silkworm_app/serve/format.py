@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUNDLE_FORMAT', 'BUNDLE_FILES', 'EXAMPLE_NAME', 'BundleError', 'is_pickle', 'hashed', 'tensors', 'check_kwargs',
-           'read_config', 'check_told']
+           'read_config', 'read_told']
 
 # %% ../../nbs/serve/06_format.ipynb #e68a331d
 import hashlib, json, re
@@ -108,7 +108,8 @@ def read_config(
         raise BundleError(f'{file}: classes is not a list of different names')
     _check_net(file, c)
     _check_kinds(file, c)
-    return c
+    try: return read_told(c)
+    except ValueError as e: raise BundleError(f'{file}: {e}') from None
 
 # %% ../../nbs/serve/06_format.ipynb #af73f2ec
 def _config_file(folder):
@@ -147,24 +148,24 @@ def _check_net(file, c):
 _once = re.compile('the net says .+ to every picture|less than half is found of |nothing was there to test |'
                    'the weights of .+ were trained on ')
 
-def check_told(
-    config:dict # of a bundle, or what of it stands in an ONNX file; what files of before `notes` hold among `warnings` becomes notes
-):
+def read_told(
+    config:dict # of a bundle, or what of it stands in an ONNX file
+)->dict: # the same, where what files of before `notes` hold among `warnings` stands in the notes
     "Raises `ValueError` where `leak` holds no numbers in the places that are shown, or `notes` anything but reasons."
-    warned = list(map(str, config.get('warnings') or ()))
+    notes, warned = config.get('notes', []), list(map(str, config.get('warnings') or ()))
+    if not isinstance(notes, list): raise ValueError('notes must be a list')
+    for n in notes: read_reason(n)
     if old := [w for w in warned if _once.match(w)]:
-        config.update(warnings=[w for w in warned if w not in old], notes=[*(config.get('notes') or ()), *map(reason_code, old)])
-    for n in config.get('notes') or (): read_reason(n)
+        config = config | dict(warnings=[w for w in warned if w not in old], notes=[*notes, *map(reason_code, old)])
     leak = config.get('leak') or {}
     distinct = leak.get('distinct') or {}
     shares = [leak.get(k) or 0 for k in ('test_seen_in_train', 'valid_seen_in_train')]
     said = shares + list(distinct.values() if isinstance(distinct, dict) else [None])
     if not all(isinstance(v, (int, float)) and abs(v) < 1e12 for v in said): raise ValueError('leak must hold numbers')
+    return config
 
 def _check_kinds(file, c):
     for k in ('metrics', 'trust', 'preprocess', 'leak', 'fusion', 'extra', 'versions', 'class_titles', 'example_classes'):
         if not isinstance(c.setdefault(k, {}), dict): raise BundleError(f'{file}: {k} must be a mapping')
-    for k in ('curves', 'warnings', 'notes'):
+    for k in ('curves', 'warnings'):
         if not isinstance(c.setdefault(k, []), list): raise BundleError(f'{file}: {k} must be a list')
-    try: check_told(c)
-    except ValueError as e: raise BundleError(f'{file}: {e}') from None

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..data.imaging import ImageError, Preprocess
 from ..data.progress import each
-from .format import BundleError, check_told
+from .format import BundleError, read_told
 from .trust import Trust, softmax
 from .unlike import picture_stats
 from ..files import one_line
@@ -141,7 +141,7 @@ def onnx_metadata(
 )->dict: # text -> text
     "What another program needs to serve the file, and what whoever relies on it must know."
     c = config or {}
-    about = {k: c[k] for k in ('leak',) if c.get(k)}
+    about = dict(leak=c['leak']) if c.get('leak') else {}
     if (c.get('extra') or {}).get('drawn'): about['extra'] = dict(drawn=True)
     meta = {'silkworm_app.format': ONNX_FORMAT, 'classes': list(classes), 'preprocess': preprocess.to_dict()}
     if about: meta['about'] = about
@@ -173,10 +173,7 @@ def _metadata(meta):
     about = json.loads(meta.get('about', '{}'))
     if not set(about) <= set(_about) or not all(isinstance(v, _about[k]) for k, v in about.items()):
         raise ValueError('about holds something else than warnings, leak and extra')
-    about['notes'] = json.loads(meta.get('notes', '[]'))
-    if not isinstance(about['notes'], list): raise ValueError('notes is not a list')
-    check_told(about)
-    get |= about
+    get |= read_told(about | dict(notes=json.loads(meta.get('notes', '[]'))))
     t = json.loads(meta['trust']) if 'trust' in meta else None
     trust = None if t is None else Trust.from_dict({k: v for k, v in t.items() if k != 'arrays'}, unpack_arrays(t.get('arrays', {})))
     if trust and trust.classes != classes: raise ValueError('trust and classes name different classes')

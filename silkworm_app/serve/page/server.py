@@ -234,7 +234,7 @@ def fastest(
 
 # %% ../../../nbs/serve/20_page_server.ipynb #9c6c2145
 def parser()->argparse.ArgumentParser:
-    "The options of app.py."
+    "The options of silkworm-app."
     p = argparse.ArgumentParser(prog='silkworm-app', description='Serve a silkworm_app bundle as a web page and an API. '
         'A login can be set in the environment: SILKWORM_APP_AUTH=user:password.',
         epilog='silkworm-app export-web BUNDLE DIR writes a page of plain files that needs no server (silkworm-app export-web --help).')
