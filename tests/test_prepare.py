@@ -449,6 +449,8 @@ def test_a_source_given_as_a_dot_keeps_its_name(tmp_path, monkeypatch):
 def test_a_fault_of_the_source_is_not_one_of_the_result(tmp_path):
     with pytest.raises(DataError, match='cannot be written: .*gone.png: No such file'), new_folder(tmp_path / 'out') as work:
         shutil.copyfile(tmp_path / 'gone.png', work / 'x.png')
+    with pytest.raises(DataError, match='out cannot be written: No space left'), new_folder(tmp_path / 'out') as work:
+        raise OSError(28, 'No space left on device', str(tmp_path / 'a.png'), None, str(work / 'x.png'))    # as shutil.copyfile does
 
 
 def test_equal_files_that_cannot_be_opened_are_no_group(tmp_path):

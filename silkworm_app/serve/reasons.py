@@ -24,11 +24,11 @@ def _few(names, most=8):
 
 # %% ../../nbs/serve/01_reasons.ipynb #2f9fb024
 def _unproven(seen, needed):
-    one, many = len(seen) == 1, len(seen) > 8
-    n = list(seen.values())
-    tried = _photos(n[0]) if one else f'at most {max(n)} photographs' if many else f'{listed(n)} photographs'
+    n, one, many = list(seen.values()), len(seen) == 1, len(seen) > 8
+    each = many or len(set(n)) == 1
+    tried = f'at most {_photos(max(n))}' if many else _photos(n[0]) if each else f'{listed(n)} photographs'
     return (f"{_few(seen)} can't be ruled out: the model was tried on {tried} of "
-            f"{'it' if one else 'each of them' if many else 'them'}, {needed} are needed")
+            f"{'it' if one else 'each of them' if each else 'them'}, {needed} are needed")
 
 # %% ../../nbs/serve/01_reasons.ipynb #245f66a3
 REASONS = dict(

@@ -113,8 +113,9 @@ class Say:
     def unproven(self, seen, needed):
         "Classes that can't be ruled out since too few photographs of them were tried."
         if len(seen) > 8: return self('unproven_many', n=len(seen), seen=max(seen.values()), needed=needed)
-        return self('reason_unproven' if len(seen) == 1 else 'unproven_more', classes=self.classes(seen), seen=self.list(seen.values()),
-            needed=needed)
+        n = list(seen.values())
+        how = 'reason_unproven' if len(n) == 1 else 'unproven_each' if len(set(n)) == 1 else 'unproven_more'
+        return self(how, classes=self.classes(seen), seen=n[0] if len(set(n)) == 1 else self.list(n), needed=needed)
 
     def collect(self, unproven):
         "What to collect: for each class that can't be ruled out, how many photographs are missing."

@@ -34,7 +34,8 @@ const classes = (names, last) => list(names.map(title), last);
 function unproven({seen, needed}) {
   const [names, n] = [0, 1].map(k => by_class(seen).map(o => o[k]));
   if (names.length > 8) return say('unproven_many', {n: names.length, seen: Math.max(...n), needed});
-  return say(names.length === 1 ? 'reason_unproven' : 'unproven_more', {classes: classes(names), seen: list(n), needed});
+  const equal = n.every(k => k === n[0]), how = names.length === 1 ? 'reason_unproven' : equal ? 'unproven_each' : 'unproven_more';
+  return say(how, {classes: classes(names), seen: equal ? n[0] : list(n), needed});
 }
 
 function reason({code, values}) {
