@@ -707,6 +707,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'silkworm_app/data/folder.py'),
                                           'silkworm_app.data.folder.new_folder': ( 'data/folder.html#new_folder',
                                                                                    'silkworm_app/data/folder.py'),
+                                          'silkworm_app.data.folder.of_several': ( 'data/folder.html#of_several',
+                                                                                   'silkworm_app/data/folder.py'),
                                           'silkworm_app.data.folder.opened': ('data/folder.html#opened', 'silkworm_app/data/folder.py'),
                                           'silkworm_app.data.folder.peeled': ('data/folder.html#peeled', 'silkworm_app/data/folder.py'),
                                           'silkworm_app.data.folder.pictures_below': ( 'data/folder.html#pictures_below',

@@ -311,6 +311,22 @@ def test_pictures_of_one_kind_are_no_pictures_of_another(tmp_path):
         labelled_pictures(find_splits(tree(tmp_path / 'one', ('muscardine', 'healthy')), group=None), classes, 'all')
 
 
+def test_files_of_several_pictures_are_named(tmp_path):
+    d, of = tree(tmp_path / 'set'), lambda n: [draw_larva('pebrine', 96, 70 + i) for i in range(n)]
+    for name, n in (('stack.tif', 3), ('film.gif', 2), ('one.tif', 1), ('phone.mpo', 2)):
+        first, *more = of(n)
+        first.save(d / 'pabrin' / name, save_all=n > 1, append_images=more)
+    (d / 'pabrin/phone.mpo').rename(d / 'pabrin/phone.jpg')              # with its preview, as phones write it
+    said = '2 file(s) hold several pictures, of which the first is taken: pabrin/film.gif, pabrin/stack.tif'
+    assert said in headlines(audit(d, 'hash', show=False))
+    prepare(d, tmp_path / 'a', level='hash', show=False)
+    assert said in (tmp_path / 'a/README.md').read_text()
+    (tmp_path / 'more/pebrine').mkdir(parents=True)
+    first, *more = [draw_larva('pebrine', 96, 90 + i) for i in range(2)]
+    first.save(tmp_path / 'more/pebrine/new.tif', save_all=True, append_images=more)
+    assert any(n.startswith('1 file(s) hold several') for n in merge(tmp_path / 'a', tmp_path / 'more', tmp_path / 'b', show=False)['notes'])
+
+
 def test_heic_is_a_picture_like_any(tmp_path):
     pillow_heif = pytest.importorskip('pillow_heif')
     d = tree(tmp_path / 'set')

@@ -312,6 +312,6 @@ def test_cut_short_is_named_by_its_kind(brand, word):
 def test_header_without_decoding(tmp_path):
     for i, (data, kind) in enumerate([(JPEG, 'JPEG'), (save(PHOTO, format='PNG'), 'PNG')]):
         (tmp_path / f'{i}.x').write_bytes(data)
-        assert picture_header(tmp_path / f'{i}.x') == (kind, *PHOTO.size, 'RGB', len(data))
+        assert picture_header(tmp_path / f'{i}.x') == (kind, *PHOTO.size, 'RGB', len(data), False)
     (tmp_path / 'text').write_text('x')
     assert picture_header(tmp_path / 'text') is None and picture_header(tmp_path / 'none') is None and picture_header(tmp_path) is None

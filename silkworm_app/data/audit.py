@@ -12,7 +12,7 @@ import numpy as np
 
 from .copies import group_pictures, level_of
 from .diseases import class_remarks, silkworm_names
-from .folder import DataError, Scan, has_folds, headers, opened
+from .folder import DataError, Scan, has_folds, headers, of_several, opened
 from .imaging import FORMAT_SUFFIXES, thumb_uri
 from .progress import each
 from .sheet import page
@@ -53,7 +53,7 @@ def _file_report(scan, heads, g, name):
         return heads[k] and k not in g.bad and own not in FORMAT_SUFFIXES.get(heads[k][0], (own,))
     return dict(formats=dict(Counter(h[0] for h in known).most_common()), modes=dict(Counter(h[3] for h in known).most_common()),
                 shorter_side=dict(least=side[0], median=side[len(side) // 2], most=side[-1]) if side else None,
-                bytes=sum(h[4] for h in known), unusable=[scan.told(g.bad[k], name) for k in sorted(g.bad)],
+                bytes=sum(h[4] for h in known), several=of_several(rel, heads), unusable=[scan.told(g.bad[k], name) for k in sorted(g.bad)],
                 wrong_suffix=[f'{rel[k]} is {heads[k][0]}' for k in range(len(rel)) if odd(k)], other_files=len(scan.strangers),
                 unreadable_folders=[scan.told(u, name) for u in scan.unreadable], link_loops=len(scan.loops))
 
@@ -146,6 +146,7 @@ def headlines(
     if r['folds']: out.append(f'it was prepared with {r["folds"]} folds, each a folder of its own: audit fold_1 in it to see one')
     elif not r['given_splits'] and r['random_split_leak'] > 0:
         out.append(f'no splits are given; of a random test fifth {_pct(r["random_split_leak"])} would meet a copy of itself in train')
+    out += r['several']
     if r['unusable']: out.append(f'{len(r["unusable"])} file(s) cannot be used')
     return out
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPLIT_NAMES', 'MANIFEST', 'BEFORE', 'COLLECTED', 'DAMAGED', 'OPENS', 'DataError', 'is_litter', 'decoded',
            'plain_name', 'split_of', 'Scan', 'has_folds', 'peeled', 'top_folder', 'opened', 'new_folder', 'unpack',
-           'check_pictures', 'headers', 'why_unusable', 'pictures_below']
+           'check_pictures', 'headers', 'of_several', 'why_unusable', 'pictures_below']
 
 # %% ../../nbs/data/02_folder.ipynb #89b6284d
 import errno, json, os, re, shutil, sys, tarfile, tempfile, unicodedata, zipfile, zlib
@@ -374,6 +374,13 @@ def headers(
         if key and h: memory.put(f'header {_of_these}', key, json.dumps(h).encode())
         return h
     with Memory() as memory: return list(each(head, files, 'reading headers', workers, show))
+
+def of_several(
+    names:list, heads:list # of files; what `headers` says of each
+)->list: # a sentence, or none
+    "The note on files that hold several pictures: frames of a film, pages of a microscope's TIFF."
+    names = [n for n, h in zip(names, heads) if h and h[5]]
+    return [f'{len(names)} file(s) hold several pictures, of which the first is taken: {first_few(names)}'] if names else []
 
 # %% ../../nbs/data/02_folder.ipynb #bc3f94c1
 def why_unusable(

@@ -268,14 +268,15 @@ def check_image(
 # %% ../../nbs/data/00_imaging.ipynb #5a790268
 def picture_header(
     path # picture file
-)->tuple: # `(format, width, height, mode, bytes)`, or None where there is none
-    "What a picture file says about itself, without decoding."
+)->tuple: # `(format, width, height, mode, bytes, whether it holds several pictures)`, or None where there is none
+    "What a picture file says about itself, without decoding; the small copies that phones put beside a photograph (MPO) don't count."
     path = Path(path)
     try:
         if not path.is_file(): return None
         with open(path, 'rb') as f:
             im = lazy_image(f)
-            return im.format, *im.size, im.mode, path.stat().st_size
+            several = im.format != 'MPO' and getattr(im, 'is_animated', False)
+            return im.format, *im.size, im.mode, path.stat().st_size, several
     except Exception: return None                                    # anything may be wrong with a file that is no picture
 
 def says_where(

@@ -15,7 +15,8 @@ from scipy.cluster.hierarchy import DisjointSet
 
 from .copies import group_pictures, level_of, numbered
 from .diseases import silkworm_names
-from .folder import BEFORE, COLLECTED, MANIFEST, DataError, headers, new_folder, opened, peeled, split_of, why_unusable
+from .folder import BEFORE, COLLECTED, MANIFEST, DataError, headers, new_folder, of_several, opened, peeled
+from .folder import split_of, why_unusable
 from .prepare import by_class, check_places, check_seed, choose, finish_set, folder_name, not_ours, read_mapping
 from .prepare import read_options, strange_files, where_taken, write_set
 from .splits import carve, cut, read_manifest
@@ -193,7 +194,9 @@ def _combined(known, coming, dest, about, before, notes, level, scenes, seed, si
     g = group_pictures(files, level, workers, show)
     if bad := [k for k in g.bad if k < n]: raise DataError(why_unusable([shown(g.bad[k]) for k in bad]))
     scene = _kept_together(known, g.kept_together(scenes))
-    home, out = _homes(known, label[n:], g, scene, headers(files[n:], workers, show))
+    heads = headers(files[n:], workers, show)
+    home, out = _homes(known, label[n:], g, scene, heads)
+    notes += of_several(names[n:], heads)
     parts, photos = _parts(known, home, label, scene, seed), defaultdict(set)
     for k, c in (it for o in parts.values() for it in o): photos[c].add(g.photos[k])
     distinct, added = {c: len(p) for c, p in sorted(photos.items())}, dict(sorted(Counter(label[k] for k in home).items()))
