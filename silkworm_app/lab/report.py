@@ -24,13 +24,13 @@ def paired(
     a:list, # values of one arm, one a seed
     b:list, # of the other, in the same order
 )->dict: # mean difference `a - b`, its 95 % interval, p-value, number of pairs
-    "Paired t-test"
+    "Paired t-test; no interval and no p-value (NaN) of a single pair, or where all differences are equal"
     d, nan = np.asarray(a, float) - np.asarray(b, float), float('nan')
-    if len(d) < 2: return dict(diff=float(d.mean()) if len(d) else nan, low=nan, high=nan, p=nan, n=len(d))
-    m, se = d.mean(), d.std(ddof=1)/len(d)**.5
+    m = float(d.mean()) if len(d) else nan
+    if not len(d) or np.ptp(d) < 1e-9: return dict(diff=m, low=nan, high=nan, p=nan, n=len(d)) # equal ones tell of no spread
+    se = d.std(ddof=1)/len(d)**.5
     h = stats.t.ppf(.975, len(d)-1)*se
-    p = 2*stats.t.sf(abs(m)/se, len(d)-1) if se > 0 else float(m == 0)
-    return dict(diff=float(m), low=float(m-h), high=float(m+h), p=float(p), n=len(d))
+    return dict(diff=m, low=float(m-h), high=float(m+h), p=float(2*stats.t.sf(abs(m)/se, len(d)-1)), n=len(d))
 
 # %% ../../nbs/lab/05_report.ipynb #ac187189
 def _cells(grid, rows):
@@ -95,7 +95,7 @@ def table(
     def f(v, sign=''): return '-' if v != v else f'{100*v:{sign}.2f}' if pct else f'{v:{sign}.4f}'
     def against(a):
         if not a: return ['', '', '']
-        if a['n'] < 2: return [f(a['diff'], '+'), '', '']
+        if a['p'] != a['p']: return [f(a['diff'], '+'), '', '']
         return [f(a['diff'], '+'), f'{f(a["low"], "+")} to {f(a["high"], "+")}', f'{a["p"]:.3g}']
     title = f'{metric}, mean' + (' %' if pct else '')
     head = ['arm', *grid.vary, title, 'sd', 'seeds', f'minus {grid.baseline}', '95 % interval', 'p', 'parameters']
@@ -182,8 +182,8 @@ def report(
         raise GridError(f'{out} holds no finished run of {grid.name}: train without --report, or name the folder of its runs with --out')
     text = [f'# {grid.name}', '', grid.about.strip(), '', f'{len(rows)} of {len(grid.runs)} runs.', '', table(grid, rows)]
     if any(value_or_default(r, 'cross_validate') for r in rows):
-        note = ('Intervals of the balanced accuracy from drawing photographs again (each counts once, whatever the number of its copies; '
-                'in the table, cut by file, once in each part that tests a copy):')
+        note = ('Intervals of the balanced accuracy from drawing photographs again, too narrow where a class has few (each counts once, '
+                'whatever the number of its copies; in the table, cut by file, once in each part that tests a copy):')
         text += [table(grid, rows, 'balanced_accuracy'), note, '']
         for cell, records in _cells(grid, learned_records(out, grid)).items():
             whole = sum(_whole(records).values(), [])
