@@ -5,7 +5,7 @@ import pytest
 from silkworm_app.data.imaging import Preprocess
 from silkworm_app.serve.calibrate import fit_trust, measure
 from silkworm_app.serve.trust import Trust, class_sets, p_values, photographs_needed, softmax
-from silkworm_app.serve.unlike import picture_stats
+from silkworm_app.serve.unlike import distance, fit_limits, look_distance, picture_stats
 
 NAMES = list('abcde')
 
@@ -124,6 +124,49 @@ def test_copies_prove_nothing_more():
     y = np.repeat(np.arange(10) % 5, 100)
     t = fit_trust(10 * np.eye(5)[y], None, y, NAMES, groups=np.repeat(np.arange(10), 100), leak=0.)
     assert not t.calibrated and t.seen == dict.fromkeys(NAMES, 2)
+
+
+def test_a_new_picture_of_photographs_with_frames_keeps_its_class():
+    "Twenty photographs of each class in eight frames that differ, over 40 draws; a new photograph is asked about in one frame."
+    rng, lost = np.random.default_rng(0), []
+    def draw(photos, frames):
+        y = np.repeat(np.arange(3), photos)
+        z = np.repeat(2 * np.eye(3)[y] + rng.normal(size=(len(y), 3)), frames, 0)
+        return z + rng.normal(size=z.shape), np.repeat(y, frames), np.repeat(np.arange(len(y)), frames)
+    for _ in range(40):
+        z, y, photos = draw(20, 8)
+        t = fit_trust(z, None, y, list('abc'), groups=photos, leak=0., risks=())
+        z, y, _ = draw(200, 1)
+        pvalues = p_values(softmax(z, t.temperature), [np.array(t.scores[c]) for c in 'abc'])
+        lost.append((pvalues[np.arange(len(y)), y] <= .1).mean())
+    assert np.mean(lost) < .12 and all(m['n'] == 20 for m in t.measured['classes'].values())
+
+
+def test_a_photograph_weighs_once_in_the_temperature():
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 5
+    z = 3 * np.eye(5)[y] + 2 * rng.normal(size=(60, 5))
+    many = np.where(z.argmax(1) == y, 1, 30)                                # what it gets wrong lies there in thirty copies
+    fit = lambda n: fit_trust(z.repeat(n, 0), None, y.repeat(n), NAMES, groups=np.arange(60).repeat(n), leak=0., risks=())
+    once, copied = fit(1), fit(many)
+    assert np.isclose(once.temperature, copied.temperature, rtol=1e-4) and copied.n_sources == 60
+
+
+@pytest.mark.parametrize('what', ['features', 'looks'])
+def test_frames_of_a_photograph_do_not_narrow_what_is_like_the_rest(what):
+    "Thirty photographs in eight nearly equal frames, without training pictures: few new photographs are farther than the limit."
+    rng = np.random.default_rng(0)
+    draw = lambda photos, frames: np.repeat(rng.normal(size=(photos, 10)), frames, 0) + .05 * rng.normal(size=(photos * frames, 10))
+    photos, new = np.arange(30).repeat(8), draw(500, 1)
+    def far(groups):
+        x, y = draw(30, 8), np.zeros(240, int)
+        if what == 'features':
+            out = fit_limits(x, y, groups=groups)
+            return (distance(new, out['fitted']) > out['distance_limit']).mean()
+        out = fit_limits(None, y, stats=np.concatenate([np.ones((240, 2)), x], 1), groups=groups)
+        return (look_distance(new, out['fitted']) > out['look_limit']).mean()
+    assert far(photos) < .1 and far(None) > 2 * far(photos)
+    assert set(fit_limits(draw(1, 30), np.zeros(30, int), stats=np.ones((30, 12)), groups=[7] * 30)) == {'min_contrast', 'min_sharpness', 'max_grain'}
 
 
 def test_one_threshold_would_mislead():

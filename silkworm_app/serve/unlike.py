@@ -10,6 +10,10 @@ __all__ = ['fit_distance', 'distance', 'distance_left_out', 'picture_stats', 'pi
 import numpy as np
 
 # %% ../../nbs/serve/00_unlike.ipynb #0dd39e59
+def _photo(groups, n):
+    "Number of the photograph of each of n pictures, from 0"
+    return np.arange(n) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1].ravel()
+
 def _unit(features):
     f = np.asarray(features, np.float64)
     return f / np.maximum(np.linalg.norm(f, axis=1, keepdims=True), 1e-12)
@@ -54,11 +58,14 @@ def distance(
 # %% ../../nbs/serve/00_unlike.ipynb #2b1cf394
 def distance_left_out(
     features:np.ndarray, # [N, D]
-    labels:np.ndarray # [N] class numbers
+    labels:np.ndarray, # [N] class numbers
+    groups=None # [N] photograph of each; None: each its own
 )->np.ndarray: # [N]
-    "Distances of features, each fifth of them measured against the others."
-    n, folds = len(labels), min(5, len(labels))
-    fold, d = np.random.default_rng(0).permutation(n) % folds, np.zeros(n)
+    "Distances of features, each fifth of the photographs measured against the others."
+    photo = _photo(groups, len(labels))
+    n = photo.max() + 1
+    folds, d = min(5, n), np.zeros(len(labels))
+    fold = (np.random.default_rng(0).permutation(n) % folds)[photo]
     for i in range(folds):
         d[fold == i] = distance(features[fold == i], fit_distance(features[fold != i], labels[fold != i]))
     return d
@@ -124,32 +131,33 @@ def fit_limits(
     train_features:np.ndarray=None, # [M, D] of training pictures
     train_labels:np.ndarray=None, # [M]
     stats:np.ndarray=None, # [N, 2 or more] of `picture_stats`
-    train_stats:np.ndarray=None # [M, 2 or more]
+    train_stats:np.ndarray=None, # [M, 2 or more]
+    groups=None # [N] photograph of each validation picture; None: each its own
 )->dict: # entries of `Trust`
     "The limits beyond which a picture is unlike the training pictures, as far as the arrays tell: that of 99 % of the validation pictures."
-    out = {}
-    if features is not None and len(features) >= 10:
+    out, alone = {}, groups is not None and len(np.unique(groups)) < 2    # one photograph has no others to be measured against
+    own = train_features is None or len(train_features) < 10
+    if features is not None and len(features) >= 10 and not (own and alone):
         features = np.asarray(features)
-        own = train_features is None or len(train_features) < 10
         fitted = fit_distance(features, labels) if own else fit_distance(train_features, train_labels)
-        d = distance_left_out(features, labels) if own else distance(features, fitted)
+        d = distance_left_out(features, labels, groups) if own else distance(features, fitted)
         out |= dict(fitted=fitted, distance_limit=float(np.quantile(d, .99)))
     if stats is None or not len(stats): return out
     stats = np.asarray(stats, np.float64)
-    if stats.shape[1] > 2 and len(stats) >= 20 and np.isfinite(stats).all():
-        own = train_stats is None or len(train_stats) < 20 or np.shape(train_stats)[1] != stats.shape[1]
-        d, look = _look_limits(stats[:, 2:], None if own else train_stats[:, 2:])
+    own = train_stats is None or len(train_stats) < 20 or np.shape(train_stats)[1] != stats.shape[1]
+    if stats.shape[1] > 2 and len(stats) >= 20 and np.isfinite(stats).all() and not (own and alone):
+        d, look = _look_limits(stats[:, 2:], None if own else train_stats[:, 2:], groups)
         out |= dict(fitted=out.get('fitted', {}) | look, look_limit=float(np.quantile(d, .99)))
     low, grain = np.quantile(stats[:, :2], .01, axis=0), stats[:, 1] / np.maximum(stats[:, 0], 1e-9)
     limits = dict(min_contrast=.5 * low[0], min_sharpness=.5 * low[1], max_grain=1.5 * np.quantile(grain, .99))
     return out | {k: _number(v) for k, v in limits.items()}
 
 # %% ../../nbs/serve/00_unlike.ipynb #b66040f5
-def _look_limits(looks, train_looks):
+def _look_limits(looks, train_looks, groups):
     "Distances of looks, and what they are measured with."
     if train_looks is not None:
         look = fit_look(train_looks)
         return look_distance(looks, look), look
-    part = np.arange(len(looks)) % 5
-    d = np.concatenate([look_distance(looks[part == i], fit_look(looks[part != i])) for i in range(5)])
+    part = _photo(groups, len(looks)) % 5
+    d = np.concatenate([look_distance(looks[part == i], fit_look(looks[part != i])) for i in np.unique(part)])
     return d, fit_look(looks)
