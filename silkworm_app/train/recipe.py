@@ -222,7 +222,7 @@ class Recipe:
 
     def __str__(self):
         text = f'head of {self.photos} photographs (C={self.head.C:g}'
-        text += f', log-loss {self.head.loss:.3f} on photographs left out)' if self.head.loss is not None else ')'
+        text += f', log-loss {self.head.loss:.3f} on the photographs left out that chose it)' if self.head.loss is not None else ')'
         if len(self.losses) > 1:
             what = f'kept, {self.losses[self.best]:.3f} after epoch {self.best}'
             if not self.best: what = f'taken back, not clearly better: {min(self.losses[1:]):.3f} at best'
