@@ -6,7 +6,7 @@
 DATA is a folder of class folders, cut into --parts over photographs; or one that holds train and valid, tested on valid; or CIFAR at some
 size, as `cifar100.zip:5000`, tested on 2,000 pictures of its test part. One line a training goes to --out, and what is there is not
 trained again; a file is for one choice of --parts, --group and --equal. --table prints means and standard deviations over seeds, 95 %
-intervals from drawing photographs again, minutes of a processor for all parts of a seed and, from --deployed, size and milliseconds of
+intervals from drawing photographs again (those of balanced figures are too narrow where a class has few), minutes of a processor for all parts of a seed and, from --deployed, size and milliseconds of
 one picture of the fused ONNX file on one core; they are measured if that file is not there. --equal gives fastai and the VanillaNets the
 minutes of a processor that arm `last` took on the same pictures (it is trained first). --quick does a single part of each, to see that
 everything runs.
@@ -23,6 +23,7 @@ import warnings
 from collections import defaultdict
 from copy import deepcopy
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -142,6 +143,11 @@ def photo_of(splits, q):
     return splits.groups[q if isinstance(q, (str, Path)) else id(q)]
 
 
+def number_of(splits, q):
+    "The same in the results of every seed: of CIFAR, whose pictures each seed draws anew, by what the picture shows"
+    return int(photo_of(splits, q)) if isinstance(q, (str, Path)) else crc32(np.ascontiguousarray(q))
+
+
 def pictures_of(data, seed, group, quick):
     "`Splits` with photographs in `groups`; a photograph that stands under two classes is left out"
     source, _, n = str(data).rpartition(':')
@@ -184,7 +190,7 @@ def one(name, splits, small, arm, seed, i, rest, test, features, tmp, minutes=0)
         learn, how = trained(arm, dls, seed, features, tmp, size, minutes)
         minutes = (time.process_time() - start)/60
         z, y = predict_logits(get_model(learn.model), test_loader(dls))
-    photo = [int(photo_of(splits, p)) for p, _ in test]
+    photo = [number_of(splits, p) for p, _ in test]
     return dict(data=name, arm=arm, seed=seed, part=i, photo=photo, target=y.tolist(), probs=z.softmax(1).numpy().round(5).tolist(), how=how,
                 minutes=round(minutes, 3))
 

@@ -14,6 +14,7 @@ from PIL import Image
 from scipy.stats import binom, binomtest
 
 from silkworm_app.data.sample import draw_sample
+from silkworm_app.data.splits import Splits
 from silkworm_app.serve.card import better_text, cross_text
 from silkworm_app.train.cross import class_interval, photo_interval
 
@@ -45,6 +46,16 @@ def test_photographs_are_counted_once(monkeypatch):
     rows[0]['probs'][1:] = [[.4, .6], [.4, .6], [.9, .1]]
     photo, y, right = pretrained.by_photograph(rows)
     assert photo.tolist() == [3, 4, 5] and y.tolist() == [1, 1, 0] and right.tolist() == [True, False, True]
+
+
+def test_a_picture_has_one_number_in_all_seeds(monkeypatch):
+    "Of CIFAR each seed draws its own: the third of one is not the third of another"
+    pretrained = load('pretrained', monkeypatch)
+    a, b = (np.random.default_rng(k).integers(0, 256, (4, 4, 3), dtype=np.uint8) for k in (0, 1))
+    draws = [[a, b], [b.copy(), a.copy()]]
+    numbers = [[pretrained.number_of(Splits([], [], [], [], {id(q): i for i, q in enumerate(d)}), q) for q in d] for d in draws]
+    assert numbers[0] == numbers[1][::-1] and len(set(numbers[0])) == 2
+    assert pretrained.number_of(Splits([], [], [], [], {Path('x'): 7}), Path('x')) == 7
 
 
 def test_the_summary_is_of_whole_seeds(tmp_path, monkeypatch):
@@ -135,6 +146,9 @@ def test_a_figure_is_called_misleading_or_better_only_where_it_is():
     b = dict(name='old', photographs=66, before=.73, now=.76, balanced_before=.5, balanced_now=.59, difference=.092, interval=[.003, .166], better=9, worse=7, p=.69)
     for interval, p, said in (([.003, .166], .69, True), ([-.166, -.003], .69, True), ([-.003, .166], .69, False), ([.003, .166], .01, False)):
         assert ('too narrow where a class has few: the test decides' in better_text(b | dict(interval=interval, p=p))) == said
+    for difference, p, said in ((.05, .01, False), (-.05, .01, True), (-.05, .2, False)):
+        text = better_text(b | dict(better=30, worse=9, p=p, difference=difference, interval=[-.2, .2]))
+        assert ('the difference points the other way' in text) == said
 
 
 def test_what_was_killed_half_way_is_made_again(tmp_path, monkeypatch):

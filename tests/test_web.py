@@ -457,7 +457,7 @@ def test_a_risk_is_said_as_it_is_promised(risk, lost, kept):
     class At(Keeper): trust = replace(Keeper().trust, risk=risk)
     f, say = facts(At()), Say('en', Keeper.classes)
     for t in (r := Reason('leaked', part=risk / 10), say.reason(reason_code(r))): assert t.startswith(f'{10 * risk:.3g}% of the test pictures')
-    assert f'in at most {lost}% of the cases' in answers_text(replace(At.trust, measured={}))[0]
+    assert f'in at most about {lost}% of the cases' in answers_text(replace(At.trust, measured={}))[0]
     assert f'at least {kept} in 100 of each class' in model_html(say, f)
     assert f'about {lost} in 100 photographs' in why_html(say, as_dict(At().decide([Image.new('RGB', (8, 8), 'red')])[0]), f)
 

@@ -9,7 +9,7 @@ __all__ = ['cross_text', 'better_text', 'answers_text', 'bundle_card']
 from pathlib import Path
 
 from ..files import markdown_table
-from .advice import collect_next, first_words
+from .advice import collect_next, counted, first_words
 from .reasons import Reason
 from .trust import Trust
 
@@ -56,6 +56,8 @@ def better_text(
         f'{b["better"]} are right now that were wrong, {b["worse"]} the other way round (exact test of McNemar: p = {b["p"]:.2g}).'
         + (' The interval comes from drawing the photographs again, which makes it too narrow where a class has few: the test decides.'
            if b['p'] >= .05 and b['interval'][0]*b['interval'][1] > 0 else '')
+        + (' Balanced over the classes the difference points the other way: look at those with few photographs.'
+           if b['p'] < .05 and b['difference']*(b['better'] - b['worse']) < 0 else '')
     )
 
 # %% ../../nbs/serve/10_card.ipynb #4504fbe7
@@ -67,8 +69,8 @@ def answers_text(
     if trust.scores is None: return [_sentence(Reason('refuses', why=trust.note)), '']
     m, t = trust.measured, lambda c: (titles or {}).get(c, c)
     tried = trust.note.split('); ')[-1]                # without how many were needed at the risk of the training
-    out = [f'A photograph of any class loses its class in at most {100*trust.risk:g}% of the cases, for each class by itself, as far as '
-           f'new photographs are like these ({tried}).', '']
+    out = [f'A photograph of any class loses its class in at most about {100*trust.risk:g}% of the cases, for each class by itself, as far '
+           f'as new photographs are like these ({tried}).', '']
     if not m: return out
     several = m['several']
     out += [f'Of {m["photographs"]} photographs that it did not train on, {sum(o["n"] for o in m["one"].values())} got one class, '
@@ -100,7 +102,7 @@ def bundle_card(
     out += ['## How good it is', '', *_how_good(config, title), '', '## Its answers', '', *answers_text(trust, title), '## Data', '',
             *_data(config, title), *(f'- {_sentence(w)}' for w in map(str, config.get('warnings') or ()) if w not in notes)]
     out += ['', "## What it can't do", '', *(f'- {o}' for o in _limits(config, trust, title, notes))]
-    if todo := collect_next(trust, (config.get('leak') or {}).get('distinct')):
+    if todo := collect_next(trust, counted(config.get('leak'))):
         out += ['', '## What to collect next', '', *(f'- {_sentence(o)}' for o in todo)]
     if (s := (config.get('extra') or {}).get('settings')) and 'seed' in s:
         out += ['', '## Made again', '', '`silkworm-train --config settings.yaml --output_dir again`, with the settings.yaml of the run '
