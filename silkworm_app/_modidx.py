@@ -1270,6 +1270,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'silkworm_app/serve/advice.py'),
                                            'silkworm_app.serve.advice.confusions': ( 'serve/advice.html#confusions',
                                                                                      'silkworm_app/serve/advice.py'),
+                                           'silkworm_app.serve.advice.counted': ( 'serve/advice.html#counted',
+                                                                                  'silkworm_app/serve/advice.py'),
                                            'silkworm_app.serve.advice.first_words': ( 'serve/advice.html#first_words',
                                                                                       'silkworm_app/serve/advice.py'),
                                            'silkworm_app.serve.advice.trust_warnings': ( 'serve/advice.html#trust_warnings',

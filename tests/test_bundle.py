@@ -441,7 +441,7 @@ def test_damaged_files(copy, name):
         except BundleError as e: assert '\n' not in str(e)
 
 
-@pytest.mark.parametrize('leak', [dict(distinct=5), dict(distinct=dict(ants='many')), dict(test_seen_in_train='x'),
+@pytest.mark.parametrize('leak', [dict(distinct=5), dict(distinct=dict(ants='many')), dict(scenes=dict(ants='many')), dict(test_seen_in_train='x'),
                                   dict(valid_seen_in_train='x'), dict(test_seen_in_train=10**400)])
 def test_what_is_said_of_a_leak_is_numbers(copy, leak):
     from silkworm_app.cli import predict_main

@@ -23,6 +23,7 @@ from silkworm_app.data.prepare import prepare
 from silkworm_app.data.same import same_photo, sketch
 from silkworm_app.data.splits import find_splits
 from silkworm_app.train.config import read_settings
+from silkworm_app.serve.advice import counted
 from silkworm_app.train.cross import distinct_pictures, whole_split
 from silkworm_app.train.setup import load_splits
 
@@ -214,6 +215,7 @@ def test_the_choice_of_scenes_reaches_training(tmp_path, monkeypatch):
                   image_dls(tmp_path / 'set', size=32, bs=2, aug='none', valid_pct=.2, test_pct=.2, group='copies', scenes=scenes).splits):
             assert groups(s) == [n, n] and len(set(s.photos.values())) == 11
             assert s.leak['label_conflicts'] == 0 and s.leak['test_seen_in_train'] == 0 and s.leak['distinct'] == dict(a=6, b=5), s.leak
+            assert counted(s.leak) == dict(a=4 + n, b=5)
             assert len(distinct_pictures(s)[0]) == 11                # a scene under two classes is no photograph under two classes
         prepare(tmp_path / 'set', tmp_path / scenes, folds=0, valid_pct=.2, test_pct=.2, scenes=scenes, show=False)
         s = find_splits(tmp_path / scenes)
@@ -221,7 +223,7 @@ def test_the_choice_of_scenes_reaches_training(tmp_path, monkeypatch):
         assert len(set(s.groups.values())) == (9 if n == 1 else 11) and s.leak['label_conflicts'] == 0 and sum(map(len, (s.train, s.valid, s.test))) == 11
         prepare(tmp_path / 'set', tmp_path / f'{scenes}_folds', folds=3, scenes=scenes, show=False)
         for s in (s, find_splits(tmp_path / f'{scenes}_folds'), whole_split(find_splits(tmp_path / f'{scenes}_folds'), .2, 42)):
-            assert s.leak['distinct'] == dict(a=6, b=5) and not any('copies of about' in w for w in s.warnings), s.warnings    # scenes are no copies
+            assert s.leak['distinct'] == dict(a=6, b=5) and counted(s.leak) == dict(a=4 + n, b=5) and not any('copies of about' in w for w in s.warnings), s.warnings    # scenes are no copies
     with pytest.raises(ValueError, match="scenes must be 'together' or 'apart', not 'both'"): find_splits(tmp_path / 'set', scenes='both')
 
 

@@ -112,19 +112,21 @@ def leaks(
     level:str, # how the photographs were found
     carved:bool=False, # whether the validation pictures were taken from train by us: they count as train
     photos:dict=None # path -> photograph, where several photographs of a scene belong on one side
-)->dict: # fractions of pictures whose photograph occurs in another split, conflicting labels, distinct photographs per class
+)->dict: # fractions of pictures whose photograph occurs in another split, conflicting labels, distinct photographs and scenes per class
     "How far a result on these splits measures memory."
     seen = {s: {groups[p] for p, _ in splits[s]} for s in splits}
     if carved: seen['train'], seen['valid'] = seen['train'] | seen['valid'], set()
     def frac(a, b): return sum(groups[p] in seen[b] for p, _ in splits[a]) / max(1, len(splits[a]))
-    labels, distinct, photos = defaultdict(set), defaultdict(set), photos or groups
+    labels, distinct, scenes, photos = defaultdict(set), defaultdict(set), defaultdict(set), photos or groups
     for s in splits.values():
         for p, c in s:
             labels[photos[p]].add(c)
             distinct[c].add(photos[p])
+            scenes[c].add(groups[p])
+    count = lambda d: {c: len(g) for c, g in sorted(d.items())}
     return dict(level=level, test_seen_in_train=frac('test', 'train'), valid_seen_in_train=0. if carved else frac('valid', 'train'),
                 test_seen_in_valid=frac('test', 'valid'), label_conflicts=sum(len(v) > 1 for v in labels.values()),
-                distinct={c: len(g) for c, g in sorted(distinct.items())}, files=sum(map(len, splits.values())))
+                distinct=count(distinct), scenes=count(scenes), files=sum(map(len, splits.values())))
 
 # %% ../../nbs/data/04_splits.ipynb #0b82f089
 def many_copies(

@@ -158,9 +158,8 @@ def read_told(
     if old := [w for w in warned if _once.match(w)]:
         config = config | dict(warnings=[w for w in warned if w not in old], notes=[*notes, *map(reason_code, old)])
     leak = config.get('leak') or {}
-    distinct = leak.get('distinct') or {}
-    shares = [leak.get(k) or 0 for k in ('test_seen_in_train', 'valid_seen_in_train')]
-    said = shares + list(distinct.values() if isinstance(distinct, dict) else [None])
+    said = [leak.get(k) or 0 for k in ('test_seen_in_train', 'valid_seen_in_train')]
+    for d in (leak.get(k) or {} for k in ('distinct', 'scenes')): said += d.values() if isinstance(d, dict) else [None]
     if not all(isinstance(v, (int, float)) and abs(v) < 1e12 for v in said): raise ValueError('leak must hold numbers')
     return config
 

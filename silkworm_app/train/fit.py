@@ -20,7 +20,7 @@ from ..data.splits import many_copies
 from ..act.fuse import compare, fuse
 from ..act.curves import describe_acts, layer_curves
 from ..files import replacing, sha256_of, write_text
-from ..serve.advice import closing_words
+from ..serve.advice import closing_words, counted
 from ..serve.bundle import save_bundle
 
 # %% ../../nbs/train/16_fit.ipynb #4618ff1f
@@ -137,8 +137,7 @@ def _deploy(cfg, learn, model, run, res, dl, last):
         with torch.no_grad(): z = fused(x).numpy()
         off, _ = agreement(z, load_bundle(run.bundle, 'onnx').run(x.numpy())[0])
         print(f'ONNX file against the fused net: largest relative difference {off:.1e}')
-    trust, photographs = load_bundle(run.bundle).trust, (learn.dls.splits.leak or {}).get('distinct')
-    words = closing_words(trust, photographs, res['warnings'])
+    words = closing_words(load_bundle(run.bundle).trust, counted(learn.dls.splits.leak), res['warnings'])
     print(f'Bundle: {run.bundle}   (page: silkworm-app --bundle {run.bundle})\n{words}', flush=True)
 
 # %% ../../nbs/train/16_fit.ipynb #85bce686

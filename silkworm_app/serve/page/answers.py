@@ -16,7 +16,7 @@ from PIL import Image
 
 from ...clock import median_seconds
 from ...data.imaging import ImageError, lazy_image, open_image, thumb_uri
-from ..advice import collect_next, first_words
+from ..advice import collect_next, counted, first_words
 from ..reasons import Reason, reason_code
 
 # %% ../../../nbs/serve/15_page_answers.ipynb #ff6455ab
@@ -154,7 +154,7 @@ def facts(
     if not any(getattr(n, 'code', '') == 'learned' for n in notes):    # which says why
         seen = dict(leaked=leak.get('test_seen_in_train') or 0, leaked_valid=leak.get('valid_seen_in_train') or 0)
         own += [Reason(k, part=v) for k, v in seen.items() if v > 0]
-    todo = collect_next(t, leak.get('distinct')) if t else []
+    todo = collect_next(t, counted(leak)) if t else []
     matrix_of = split if not trust.get('confusion') else 'cross_validation' if t.source == 'cross-validation' else 'valid'
     return dict(arch=c.get('arch'), classes=list(predictor.classes), split=split, metrics=m,
         confusion_matrix=trust.get('confusion') or m.get('confusion_matrix'), matrix_of=matrix_of,
