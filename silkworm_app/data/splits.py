@@ -118,11 +118,10 @@ def leaks(
     if carved: seen['train'], seen['valid'] = seen['train'] | seen['valid'], set()
     def frac(a, b): return sum(groups[p] in seen[b] for p, _ in splits[a]) / max(1, len(splits[a]))
     labels, distinct, scenes, photos = defaultdict(set), defaultdict(set), defaultdict(set), photos or groups
-    for s in splits.values():
-        for p, c in s:
-            labels[photos[p]].add(c)
-            distinct[c].add(photos[p])
-            scenes[c].add(groups[p])
+    for p, c in (it for s in splits.values() for it in s):
+        labels[photos[p]].add(c)
+        distinct[c].add(photos[p])
+        scenes[c].add(groups[p])
     count = lambda d: {c: len(g) for c, g in sorted(d.items())}
     return dict(level=level, test_seen_in_train=frac('test', 'train'), valid_seen_in_train=0. if carved else frac('valid', 'train'),
                 test_seen_in_valid=frac('test', 'valid'), label_conflicts=sum(len(v) > 1 for v in labels.values()),
@@ -370,9 +369,7 @@ def find_splits(
         raise DataError(f'{shown(path/MANIFEST)}, which says what each fold tests, is not as silkworm-data wrote it: put that one back, or '
                         f'name {shown(path/"pictures")}, to have it cut anew')
     if rows and rows[0]['split'].startswith('fold_') and read_manifest(path):
-        out = _folds(path, rows, distinct, fold, valid_pct, seed, on_bad)
-        out.path = given
-        return out
+        return replace(_folds(path, rows, distinct, fold, valid_pct, seed, on_bad), path=given)
     if fold is not None: raise DataError(f'{shown(path)} has no folds; `silkworm-data prepare --folds` makes them')
     found, notes = _found(path, on_bad)
     if path != given: notes.append(f'the classes were found in {shown(path)}')
@@ -382,8 +379,10 @@ def find_splits(
     away = [f for f, c in files if listed and (c, f.name) not in listed]
     if away: notes.append(f'{len(away)} file(s) are not where {MANIFEST} has them ({shown(away[0])}): the folders are read as they are')
     read, known = list(notes), listed and group is not None and not away
-    groups, photos, level = find_groups([f for f, _ in files], None if known else group, scenes)
-    if known: groups = {f: listed[c, f.name] for f, c in files}; photos, level = _of_class(groups, files), 'manifest'
+    if known:
+        groups = {f: listed[c, f.name] for f, c in files}
+        photos, level = _of_class(groups, files), 'manifest'
+    else: groups, photos, level = find_groups([f for f, _ in files], group, scenes)
     more = []
     if 'all' in items: (valid, test, train), more = carve(items['all'], groups, (valid_pct, test_pct), seed, ('validation', 'test'))
     else:
@@ -391,9 +390,8 @@ def find_splits(
         if not valid and valid_pct: (valid, train), more = carve(train, groups, (valid_pct,), seed, ('validation',))
         if not test: notes.append(NO_TEST)
     if not known or len(files) != len(rows): distinct = None
-    out = Splits(train, valid, test, sorted({c for _, c in train}), groups, notes + more, path=given, photos=photos, distinct=distinct,
-                 read=read)
-    return out.measured(level, carved='valid' not in items)
+    return Splits(train, valid, test, sorted({c for _, c in train}), groups, notes + more, path=given, photos=photos, distinct=distinct,
+                  read=read).measured(level, carved='valid' not in items)
 
 def read_notes(
     splits:Splits # of `find_splits`
