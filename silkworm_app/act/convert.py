@@ -58,12 +58,12 @@ def _resize_kernel(w, k):
 
 def _resize_sum(alphas, biases, n):
     "`(alphas, biases, exact)` of a sum of `n` terms: new ones have amplitude 0, the smallest go"
-    order = alphas.abs().reshape(len(alphas), -1).amax(1).argsort(descending=True)[:n].sort()[0]
-    exact = alphas.abs().sum() == alphas[order].abs().sum()
+    size = alphas.abs().reshape(len(alphas), -1).amax(1)
+    order = size.argsort(descending=True)[:n].sort()[0]
     a,b = alphas.new_zeros(n, *alphas.shape[1:]),biases.new_zeros(n, *biases.shape[1:])
     a[:len(order)],b[:len(order)] = alphas[order],biases[order]
     for i in range(len(order), n): b[i] = -2*(i - len(order) + 1)/n
-    return a,b,bool(exact)
+    return a,b,bool(size.count_nonzero() <= n)
 
 # %% ../../nbs/act/09_convert.ipynb #42f02fe4
 def _relu_slope(src):
@@ -103,5 +103,6 @@ def _convert_series(src, dst):
         a,b = a[:, 0],b[:, 0]
     a,b,exact = (_resize_chain if src.form == 'chain' else _resize_sum)(a, b, dst.act_num)
     if dst.per_channel and a.ndim == 1: a,b = (o[:, None].expand_as(dst.alphas) for o in (a, b))
-    dst.alphas.copy_(a); dst.biases.copy_(b)
+    dst.alphas.copy_(a)
+    dst.biases.copy_(b)
     return [] if exact else ['a part of its series']
