@@ -163,8 +163,22 @@ def test_an_activation_that_is_not_reached_by_its_name_is_told(way, says, init):
     assert not lslus(net) and net.act is net.same is net.held[0]
 
 
+@pytest.mark.parametrize('init', ['reference', 'identity'])
+def test_a_path_that_hangs_on_what_an_activation_gives_is_no_other_way_to_it(init):
+    class ByData(Shared):
+        def __init__(self):
+            super().__init__()
+            self.late = nn.GELU()
+        def forward(self, x):
+            x = self.act(self.b1(self.c1(x)))
+            if (x >= 0).all() and x.mean() > .1: x = self.late(x)
+            return self.fc(x.mean((2, 3)))
+    net, _ = patch_lslu(ByData(), init=init, input_size=12)
+    assert list(lslus(net)) == ['act', 'late'] and net(torch.randn(2, 3, 12, 12)).isfinite().all()
+
+
 def test_a_net_that_asks_for_what_its_activation_gives_starts_as_the_identity():
-    "It is run with the LSLUs as they start, not before"
+    "It is run once more with what the activations gave"
     class Asks(Shared):
         def forward(self, x):
             x = self.act(self.b1(self.c1(x)))

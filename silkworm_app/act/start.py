@@ -8,6 +8,7 @@ __all__ = ['StartReport', 'open_weights', 'start_from', 'load_reference', 'net_o
 # %% ../../nbs/act/11_start.ipynb #b0188ba6
 import copy,json
 from dataclasses import dataclass,field
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -16,13 +17,13 @@ from torch import nn
 from . import vanillanet
 from .convert import convert_lslu
 from .norms import has_stats,undo_norms
-from .patch import ON_NOISE,NetSpec,batches,eval_out,how_far,exact_start,identity_series,is_vanillanet,lslu_model,lslus
+from .patch import ON_NOISE,NetSpec,batches,exact_start,identity_series,is_vanillanet,lslu_model,lslus
 from .places import arch_of,net_cfg,noise,sizes
-from .trace import deviation,in_double,unwrapped
+from .trace import deviation,eval_out,how_far,in_double,unwrapped
 from .weights import Stored,WeightsError,built_from,fit_names,head_prefixes,read_weights
 from .fuse import fuse_like
 from .lslu import LSLU
-from ..files import one_line
+from ..files import first_few,one_line
 
 # %% ../../nbs/act/11_start.ipynb #20fca28c
 def _rename_lslus(state, model):
@@ -127,7 +128,7 @@ def _twin(model, state, form, olds):
 def _fill(twin, state, model, what):
     "Load the file's weights into the twin; names of those that stay as they were: the classifier's, if it has another number of classes"
     mine,heads = twin.state_dict(),_heads(model)
-    is_head = lambda k: k.startswith(heads) if heads else False
+    is_head = lambda k: k.startswith(heads)
     left = [k for k in mine if is_head(k) and (k not in state or state[k].shape != mine[k].shape)]
     state = {k: v for k,v in state.items() if k not in left and not (is_head(k) and k not in mine)}
     free = lambda k: k.rpartition('.')[2] in ('num_batches_tracked', 'n_averaged', 'act_slope', 'slope_steps')
@@ -153,7 +154,7 @@ class StartReport:
     on_noise:bool=False                       # no pictures were given for the batch norms of new LSLUs
     assumed:str=''                            # what the file does not say and had to be taken for granted
 
-    def __str__(self): return self._kept() + ON_NOISE*self.on_noise
+    def __str__(self): return self._kept() + (ON_NOISE if self.on_noise else '')
 
     def _kept(self):
         s = f'Weights of {self.source}' + (f' ({self.assumed})' if self.assumed else '')
@@ -226,10 +227,7 @@ def start_from(
     _refuse_fused(model, stored, what)
     _same_net(model, stored, what)
     state = _named(model, stored.state, prefix)
-    plain = []
-    def olds():
-        if not plain: plain.append(_plain_net(model).to(next(model.parameters()).dtype))
-        return plain[0]
+    olds = cache(lambda: _plain_net(model).to(next(model.parameters()).dtype))
     form = _form_of(state, _lslus_in(state), stored.net_spec)
     if exact: _check_exact(model, state, form, what)
     twin = _twin(model, state, form, olds)
@@ -260,7 +258,7 @@ def _take(model, twin, olds, report, calibrate):
     mine,theirs = _live(model),_live(twin)
     gone = [n for n,m in theirs.items() if n not in mine and not _is_same(m, model.get_submodule(n))]
     if gone:
-        raise WeightsError(f'{report.source} has LSLUs where this net has none ({", ".join(gone[:3])}{", ..." if len(gone) > 3 else ""}): '
+        raise WeightsError(f'{report.source} has LSLUs where this net has none ({first_few(gone)}): '
                            "build the net with LSLUs in the same places (where='all', or that of the file; act='lslu' for a VanillaNet).")
     report.new = [n for n in mine if n not in theirs]
     report.on_noise = bool(report.new) and calibrate is None
@@ -274,8 +272,9 @@ def _take(model, twin, olds, report, calibrate):
             except ValueError as e: raise WeightsError(f'{n} in {report.source} {e}.') from None
             if lost: report.lost[n] = lost
         else:
-            identity_series(m, olds().get_submodule(n))
-            if not exact_start(olds().get_submodule(n), m.act_num): report.inexact.append(n)
+            old = olds().get_submodule(n)
+            identity_series(m, old)
+            if not exact_start(old, m.act_num): report.inexact.append(n)
     inside = tuple(n + '.' for n in [*mine, *theirs])
     done.load_state_dict({k: v for k,v in twin.state_dict().items() if not k.startswith(inside)}, strict=False)
     if hasattr(twin, 'act_slope'): done.set_act_slope(float(twin.act_slope))
