@@ -226,8 +226,10 @@ class Checkpoint(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         for f in self.folder.glob('.*.part'): f.unlink(missing_ok=True)
         with replacing(self.folder/f'epoch_{done}.pth') as part: torch.save(training_state(self.learn) | dict(fits=self.fits), part)
-        for n,f in checkpoints(self.folder).items():
-            if n <= done - self.keep*self.every or n > done: f.unlink(missing_ok=True)
+        states = checkpoints(self.folder)
+        newest = [n for n in states if n <= done][:self.keep]
+        for n,f in states.items():
+            if n not in newest: f.unlink(missing_ok=True)
 
 # %% ../../nbs/train/02_resume.ipynb #9ecf8c63
 class _Resume(Callback):
