@@ -50,7 +50,7 @@ def stages(
     model:nn.Module, # net
 )->list: # of lists of parameters, from the stem to the classifier
     "The parameters of a net by stage, as timm groups them; body and classifier where it doesn't say"
-    last = {p for p in classifier_of(model).parameters()}
+    last = dict.fromkeys(classifier_of(model).parameters())     # in order, as an optimiser's state is kept
     try: number = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
     except (AttributeError, AssertionError): number = {}
     acts = {p for m in lslus(model).values() for p in m.parameters()}
@@ -138,8 +138,8 @@ def one_of_each(
     seed:int=0, # of the choice
 )->list: # numbers of the pictures, in order
     "One file of each photograph, by chance; which one depends on the photograph, not on those beside it"
-    number = np.unique(photos)
-    files = [np.flatnonzero(photos == p) for p in number]
+    number,many = np.unique(photos, return_counts=True)
+    files = np.split(np.argsort(photos, kind='stable'), np.cumsum(many)[:-1])
     pick = [f[np.random.default_rng([seed, epoch, p]).integers(len(f))] for p,f in zip(number.tolist(), files)]
     return np.random.default_rng([seed, epoch]).permutation(pick).tolist()
 
