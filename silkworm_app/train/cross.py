@@ -158,15 +158,15 @@ def test_part(
     printer=None, features=None, begun=lambda learn: None, # see `train_net`
 )->dict: # answers to each file of the part
     "What a net says about one part, trained on the others as `silkworm-train` trains; cut by file, its head only where it has one"
-    cut, photo = part_splits(cfg, splits, items, by, part)
+    own_splits, photo = part_splits(cfg, splits, items, by, part)
     own = copy.deepcopy(cfg)
     own.save_ckpt, own.log_dir, own.enable_wandb = False, 'none', False
     if by == 'file' and own.recipe != 'full': own.recipe = 'head' # what misleads is seen with the head alone, in seconds
     with tempfile.TemporaryDirectory() as d, contextlib.redirect_stdout(io.StringIO()):
-        done = train_net(own, cut, RunFolder(d), printer=printer, begun=begun, features=features)
+        done = train_net(own, own_splits, RunFolder(d), printer=printer, begun=begun, features=features)
         z, y = predict_logits(done.model, test_loader(done.learn.dls))
     probs = z.double().softmax(1).numpy()
-    return dict(by=by, part=part, file=[content_key(p) for p, _ in cut.test], photo=list(map(int, photo)), target=y.tolist(),
+    return dict(by=by, part=part, file=[content_key(p) for p, _ in own_splits.test], photo=list(map(int, photo)), target=y.tolist(),
                 pick=probs.argmax(1).tolist(), probs=probs.round(7).tolist())
 
 # %% ../../nbs/train/15_cross.ipynb #9e37127b
@@ -196,9 +196,9 @@ def _pooled(records):
     return dict(balanced_accuracy=value, interval=[low, high], interval_of='classes'), (y, p, 1/n[inverse.ravel()])
 
 # %% ../../nbs/train/15_cross.ipynb #4d6ae739
-def _result(photo, by_file, classes):
+def _result(by_photo, by_file, classes):
     "The figures of a cross-validation, from the records of its parts"
-    res, (y, p, w) = _pooled(photo)
+    res, (y, p, w) = _pooled(by_photo)
     cm = confusion_matrix(y, p, sample_weight=w, labels=range(len(classes)))
     have = cm.sum(1)
     res |= dict(classes=classes, accuracy=float(np.trace(cm)/cm.sum()), confusion_matrix=cm.round(2).tolist(),
@@ -244,7 +244,7 @@ def cross_validate(
         if j or cfg.recipe == 'full': each = time.time() - start # a first head looks at all pictures, the next ones at none
         right = sum(np.equal(r['pick'], r['target']))
         log(f'{title}: {right} of {len(r["target"])} files right{_left(each and each*(len(todo) - j - 1))}')
-    photo, by_file = ([r for (by, _), r in sorted(done.items()) if by == what] for what in ('photo', 'file'))
-    res = _result(photo, by_file, list(splits.classes))
+    by_photo, by_file = ([r for (by, _), r in sorted(done.items()) if by == way] for way in ('photo', 'file'))
+    res = _result(by_photo, by_file, list(splits.classes))
     if by_file: res['by_file']['head_only'] = cfg.recipe != 'full'
     return res | dict(folds=k, photographs=n, in_scenes=photos if photos > n else None, n=len(items), seed=cfg.seed)

@@ -301,7 +301,7 @@ def _draw(plots, run):
     except ValueError as e: print(f'No plots: {e}', file=sys.stderr)
 
 def _tell_wandb(wandb, res):
-    for last in [k for k in ('test', 'valid') if k in res][:1]:
+    if last := next((k for k in ('test', 'valid') if k in res), None):
         wandb.summary.update({f'{last}/{k}': v for k, v in res[last].items() if isinstance(v, (int, float))})
     wandb.finish()
 
@@ -335,9 +335,10 @@ def _smaller(cfg):
     done = checkpoints(RunFolder(cfg.output_dir).checkpoints) if cfg.started and not cfg.eval else {}
     if not done: return ''
     n, file = max(done.items())
-    more = f'--resume {file} --output_dir OTHER --batch_size {max(1, cfg.batch_size//2)}'
-    without = ' and without --overwrite'*cfg.overwrite + ', after the parts of its cross-validation anew'*bool(cfg.cross_validate)
-    return f'; the state after epoch {n} is kept: the same command goes on from it with {more}{without}'
+    how = f'--resume {file} --output_dir OTHER --batch_size {max(1, cfg.batch_size//2)}'
+    if cfg.overwrite: how += ' and without --overwrite'
+    if cfg.cross_validate: how += ', after the parts of its cross-validation anew'
+    return f'; the state after epoch {n} is kept: the same command goes on from it with {how}'
 
 # %% ../../nbs/train/16_fit.ipynb #7ba1e259
 def _run_command(cfg, plots):

@@ -91,7 +91,7 @@ def epoch_scalars(
     number = lambda v: isinstance(v, (int, float, np.number, torch.Tensor))
     res = {f'metrics/{n}': float(v) for n, v in zip(rec.metric_names[1:], rec.log[1:]) if number(v)}
     res['metrics/lr'] = float(learn.opt.hypers[-1]['lr'])
-    if hasattr(model, 'act_slope'): res['metrics/act_slope'] = float(act_slope(model))
+    if hasattr(model, 'act_slope'): res['metrics/act_slope'] = act_slope(model)
     for n, p in model.named_parameters():
         layer, _, kind = n.rpartition('.')
         if kind not in ('alphas', 'biases'): continue

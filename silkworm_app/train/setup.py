@@ -45,10 +45,11 @@ def load_splits(
 
 def _check_parts(cfg):
     "Refuse two settings that each say which pictures are tested"
+    def refuse(k, other): raise TrainError(f'{k} cuts an image folder by itself: leave out {other}, or {k}')
     for k in ('cross_validate', 'fold'):
-        other = 'eval_data_path' if cfg.eval_data_path else f'data_set {cfg.data_set}' if cfg.data_set.startswith('CIFAR') else \
-            f'cross_validate {cfg.cross_validate}' if k == 'fold' and cfg.cross_validate else None
-        if getattr(cfg, k) and other: raise TrainError(f'{k} cuts an image folder by itself: leave out {other}, or {k}')
+        if getattr(cfg, k) and cfg.eval_data_path: refuse(k, 'eval_data_path')
+        if getattr(cfg, k) and cfg.data_set.startswith('CIFAR'): refuse(k, f'data_set {cfg.data_set}')
+    if cfg.fold and cfg.cross_validate: refuse('fold', f'cross_validate {cfg.cross_validate}')
 
 # %% ../../nbs/train/12_setup.ipynb #2621f327
 def _prepared(cfg, splits):
