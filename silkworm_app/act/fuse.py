@@ -39,7 +39,6 @@ def _plain(tr, model, name):
         if tr.params[id(p)] > 1 or not tr.only_reader(p, name): return f'the weights of {name} are used elsewhere, too'
     return ''
 
-# %% ../../nbs/act/10_fuse.ipynb #a5b281ef
 def _why_not_fold(tr, model, name):
     "`(conv, '')` if batch norm `name` folds into `conv`, else `(None, reason)`"
     bn = model.get_submodule(name)
@@ -72,7 +71,6 @@ def _scale_into(conv, scale, offset):
     conv.weight = nn.Parameter((in_double(w)*scale.view(-1, *[1]*(w.ndim-1))).to(w), requires_grad=False)
     conv.bias = nn.Parameter((b + offset).to(w), requires_grad=False)
 
-# %% ../../nbs/act/10_fuse.ipynb #026d6cc2
 def _own(model, name, step):
     m = model.get_submodule(name)
     p,was = next(m.parameters(), torch.zeros(())),torch.get_default_dtype()
@@ -99,35 +97,38 @@ def _fold_bn(model, name, step):
     _scale_into(model.get_submodule(step['conv']), *_line_of(bn, in_double))
     _set(model, name, _rest_of(bn))
 
-# %% ../../nbs/act/10_fuse.ipynb #e6ca1d55
 def _absorb(model, name, step):
     f = model.get_submodule(name)
     if step.get('conv'): _scale_into(model.get_submodule(step['conv']), f.pre.c, f.pre.d)
     pre = nn.ReLU6() if step['left'] == 'relu6' else nn.ReLU()
     if step['left'] == 'clamp':
         pre = ClampedLine(f.pre.lo.numel() if f.pre.lo.ndim else 0, line=False).to(f.pre.lo)
-        pre.lo.copy_(f.pre.lo); pre.hi.copy_(f.pre.hi)
+        pre.lo.copy_(f.pre.lo)
+        pre.hi.copy_(f.pre.hi)
     f.pre = pre.eval()
 
 _STEPS = {**{o: _own for o in _OWN}, 'fold_bn': _fold_bn, 'absorb': _absorb,
           'drop_kernel': lambda model,name,step: setattr(model.get_submodule(name), 'conv', nn.Identity())}
 
 # %% ../../nbs/act/10_fuse.ipynb #921b7a1d
+def _fits(model, step):
+    "Are the modules of `step` of the kind that it changes?"
+    op,m = step['op'],model.get_submodule(step['module'])
+    if op in _OWN: return callable(getattr(type(m), op, None))
+    conv = model.get_submodule(step['conv']) if step.get('conv') else None
+    if op == 'fold_bn': return isinstance(m, _NORMS) and type(conv) in _LINEAR and len(conv.weight) == len(m.running_mean)
+    if not isinstance(m, FusedLSLU): return False
+    if op == 'drop_kernel': return isinstance(m.conv, nn.Conv2d)
+    known = step.get('left') in ('relu', 'relu6', 'clamp') and (conv is None or type(conv) in _LINEAR)
+    return known and isinstance(m.pre, ClampedLine) and m.pre.line
+
 def _check_step(model, step):
     "Refuse a step that does not fit the net: plans come from files"
     if not isinstance(step, dict) or step.get('op') not in _STEPS: raise FuseError(f'the fuse plan has an unknown step: {str(step)[:80]}')
-    op,get = step['op'],lambda k: model.get_submodule(step[k])
-    try:
-        m,conv = get('module'),get('conv') if step.get('conv') else None
-        ok = (callable(getattr(type(m), op, None)) if op in _OWN
-              else isinstance(m, _NORMS) and type(conv) in _LINEAR and len(conv.weight) == len(m.running_mean) if op == 'fold_bn'
-              else isinstance(m, FusedLSLU) and isinstance(m.conv, nn.Conv2d) if op == 'drop_kernel'
-              else (isinstance(m, FusedLSLU) and isinstance(m.pre, ClampedLine) and m.pre.line
-                    and step.get('left') in ('relu', 'relu6', 'clamp') and (conv is None or type(conv) in _LINEAR)))
+    try: ok = _fits(model, step)
     except (AttributeError, KeyError, TypeError): ok = False
     if not ok: raise FuseError(f'the fuse plan does not fit this net: {str(step)[:120]}')
 
-# %% ../../nbs/act/10_fuse.ipynb #ceb9bf49
 @torch.no_grad()
 def _apply(model, steps):
     for s in steps:
@@ -154,14 +155,12 @@ def _own_steps(model):
     walk('')
     return steps
 
-# %% ../../nbs/act/10_fuse.ipynb #b1f64811
 def _bn_steps(model, x):
     "`(steps, kept)`: the batch norms that fold, and for the others the reason"
     tr,steps,kept = Trace(model, x),[],{}
     for name,m in model.named_modules():
         if not isinstance(m, _NORMS): continue
-        if not tr.calls[name]: kept[name] = 'it never runs'; continue
-        conv,why = _why_not_fold(tr, model, name)
+        conv,why = _why_not_fold(tr, model, name) if tr.calls[name] else (None, 'it never runs')
         if conv: steps.append(dict(op='fold_bn', module=name, conv=conv))
         else: kept[name] = why
     return steps,kept
@@ -176,7 +175,6 @@ def _pool_ok(m, c):
 
 _POOLS = (nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
-# %% ../../nbs/act/10_fuse.ipynb #330e9970
 def _producer(tr, model, name, c):
     "`(conv, '')` that may take in the line of the fused LSLU `name`, or `(None, reason)`"
     if not tr.once(name): return None,f'it runs {len(tr.calls[name])} times'
@@ -185,7 +183,9 @@ def _producer(tr, model, name, c):
         if not tr.only_reader(x, reader): return None,f'the input of {reader} is read elsewhere, too'
         makers = {o: model.get_submodule(o) for o in tr.made_by[id(x)]}
         conv = next((o for o,m in makers.items() if type(m) in _LINEAR), None)
-        if conv: why = _plain(tr, model, conv); return (None, why) if why else (conv, '')
+        if conv:
+            why = _plain(tr, model, conv)
+            return (None if why else conv),why
         pool = next((o for o,m in makers.items() if type(m) in _POOLS), None)
         if pool is None: return None,'its input is not made by a convolution'
         if not tr.once(pool): return None,f'{pool} runs {len(tr.calls[pool])} times'
@@ -197,7 +197,8 @@ def _kernel_steps(model, x):
     "`(steps, {})`: the fused LSLUs whose convolution passes on what it gets, as after a start as the activation in their place"
     tiny = 8*min(torch.finfo(o).eps for o in (x.dtype, torch.float32))          # rounding of a norm that undoes itself
     def is_delta(c):
-        delta = torch.zeros_like(c.weight); delta[..., c.padding[0], c.padding[1]] = 1
+        delta = torch.zeros_like(c.weight)
+        delta[..., c.padding[0], c.padding[1]] = 1
         return bool(((c.weight - delta).abs() <= tiny*delta).all())
     acts = {n: m.conv for n,m in model.named_modules() if isinstance(m, FusedLSLU) and type(m.conv) is nn.Conv2d and is_delta(m.conv)}
     tr = acts and Trace(model, x)
@@ -210,8 +211,10 @@ def _line_steps(model, x):
     tr,steps,kept = fs and Trace(model, x),[],{}
     for name,m in fs.items():
         p = m.pre
-        left = next((k for k,hi in (('relu', torch.inf), ('relu6', 6)) if bool((p.lo == 0).all() and (p.hi == hi).all())), 'clamp')
-        if bool((p.c == 1).all() and (p.d == 0).all()): steps.append(dict(op='absorb', module=name, left=left)); continue
+        left = next((k for k,hi in (('relu', torch.inf), ('relu6', 6)) if (p.lo == 0).all() and (p.hi == hi).all()), 'clamp')
+        if (p.c == 1).all() and (p.d == 0).all():
+            steps.append(dict(op='absorb', module=name, left=left))
+            continue
         conv,why = _producer(tr, model, name, p.c)
         if conv: steps.append(dict(op='absorb', module=name, conv=conv, left=left))
         else: kept[name] = why
@@ -239,7 +242,6 @@ def _rounding(model, x, y):
     up = torch.rand(x.shape, generator=torch.Generator().manual_seed(1)).to(x) < .5
     with torch.no_grad(): return deviation(model(torch.where(up, x*(1 + torch.finfo(x.dtype).eps), x)), y)
 
-# %% ../../nbs/act/10_fuse.ipynb #0862f774
 def _taking(find, x):
     "`find`, whose steps are taken"
     def run(model):
@@ -265,11 +267,10 @@ def _exactly(model, find, x, y):
         trial = copy.deepcopy(model)
         try: ok = same(_apply(trial, [s]))
         except Exception: ok = False
-        if ok: model = trial; good.append(s)
+        if ok: model,good = trial,[*good, s]
         else: kept[s['module']] = f'its {s["op"]} step changes the output'
     return model,good,kept
 
-# %% ../../nbs/act/10_fuse.ipynb #2376cde0
 def _check_numbers(model):
     "Infinite ones are for the trial run to judge, but beside a NaN no difference can be seen"
     bad = next((n for n,t in (*model.named_parameters(), *model.named_buffers()) if t.isnan().any()), None)
@@ -341,7 +342,6 @@ class _Folded:
         finally: c._parameters.update(own)
     def behind(self, x): return self.rest(x)
 
-# %% ../../nbs/act/10_fuse.ipynb #f01d0003
 @contextlib.contextmanager
 def folded_norms(
     model:nn.Module, # net whose batch norms stay in eval mode
