@@ -11,6 +11,7 @@ from torch import nn
 
 from .lslu import LSLU,FusedLSLU,series,series_sum
 from .trace import in_double
+from ..files import first_few
 
 # %% ../../nbs/act/12_curves.ipynb #17ca96fa
 def describe_acts(
@@ -20,13 +21,16 @@ def describe_acts(
     acts = {n: m for n, m in model.named_modules() if isinstance(m, (LSLU, FusedLSLU))}
     nums = sorted({getattr(m, 'act_num', 0) for m in acts.values()})  # 0: a fused net that was pickled before it was kept
     forms = sorted({m.form for m in acts.values() if isinstance(m, LSLU)})
-    if not acts: text = 'no LSLU: all activations are those of the plain net'
-    else:
-        names = list(acts)
-        kind = 'series activation{}' if forms == ['series'] else 'LSLU{} (' + ', '.join(forms) + ')' if forms else 'fused LSLU{}'
-        kind = kind.format('s' if len(acts) > 1 else '')
-        text = f'{len(acts)} {kind}, act_num {", ".join(map(str, nums))}: {", ".join(names[:4])}{", ..." if len(names) > 4 else ""}'
+    text = _in_words(list(acts), nums, forms) if acts else 'no LSLU: all activations are those of the plain net'
     return dict(lslus=list(acts), act_num=nums, form=forms, text=text)
+
+def _in_words(names, nums, forms):
+    "How many LSLUs of which kind there are, and where the first stand"
+    s = 's' if len(names) > 1 else ''
+    kind = f'fused LSLU{s}'
+    if forms: kind = f'LSLU{s} ({", ".join(forms)})'
+    if forms == ['series']: kind = f'series activation{s}'
+    return f'{len(names)} {kind}, act_num {", ".join(map(str, nums))}: {first_few(names, 4)}'
 
 # %% ../../nbs/act/12_curves.ipynb #a43236ea
 def _curve(form, x, alphas, biases):

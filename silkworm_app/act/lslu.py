@@ -228,7 +228,8 @@ class LSLU(nn.Module):
         res.to(self.weight.device, self.weight.dtype)
         bn = self.bn
         weight,bias = fuse_conv_bn_weights(self.weight, None, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias)
-        res.conv.weight.copy_(weight); res.conv.bias.copy_(bias)
+        res.conv.weight.copy_(weight)
+        res.conv.bias.copy_(bias)
         if self.form == 'chain':
             for own,v in zip((res.pre.c, res.pre.d, res.pre.lo, res.pre.hi), collapse(self.alphas, self.biases)): own.copy_(v.view_as(own))
         elif self.form == 'sum':
@@ -252,7 +253,7 @@ class LSLU(nn.Module):
             for name in ('alphas', 'biases'):
                 v,own = state_dict.get(prefix+name),getattr(self, name)
                 if v is None or v.shape == own.shape or v.ndim != 1: continue
-                if not self.act_num <= len(v) or len(v) not in (self.dim, self.act_num): continue
+                if len(v) < self.act_num or len(v) not in (self.dim, self.act_num): continue
                 state_dict[prefix+name] = (v[:self.act_num,None].expand_as(own) if self.per_channel else v[:self.act_num]).clone()
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -53,5 +53,7 @@ def undo_norms(
     "Set the batch norm of each LSLU in `layers` to undo itself, in eval mode and in training mode"
     for bn,(mean,var) in _moments(model, [m.bn for m in layers], xs).items():
         with torch.no_grad():
-            bn.running_mean.copy_(mean); bn.running_var.copy_(var)
-            bn.bias.copy_(bn.running_mean); bn.weight.copy_((bn.running_var + bn.eps).sqrt())
+            bn.running_mean.copy_(mean)
+            bn.running_var.copy_(var)
+            bn.bias.copy_(bn.running_mean)
+            bn.weight.copy_((bn.running_var + bn.eps).sqrt())
