@@ -142,7 +142,7 @@ def where_name(
 )->str:
     "What to call it in a sentence"
     if callable(where): return getattr(where, '__name__', 'a function')
-    return where if isinstance(where, str) else ', '.join(where)
+    return where if isinstance(where, str) else ', '.join(sorted(where) if isinstance(where, (set, frozenset)) else where)
 
 # %% ../../nbs/act/06_plan.ipynb #d6351158
 def plan_lslu(

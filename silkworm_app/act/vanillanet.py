@@ -105,7 +105,7 @@ class VanillaNet(nn.Module):
         num_classes:int=1000, # 0: no classifier
         dims:tuple=(512,1024,2048,4096), # width of the stem and of each stage
         strides:tuple=(2,2,2), # of each stage
-        ada_pool:tuple=None, # output sizes of adaptive max pools, one a stage, in place of strides
+        ada_pool:tuple=None, # output sizes of adaptive max pools, one a stage, in place of strides above 1
         act:str='lslu', # 'lslu', 'series' (VanillaNet's original) or 'relu'
         act_num:int=3, # n of each activation
         per_channel:bool=False, # one series a channel
