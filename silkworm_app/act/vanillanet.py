@@ -326,6 +326,11 @@ def count_ops(
     x:torch.Tensor, # one batch; the count is for one picture of it
 )->tuple: # (parameters, multiply-adds of one picture)
     "Parameters, and multiply-adds of convolutions (those inside LSLUs, too), linear layers and attention"
-    with eval_mode(model), torch.no_grad(), FlopCounterMode(display=False) as count: model(x)
+    learned = [p for p in model.parameters() if p.requires_grad]  # a view of one, such as a class token, stops the counter
+    for p in learned: p.requires_grad_(False)
+    try:
+        with eval_mode(model), torch.no_grad(), FlopCounterMode(display=False) as count: model(x)
+    finally:
+        for p in learned: p.requires_grad_()
     return sum(p.numel() for p in model.parameters()),count.get_total_flops()//(2*len(x))
 
