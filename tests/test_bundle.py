@@ -11,11 +11,13 @@ import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torch import nn
@@ -27,11 +29,12 @@ from silkworm_app.serve.card import bundle_card
 from silkworm_app.serve.deploy import fuse_main
 from silkworm_app.serve.format import BundleError
 from silkworm_app.serve.metrics import evaluate_probs, hardly_found
-from silkworm_app.serve.net import Predictor
+from silkworm_app.serve.net import Predictor, save_onnx, save_torch_export
 from silkworm_app.serve.page.export import page_words
 from silkworm_app.serve.reasons import Reason, reason_code
 from silkworm_app.data.loaders import image_dls
 from silkworm_app.data.imaging import Preprocess
+from silkworm_app.act.fuse import fuse
 from silkworm_app.act.lslu import LSLU
 from silkworm_app.serve.onnx import ONNX_FORMAT, OnnxPredictor, _metadata
 from silkworm_app.act.patch import lslu_model
@@ -550,6 +553,57 @@ def test_foreign_things(copy, tmp_path):
     with pytest.raises(BundleError, match='backend'): load_bundle(d, 'tensorflow')
     f = tmp_path / 'learner.pkl'; f.write_bytes(pickle.dumps({}))
     with pytest.raises(BundleError, match='pickle or zip'): load_bundle(f)
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16, torch.float16])
+def test_a_net_of_another_type_is_served_in_32_bits(tmp_path, dtype):
+    net = moved(lslu_model('vanillanet_5_x0_125', 2)).to(dtype)
+    x = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    for n in (net, fuse(net)):
+        b = save_bundle(tmp_path / 'b', n, Preprocess(64), ['ants', 'bees'], onnx=n is not net)
+        with torch.no_grad(): want = deepcopy(n).float()(x).numpy()
+        for p in (load_bundle(b, 'torch'), load_bundle(b)): assert np.abs(p.run(x.numpy())[0] - want).max() <= 1e-4 * np.abs(want).max()
+    assert {p.dtype for p in net.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize('wrap', [nn.DataParallel, lambda n: torch.compile(n, backend='eager'), 'weight_norm'])
+def test_what_stands_around_a_net_or_its_weights_stays_out_of_its_bundle(tmp_path, wrap):
+    net = moved(lslu_model('test_resnet', 2, where='stem', input_size=64))
+    x = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(): want = net(x).numpy()
+    if wrap == 'weight_norm': torch.nn.utils.parametrizations.weight_norm(net.layer1[0].conv1)
+    else: net = wrap(net)
+    p = load_bundle(save_bundle(tmp_path / 'b', net, Preprocess(64), ['ants', 'bees']), 'torch')
+    assert p.config['fuse_plan'] and not [m for m in p.model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert np.abs(p.run(x.numpy())[0] - want).max() <= 1e-4 * np.abs(want).max()
+
+
+@pytest.mark.parametrize('arch,kw,says', [('test_resnet', dict(in_chans=1), "can't be asked about a picture of 64 pixels"), ('vit_tiny_patch16_224', {}, "can't be asked about a picture of 64 pixels"),
+                                          ('test_resnet', dict(inf=True), 'no finite numbers')])
+@pytest.mark.parametrize('build', [lambda arch, **kw: lslu_model(arch, 2, where='none', **kw), lambda arch, **kw: timm.create_model(arch, num_classes=2, **kw)])
+def test_a_net_that_can_not_be_served_is_refused_in_a_sentence(tmp_path, arch, kw, says, build):
+    net = build(arch, **{k: v for k, v in kw.items() if k != 'inf'}).eval()
+    if 'inf' in kw: net.get_classifier().bias.data[0] = float('inf')
+    for n in (net, fuse(net)) if says.startswith('can') else (net,):
+        with pytest.raises(BundleError, match=says): save_bundle(tmp_path / 'b', n, Preprocess(64), ['ants', 'bees'])
+        if says.startswith('can'):
+            for save in (save_onnx, save_torch_export):
+                with pytest.raises(BundleError, match=says): save(tmp_path / 'file', n, ['ants', 'bees'], Preprocess(64))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_loaders_of_grey_pictures_are_refused_for_what_they_are(learn, tmp_path):
+    grey = SimpleNamespace(model=learn.model, dls=SimpleNamespace(vocab=learn.dls.vocab, loaders=[None, [(torch.zeros(2, 1, 64, 64), torch.zeros(2, dtype=torch.long))]]))
+    with pytest.raises(BundleError, match='pictures of three colours, and these have 1: use the net itself'): save_bundle(tmp_path / 'b', grey)
+
+
+def test_a_size_that_the_net_does_not_take(tmp_path):
+    "A config that was changed by hand"
+    b = save_bundle(tmp_path / 'b', lslu_model('vit_tiny_patch16_224', 2, where='none'), Preprocess(224), ['ants', 'bees'])
+    c = json.loads((b / 'config.json').read_text())
+    c['preprocess']['size'] = 64
+    (b / 'config.json').write_text(json.dumps(c))
+    assert 'does not run on pictures of 64 pixels' in refused(b)
 
 
 def test_trust_of_other_classes(learn, tmp_path):

@@ -7,7 +7,6 @@ __all__ = ['plain', 'loader_preprocess', 'learner_trust', 'save_bundle']
 
 # %% ../../nbs/serve/11_bundle.ipynb #36665bdc
 import json, math, os, platform, re, time
-from copy import deepcopy
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +19,7 @@ from ..data.imaging import Preprocess, open_image
 from ..data.copies import copy_groups, level_of
 from ..act.fuse import compare, fuse
 from ..act.places import arch_of
+from ..act.trace import unwrapped
 from ..act.weights import built_from
 from ..files import check_kind, one_line, sha256_of, whole_folder
 from ..act.curves import describe_acts, layer_curves
@@ -30,7 +30,7 @@ from .card import bundle_card
 from .format import BUNDLE_FILES, BUNDLE_FORMAT, BundleError, check_kwargs
 from .load import load_bundle
 from .metrics import agreement
-from .net import Predictor, save_onnx
+from .net import Predictor, save_onnx, served
 from .onnx import BasePredictor
 from .reasons import Reason, reason_code
 from .trust import Trust
@@ -171,6 +171,7 @@ def _try(folder, predictor):
     "Load the finished folder and compare its logits with the net's, with each backend that it has."
     x = np.random.default_rng(0).normal(size=(2, 3, predictor.preprocess.size, predictor.preprocess.size)).astype(np.float32)
     want = predictor.run(x)[0]
+    if not np.isfinite(want).all(): raise BundleError('the net gives logits that are no finite numbers, so its bundle is not kept')
     for file, backend in (('model.safetensors', 'torch'), ('model.onnx', 'onnx')):
         if not (folder / file).is_file(): continue
         off, _ = agreement(want, load_bundle(folder, backend).run(x)[0])
@@ -178,24 +179,22 @@ def _try(folder, predictor):
             raise BundleError(f'the bundle gives other logits than the net on {backend} ({off:.1e} of the largest off), so it is not kept')
 
 # %% ../../nbs/serve/11_bundle.ipynb #b217b187
-def _fused(model, batches):
-    "The fused net, its plan, what comparing said, curves; a fused model is taken as it is."
-    plan = getattr(model, 'fuse_plan', None)
-    if plan is not None: return model, plan, {}, []
-    device = next(model.parameters()).device
-    curves = layer_curves(model)
-    fused = fuse(model, channels_last=True).cpu().float()
-    try: fusion = compare(model.cpu(), fused, batches).to_dict()
-    finally: model.to(device)
-    return fused, fused.fuse_plan, fusion, curves
+def _fused(net, batches):
+    "The fused net, its plan, what comparing said, curves; a fused net is taken as it is."
+    plan = getattr(net, 'fuse_plan', None)
+    if plan is not None: return net, plan, {}, []
+    fused = fuse(net)
+    return fused, fused.fuse_plan, compare(net, fused, batches).to_dict(), layer_curves(net)
 
 # %% ../../nbs/serve/11_bundle.ipynb #61e05a6e
 def _net_spec(model, classes):
     spec = built_from(model)
+    if not classes: raise BundleError('save_bundle needs classes=[...], the names in the order of the net\'s outputs')
+    n = len(classes) if spec is None else spec['num_classes']
+    if n != len(classes) or len(set(classes)) != len(classes):
+        raise BundleError(f'save_bundle needs {n} different class names, got {len(classes)}: {", ".join(classes[:8])}')
     if spec is None: return None
     check_kwargs(spec['kwargs'], f'the description of {spec["arch"]}')
-    if spec['num_classes'] != len(classes) or len(set(classes)) != len(classes):
-        raise BundleError(f'save_bundle needs {spec["num_classes"]} different class names, got {len(classes)}: {", ".join(classes[:8])}')
     return dict(spec)
 
 # %% ../../nbs/serve/11_bundle.ipynb #78e1b3ab
@@ -217,19 +216,23 @@ def save_bundle(
     "Fuse a model if need be and write its bundle. Raises `BundleError` or `FuseError`."
     learn = model_or_learn if hasattr(model_or_learn, 'dls') else None
     tried = [o for dl in (learn.dls.loaders[1:2] if learn else ()) for o in _batches(dl, 2)]
+    if any(x.ndim == 4 and x.shape[1] != 3 for x, _ in tried):
+        raise BundleError(f'a bundle answers about pictures of three colours, and these have {tried[0][0].shape[1]}: '
+                          'use the net itself, learn.fuse()')
     if any(y.ndim != 1 or y.dtype.kind == 'f' for _, y in tried):
         raise BundleError('a bundle answers with one class a picture, and these have other targets: use the net itself, learn.fuse()')
-    model = learn.model if learn else model_or_learn
+    model = unwrapped(learn.model if learn else model_or_learn)
     classes = list(map(str, classes or (learn.dls.vocab if learn else ())))
     spec = _net_spec(model, classes)
     if preprocess is None:
         if not learn: raise BundleError(f'save_bundle does not know how pictures were prepared for this {type(model).__name__}: {_ask}')
         preprocess = loader_preprocess(learn.dls)
-    if spec is None: net, plan, fusion, curves, onnx = _foreign(model, preprocess, classes), None, {}, [], True
+    net = served(model, preprocess, classes)
+    if spec is None: plan, fusion, curves, onnx = None, {}, [], True
     else:
         noise = torch.randn(4, 3, preprocess.size, preprocess.size, generator=torch.Generator().manual_seed(0))
         if batches is None: batches = [torch.from_numpy(x) for x, _ in tried] or [noise]
-        net, plan, fusion, curves = _fused(model, batches)
+        net, plan, fusion, curves = _fused(net, batches)
     predictor, splits = Predictor(net, classes, preprocess, trust), getattr(learn and learn.dls, 'splits', None)
     if trust is None and learn: trust = learner_trust(learn, predictor, held_out=held_out, risk=risk)
     predictor.trust = trust = trust or Trust(classes)
@@ -247,21 +250,6 @@ def save_bundle(
     config |= {k: v for k, v in (inherit or {}).items() if not config.get(k)}
     roots = [str(splits.path)] if getattr(splits, 'path', None) else []
     return _write(Path(os.path.abspath(dest)), config, predictor, onnx, _different(examples, splits), roots)
-
-# %% ../../nbs/serve/11_bundle.ipynb #258c18d4
-def _foreign(model, preprocess, classes):
-    "A net that can't be built again, checked: eval mode, one logit a class."
-    if not classes: raise BundleError('save_bundle needs classes=[...], the names in the order of the net\'s outputs')
-    net = deepcopy(model).cpu().float().eval()      # the caller's stays as it is
-    x = torch.zeros(1, 3, preprocess.size, preprocess.size)
-    try:
-        with torch.no_grad(): shape = list(net(x).shape)
-    except (RuntimeError, TypeError, ValueError) as e:
-        raise BundleError(f'{type(model).__name__} can\'t be asked about a picture of {preprocess.size} pixels: {one_line(e)}') from None
-    if shape != [1, len(classes)]:
-        raise BundleError(f'save_bundle needs a net that gives {len(classes)} logits a picture, one a class; {type(model).__name__} '
-                          f'gives {shape[1:]}')
-    return net
 
 # %% ../../nbs/serve/11_bundle.ipynb #ec8a315c
 def _different(examples, splits):

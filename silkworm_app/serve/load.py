@@ -51,7 +51,9 @@ def load_bundle(
     trust = _trust(folder, c, data.get('trust.safetensors'))
     p = _on_torch(folder, c, pre, data) if backend == 'torch' else _on_onnx(folder, c, pre, threads, data)
     p.trust = trust or p.trust
-    return p.with_risk(risk).warm_up()
+    p = p.with_risk(risk)
+    try: return p.warm_up()
+    except Exception as e: raise BundleError(f'the net of {folder} does not run on pictures of {pre.size} pixels: {one_line(e)}') from None
 
 # %% ../../nbs/serve/09_load.ipynb #ea7275d8
 def _trust(folder, c, data):
