@@ -38,6 +38,7 @@ from silkworm_app.act.fuse import fuse
 from silkworm_app.act.lslu import LSLU
 from silkworm_app.serve.onnx import ONNX_FORMAT, OnnxPredictor, _metadata
 from silkworm_app.act.patch import lslu_model
+from silkworm_app.act.weights import save_weights
 from silkworm_app.serve.calibrate import fit_trust
 from silkworm_app.serve.trust import Trust
 
@@ -590,6 +591,15 @@ def test_a_net_that_can_not_be_served_is_refused_in_a_sentence(tmp_path, arch, k
             for save in (save_onnx, save_torch_export):
                 with pytest.raises(BundleError, match=says): save(tmp_path / 'file', n, ['ants', 'bees'], Preprocess(64))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('form', ['safetensors', 'torch-export'])
+@pytest.mark.parametrize('make', [lambda n: n, fuse])
+def test_fuse_refuses_a_net_of_grey_pictures_and_makes_no_folder(tmp_path, capsys, form, make):
+    file = save_weights(make(lslu_model('test_resnet', 2, in_chans=1, where='none').eval()), tmp_path / 'w.safetensors')
+    assert fuse_main([str(file), '--classes', 'ants,bees', '--input_size', '64', '--out', str(tmp_path / 'out' / 'here'), '--format', form]) == 2
+    assert "ResNet can't be asked about a picture of 64 pixels in colour" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_loaders_of_grey_pictures_are_refused_for_what_they_are(learn, tmp_path):

@@ -24,7 +24,7 @@ from .format import BundleError,read_config
 from .int8 import quantise
 from .load import bundle_folder,load_bundle
 from .metrics import agreement
-from .net import Predictor,save_onnx,save_torch_export
+from .net import Predictor,save_onnx,save_torch_export,served
 from .onnx import OnnxPredictor
 from ..clock import median_seconds
 from ..files import command,replacing
@@ -185,6 +185,7 @@ def deploy(
     if eight and (len(pics) < 20 or not isinstance(pics[0], (str, Path))):
         raise BundleError('--format onnx-int8 measures ranges on photographs: name a folder of 20 or more of its training with --data')
     x = src.preprocess.batch(pics[:64])
+    served(src.fused if src.model is None else src.model, src.preprocess, src.classes)    # or refused before anything is written
     if src.fused is None:
         src.fused = fuse(src.model, src.preprocess.size)
         print(f'Fused against trained net, {len(x)} {what}:\n{compare(src.model, src.fused, [torch.from_numpy(x)])}')
