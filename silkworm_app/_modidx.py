@@ -2178,6 +2178,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'silkworm_app.train.fit._sentence': ('train/fit.html#_sentence', 'silkworm_app/train/fit.py'),
                                         'silkworm_app.train.fit._shown': ('train/fit.html#_shown', 'silkworm_app/train/fit.py'),
                                         'silkworm_app.train.fit._smaller': ('train/fit.html#_smaller', 'silkworm_app/train/fit.py'),
+                                        'silkworm_app.train.fit._stoppable': ('train/fit.html#_stoppable', 'silkworm_app/train/fit.py'),
                                         'silkworm_app.train.fit._tell_wandb': ('train/fit.html#_tell_wandb', 'silkworm_app/train/fit.py'),
                                         'silkworm_app.train.fit._tested': ('train/fit.html#_tested', 'silkworm_app/train/fit.py'),
                                         'silkworm_app.train.fit._title': ('train/fit.html#_title', 'silkworm_app/train/fit.py'),

@@ -127,7 +127,7 @@ def params_over_epochs(
         ax.set_xlabel('epoch', fontsize=8)
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         ax.set_ylabel('value', fontsize=8)
-        ax.legend(title='step', fontsize=6, title_fontsize=6, frameon=False)
+        if 0 < v.shape[1] <= 20: ax.legend(title='step', fontsize=6, title_fontsize=6, frameon=False) # more leave no room for the lines
     for ax in axs[len(params):]: ax.set_visible(False)
     return fig
 

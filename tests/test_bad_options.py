@@ -1,5 +1,10 @@
 "Options of silkworm-train that no net, optimiser or checkpoint takes: one sentence that names them, and nothing is trained."
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -101,3 +106,67 @@ def test_resumed_as_it_was_started(data, tmp_path, capsys):
     for other, words in (('--model vanillanet_5_x0_125 --recipe full', 'model: tf_efficientnet_lite0, now vanillanet_5_x0_125'), ('--opt sgd', 'opt: adamw, now sgd')):
         assert main([*line, '--output_dir', str(tmp_path/'a'), '--resume', str(state), *other.split()]) == 2
         assert f'another net, optimiser or averages ({words}' in capsys.readouterr().err and (tmp_path/'a/settings.yaml').read_text() == settings
+
+
+def test_numbers_and_yaml_as_they_are_typed(train):
+    "Commas may stand between numbers, as in a settings file; what is no YAML is a sentence, and no traceback of the parser"
+    from silkworm_app.train.config import convert
+    assert convert('mean', ['.4,.5,.6']) == convert('mean', ['.4', '.5', '.6']) == convert('mean', '.4, .5, .6') == [.4, .5, .6]
+    for bad in ('{', '{dims: [8, 8}', 'a: b: c'):
+        with pytest.raises(TrainError, match='model_kwargs must be names and values'): convert('model_kwargs', bad)
+
+
+def test_pictures_too_small_for_the_net(train, tmp_path):
+    "Known before anything starts"
+    code, said = train(f'{VANILLA} --epochs 1', '--input_size', 7)
+    assert code == 2 and one_sentence(said) and 'input_size 7 is too small for vanillanet_5_x0_125: take 16 or more' in said, said
+    assert not [*tmp_path.rglob('run/*.*')], 'nothing was started'
+
+
+@pytest.mark.parametrize('options, words', [
+    ('--act relu --act_num 5 --per_channel true', 'without act lslu or series there is no use for act_num, per_channel'), ('--act series --form sum', 'without act lslu there is no use for form'),
+    ('--model_key foo', 'without finetune there is no use for model_key'), ('--project mine', 'without enable_wandb there is no use for project'),
+    ('--save_ckpt false --save_ckpt_num 5', 'without save_ckpt there is no use for save_ckpt_num')])
+def test_what_another_option_makes_useless_is_said(options, words, capsys):
+    from silkworm_app.train.config import read_settings
+    from silkworm_app.train.setup import _say_unused
+    cfg = read_settings(f'{VANILLA} --recipe full {options}'.split())
+    _say_unused(cfg, {})
+    assert f'{words}: left out' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('steps', (0, 30))
+def test_figures_of_any_number_of_steps(steps, tmp_path, recwarn):
+    "matplotlib said that a legend was empty, or that it left no room"
+    import numpy as np
+    from silkworm_app.figures import params_over_epochs, save_figure
+    save_figure(params_over_epochs((np.array([1, 2]), {'stem.act.alphas': np.ones((2, steps)), 'stem.act.biases': np.ones((2, steps))})), tmp_path/'f', ('png',))
+    assert not [str(w.message) for w in recwarn if 'legend' in str(w.message) or 'layout' in str(w.message)]
+
+
+def test_loss_that_is_no_number_is_one_sentence(data, tmp_path):
+    "torch warned of the way in which it was read, in two lines; it does so once in a process"
+    line = f'--data_path {data} --output_dir {tmp_path}/run {VANILLA} --pretrained false --lr 1e9 --epochs 1 --batch_size 8 --bundle false --group none --log_dir none --device cpu --num_workers 0 --input_size 32 --aug none'
+    done = subprocess.run([sys.executable, '-c', 'import sys; from silkworm_app.cli import train_main; sys.exit(train_main())', *line.split()], capture_output=True, text=True)
+    assert done.returncode == 1 and one_sentence(done.stderr.strip()) and 'the loss became' in done.stderr, done.stderr
+
+
+def test_a_stop_that_python_drops_comes_again(monkeypatch, tmp_path):
+    "What is raised in a destructor is printed and forgotten: a training went on after SIGTERM"
+    from silkworm_app.train import fit
+    class Last:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(.05)                                            # where the handler raises
+    def train(*_):
+        o = Last()
+        del o
+        end = time.monotonic() + 20
+        while time.monotonic() < end: time.sleep(.01)
+        return {}
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(fit, 'train', train)
+    monkeypatch.setattr(fit, '_again', .3)
+    monkeypatch.setattr(sys, 'unraisablehook', lambda e: None)            # pytest's would warn
+    assert main(['--data_path', 'none', '--output_dir', str(tmp_path/'run')]) == 130
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

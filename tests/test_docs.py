@@ -1,4 +1,5 @@
 "What the manual names is there: options, names to import; and the code of docs/own_code.md runs."
+import argparse
 import configparser
 import contextlib
 import importlib
@@ -36,6 +37,24 @@ def options(command):
 def app_options():
     from silkworm_app.serve.page import export, server
     return set(option.findall(says(server.main, '--help') + says(export.main, '--help')))
+
+
+@pytest.mark.parametrize('command', [*entries, 'silkworm-app export-web', *(f'silkworm-data {o}' for o in ('audit', 'prepare', 'crop', 'cifar10', 'cifar100'))])
+def test_every_option_is_explained_with_its_default(command, monkeypatch):
+    "Those of silkworm-train come from its settings; what is off has no default to tell"
+    found, parse = [], argparse.ArgumentParser.parse_known_args
+    monkeypatch.setattr(argparse.ArgumentParser, 'parse_known_args', lambda self, *args: found.append(self) or parse(self, *args))
+    if command == 'silkworm-train':
+        from silkworm_app.train.config import make_parser
+        found.append(make_parser(True))
+    else:
+        name, *part = command.split()
+        module, func = entries[name].split(':')
+        says(getattr(importlib.import_module(module), func), *part, '--help')
+    for a in found[-1]._actions:
+        text, name = ' '.join((a.help or '').split()), f'{command} {"/".join(a.option_strings) or a.dest}'
+        assert text, f'{name} says nothing'
+        assert a.default in (None, False, '', argparse.SUPPRESS) or 'default' in text, f'{name} does not say its default, {a.default}'
 
 
 def commands(text):

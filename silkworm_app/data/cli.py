@@ -72,7 +72,8 @@ def _parser():
     p = argparse.ArgumentParser(prog='silkworm-data',
                                 description='Look into a set of pictures, and make a clean, honestly split one from it.',
                                 epilog='Exit code 0: done; 1: audit --strict found something; 2: it could not be done.')
-    sub = p.add_subparsers(dest='what', required=True, metavar='audit|prepare|crop|cifar10|cifar100')
+    sub = p.add_subparsers(dest='what', required=True, metavar='audit|prepare|crop|cifar10|cifar100',
+                           help='what to do; each has its options in silkworm-data audit --help and so on')
     a = sub.add_parser('audit', help='report on a folder or archive of pictures',
                        description='Report copies, leaks between splits, label conflicts and broken files of a folder or archive of '
                                    'pictures. Reads only.')

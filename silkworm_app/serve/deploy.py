@@ -210,14 +210,14 @@ def add_net_options(
     "The options that describe a file of weights as far as it does not do so itself"
     g = p.add_argument_group('for a file of weights that does not say what it is of')
     g.add_argument('--classes', help='names, separated by commas, or a file with one a line')
-    g.add_argument('--input_size', '--input-size', type=int, help='side of the pictures (default 224)')
-    g.add_argument('--arch', help='architecture, for example vanillanet_5')
-    g.add_argument('--stem_stride', '--stem-stride', type=int, help='stride of the stem of a VanillaNet')
-    g.add_argument('--act_num', '--act-num', type=int, help='activations in an LSLU (default 3)')
-    g.add_argument('--where', help='which activations are LSLUs, as in lslu_model')
-    g.add_argument('--per_channel', '--per-channel', action='store_true')
-    g.add_argument('--form', choices=('chain', 'sum'))
-    g.add_argument('--act', choices=('lslu', 'series', 'relu'))
+    g.add_argument('--input_size', '--input-size', type=int, help='side of the pictures in pixels (default: 224)')
+    g.add_argument('--arch', help='net, by its name in timm, for example vanillanet_5')
+    g.add_argument('--stem_stride', '--stem-stride', type=int, help='stride of the first convolution of a VanillaNet (default: 4)')
+    g.add_argument('--act_num', '--act-num', type=int, help='activations in an LSLU (default: 3)')
+    g.add_argument('--where', help='which activations are LSLUs: all, stem, none, a regular expression (default: by depth)')
+    g.add_argument('--per_channel', '--per-channel', action='store_true', help='each channel has alphas and biases of its own')
+    g.add_argument('--form', choices=('chain', 'sum'), help='form of the LSLU: a chain of steps, or a sum of relus (default: chain)')
+    g.add_argument('--act', choices=('lslu', 'series', 'relu'), help='activation; series and relu are the baselines (default: lslu)')
 
 
 # %% ../../nbs/serve/13_deploy.ipynb #98503bbc
@@ -228,7 +228,9 @@ def fuse_parser()->argparse.ArgumentParser:
     p.add_argument('source', metavar='RUN_OR_FILE_OR_BUNDLE',
                    help='run folder of silkworm-train, bundle folder, or file of weights (.pth, .safetensors)')
     p.add_argument('--out', required=True, help='folder to write')
-    p.add_argument('--format', default='safetensors', choices=('safetensors', 'onnx', 'onnx-int8', 'torch-export'))
+    p.add_argument('--format', default='safetensors', choices=('safetensors', 'onnx', 'onnx-int8', 'torch-export'),
+                   help='what is written: a bundle, a bundle with an ONNX file, an ONNX file in eight bits, or a program of torch.export '
+                        '(default: %(default)s)')
     p.add_argument('--data', metavar='DIR',
                    help='pictures for the proof, and for the ranges of onnx-int8 (default: those of the run\'s --data_path)')
     add_net_options(p)

@@ -29,7 +29,7 @@ def _parser():
     p.add_argument('--csv', metavar='OUT', help='also write a table with all answers and probabilities')
     p.add_argument('--backend', default='auto', choices=('auto', 'torch', 'onnx'),
                    help='what runs the net (default: onnx where the bundle has it)')
-    p.add_argument('--topk', type=int, default=0, metavar='K', help='also print the K most likely classes of each picture')
+    p.add_argument('--topk', type=int, default=0, metavar='K', help='also print the K most likely classes of each picture (default: none)')
     p.add_argument('--risk', type=float, metavar='R',
                    help='part of the photographs of each class that may lose their class (default: as the model was made, 0.1)')
     return p

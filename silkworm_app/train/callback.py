@@ -357,7 +357,7 @@ class StopOnNaN(Callback):
     def after_loss(self):
         if not torch.isfinite(self.learn.loss).all():
             at = f'in epoch {self.epoch+1}, batch {self.iter+1}'
-            raise FloatingPointError(f'the loss became {float(self.learn.loss):g} {at}: lower the learning rate, clip the gradient, '
+            raise FloatingPointError(f'the loss became {self.learn.loss.item():g} {at}: lower the learning rate, clip the gradient, '
                                      'or look for broken pictures')
 
 # %% ../../nbs/train/01_callback.ipynb #8720a401
@@ -385,7 +385,8 @@ class OneAnswer(Callback):
         if rank_distrib(): return
         names = getattr(self.dls, 'vocab', None)
         name = names[self.answer] if names is not None and self.answer < len(names) else self.answer
-        self.last = (f'NOTHING LEARNED: in the last {self.stuck} validation(s) the net answered "{name}" to every picture. '
+        last = f'{self.stuck} validations' if self.stuck > 1 else 'validation'
+        self.last = (f'NOTHING LEARNED: in the last {last} the net answered "{name}" to every picture. '
                      'Its accuracy is that of guessing. Take a pretrained net (tf_efficientnet_lite0, its pictures 96 pixels or more), '
                      'train longer, or lower the learning rate.')
         warnings.warn(self.last, stacklevel=2)

@@ -49,9 +49,11 @@ class TrainConfig:
     crop_pct:float = setting('auto', 'Preprocess')
     # filter that resizes validation pictures; auto: that of the pretrained weights, else bicubic
     interpolation:Literal['auto', 'nearest', 'bilinear', 'bicubic', 'lanczos'] = setting('auto', 'Preprocess')
-    mean:list = setting('auto', 'Preprocess') # of the normalisation, red green blue; auto: that of the pretrained weights, else ImageNet's
-    std:list = setting('auto', 'Preprocess') # of the normalisation; auto: as mean
-    resize:Literal['crop', 'squish', 'pad'] = setting('crop', 'Preprocess', basic=True) # how pictures that are not square become square
+    # normalisation: what is subtracted from red, green and blue (0 to 1); auto: that of the pretrained weights, else ImageNet's
+    mean:list = setting('auto', 'Preprocess')
+    std:list = setting('auto', 'Preprocess') # normalisation: what they are then divided by; auto: as mean
+    # how pictures that are not square become square: the middle is cut out, they are distorted, or filled up with the mean colour
+    resize:Literal['crop', 'squish', 'pad'] = setting('crop', 'Preprocess', basic=True)
     valid_pct:float = setting(0.2, 'find_splits') # part for validation, where the folder does not say (CIFAR: 0.1 unless it is given)
     test_pct:float = setting(0.2, 'find_splits') # part for the test, where the folder holds class folders only
     # image folder: K parts of the photographs, each tested once by a net that the same training made of the others; then the net of the
@@ -63,13 +65,14 @@ class TrainConfig:
     group:Literal['hash', 'copies', 'auto', 'none'] = setting('auto', 'find_splits', basic=True)
     # nearly the same scene (frames, bursts, one object photographed again) in one split, too; apart: only copies of one photograph
     scenes:Literal['together', 'apart'] = setting('together', 'find_splits', basic=True)
-    on_bad:Literal['raise', 'skip'] = setting('raise', 'find_splits', basic=True) # what to do about files that cannot be opened
+    # files that cannot be opened: raise stops and names them, skip leaves them out
+    on_bad:Literal['raise', 'skip'] = setting('raise', 'find_splits', basic=True)
     n_train:int = setting(0, 'cifar_splits') # CIFAR: number of training pictures; 0: all
     n_test:int = setting(0, 'cifar_splits') # CIFAR: number of test pictures; 0: all
     num_workers:int = setting('auto', 'fastai DataLoader', basic=True) # processes that prepare pictures
     # pictures in memory, augmented by the batch; auto: where the pipeline has such a form and the pictures fit into 1 GB
     fast:bool = setting('auto', 'FastDL')
-    cache:str = setting(None, 'image_dls') # folder for decoded pictures that later runs reuse
+    cache:str = setting(None, 'image_dls') # folder for decoded pictures that later runs reuse; default: none is kept
     # albumentations pipeline: a name (none, light, silkworm, strong) or a YAML file; auto: silkworm, light for CIFAR
     aug:str = setting('auto', 'albumentations in a fastai Transform', basic=True)
     aa:str = setting(None, 'timm.data.create_transform') # timm policy instead of aug, for example rand-m7-mstd0.5-inc1
@@ -77,14 +80,16 @@ class TrainConfig:
     # filter that resizes training pictures, with aa
     train_interpolation:Literal['random', 'bilinear', 'bicubic'] = setting('bicubic', 'timm.data.create_transform')
     reprob:float = setting(0.0, 'timm RandomErasing') # probability of random erasing
-    remode:Literal['const', 'rand', 'pixel'] = setting('pixel', 'timm RandomErasing') # what random erasing puts in
+    # what random erasing puts in: the mean colour, one random colour, or noise
+    remode:Literal['const', 'rand', 'pixel'] = setting('pixel', 'timm RandomErasing')
     recount:int = setting(1, 'timm RandomErasing') # rectangles of random erasing, at most
     mixup:float = setting(0.0, 'timm.data.Mixup in a callback') # alpha of mixup; 0: off
     cutmix:float = setting(0.0, 'timm.data.Mixup in a callback') # alpha of CutMix; 0: off
     cutmix_minmax:list = setting(None, 'timm.data.Mixup in a callback') # smallest and largest side of a CutMix part; turns CutMix on
     mixup_prob:float = setting(1.0, 'timm.data.Mixup in a callback') # probability that a batch is mixed
     mixup_switch_prob:float = setting(0.5, 'timm.data.Mixup in a callback') # probability of CutMix where both are on
-    mixup_mode:Literal['batch', 'pair', 'elem'] = setting('batch', 'timm.data.Mixup in a callback') # what is mixed alike
+    # what is mixed alike: the whole batch, each pair, or each picture by itself
+    mixup_mode:Literal['batch', 'pair', 'elem'] = setting('batch', 'timm.data.Mixup in a callback')
     # any net of timm, VanillaNets included; auto: tf_efficientnet_lite0, pretrained, for pictures of 32 pixels and more
     # (96 where input_size is less than that); vanillanet_5_x0_125 from nothing for smaller ones and for CIFAR
     model:str = setting('auto', 'lslu_learner', basic=True)
@@ -92,7 +97,7 @@ class TrainConfig:
     # start as the identity needs
     act_num:int = setting('auto', 'LSLU', basic=True)
     act:Literal['lslu', 'series', 'relu'] = setting('lslu', 'lslu_model', basic=True) # activation; series and relu are the baselines
-    form:Literal['chain', 'sum'] = setting('chain', 'LSLU') # form of the LSLU
+    form:Literal['chain', 'sum'] = setting('chain', 'LSLU') # form of the LSLU: steps one after the other, or a sum of relus
     per_channel:bool = setting(False, 'LSLU') # own alphas and biases for each channel
     # which activations of a timm net become LSLUs: all, stem, none, a regular expression; default: by depth
     where:str = setting(None, 'patch_lslu', basic=True)
@@ -133,26 +138,29 @@ class TrainConfig:
     sched:Literal['onecycle', 'cosine'] = setting('onecycle', 'fastai ParamScheduler')
     warmup_epochs:int = setting(5, 'fastai ParamScheduler') # cosine: epochs in which the learning rate rises
     weight_decay:float = setting(0.05, 'timm.optim') # weight decay; never of alphas, biases and norms
-    weight_decay_end:float = setting(None, 'fastai ParamScheduler') # weight decay at the end, reached along a cosine
-    layer_decay:float = setting(1.0, 'timm.optim.param_groups_layer_decay') # learning rate of a layer relative to the one above
-    clip_grad:float = setting(None, 'fastai GradientClip') # largest norm of the gradient
-    smoothing:float = setting(0.0, 'torch cross_entropy, timm BinaryCrossEntropy') # label smoothing
+    weight_decay_end:float = setting(None, 'fastai ParamScheduler') # weight decay at the end, reached along a cosine; default: as at first
+    # learning rate of a layer as a part of that of the layer above it; 1: the same
+    layer_decay:float = setting(1.0, 'timm.optim.param_groups_layer_decay')
+    clip_grad:float = setting(None, 'fastai GradientClip') # largest norm of the gradient; default: any
+    # label smoothing: part of each target that is spread over all classes
+    smoothing:float = setting(0.0, 'torch cross_entropy, timm BinaryCrossEntropy')
     bce_loss:bool = setting(False, 'timm BinaryCrossEntropy') # binary cross-entropy in training
-    bce_target_thresh:float = setting(None, 'timm BinaryCrossEntropy') # with bce_loss: targets above this count as 1
-    model_ema:bool = setting(False, 'WeightEMA (timm ModelEmaV3)') # average the weights
+    bce_target_thresh:float = setting(None, 'timm BinaryCrossEntropy') # with bce_loss: targets above this count as 1; default: as they are
+    model_ema:bool = setting(False, 'WeightEMA (timm ModelEmaV3)') # average the weights over the steps (exponential moving average)
     model_ema_decay:list = setting([0.9998], 'WeightEMA (timm ModelEmaV3)') # decays of the average, one or more
     model_ema_warmup:bool = setting(False, 'timm ModelEmaV3') # lower decay at first, for short trainings
     model_ema_eval:bool = setting(False, 'SaveBest') # the averages compete with the weights for the final model, by validation loss
     use_amp:bool = setting(False, 'fastai MixedPrecision') # mixed precision on a GPU
-    # auto: bf16 where the GPU has it; bf16 also works (slowly) on CPU
+    # number format of mixed precision; auto: bf16 where the GPU has it, else fp16; bf16 also works (slowly) on CPU
     amp_dtype:Literal['auto', 'bf16', 'fp16'] = setting('auto', 'fastai MixedPrecision')
     channels_last:bool = setting('auto', 'fastai ChannelsLast') # memory format of the net; auto: on a CPU, and with mixed precision
     compile:bool = setting(False, 'torch.compile') # compile the net
     sync_bn:bool = setting(True, 'torch SyncBatchNorm, ours on CPU') # several processes: batch norms see the whole batch
-    seed:int = setting(42, 'fastai set_seed', basic=True) # of the split, the weights, the order and the augmentation
-    device:str = setting('auto', 'torch', basic=True) # auto: the GPU if there is one
+    # what the random numbers of the split, the weights, the order and the augmentation begin with
+    seed:int = setting(42, 'fastai set_seed', basic=True)
+    device:str = setting('auto', 'torch', basic=True) # what computes: cpu, cuda, or one of several as cuda:1; auto: the GPU if there is one
     config:str = setting(None, 'train.run', basic=True) # YAML file with options; the command line wins
-    output_dir:str = setting(None, 'train.run', basic=True) # run folder
+    output_dir:str = setting(None, 'train.run', basic=True) # folder for all that the training writes
     log_dir:str = setting('auto', 'torch SummaryWriter') # folder of the TensorBoard scalars; auto: logs in the run folder; none: no scalars
     # an earlier run: say whether this one is better on the photographs that neither learned from; default: where silkworm-data prepare
     # added pictures to an earlier set, the run beside this one that learned from that set
@@ -170,10 +178,10 @@ class TrainConfig:
     # part of the photographs of each class that may lose it in an answer: at 0.1 one in ten, and a class needs nine photographs that
     # were not trained on before it can be excluded
     risk:float = setting(.1, 'fit_trust', basic=True)
-    onnx:bool = setting(True, 'save_onnx') # with the ONNX file in it
+    onnx:bool = setting(True, 'save_onnx') # write the net as ONNX into the bundle, too
     progress:bool = setting('auto', 'fastai ProgressCallback') # fastai's progress bar; auto: on a terminal
     enable_wandb:bool = setting(False, 'wandb') # log to Weights & Biases what TensorBoard gets
-    project:str = setting('silkworm_app', 'wandb') # project there
+    project:str = setting('silkworm_app', 'wandb') # name of the project at Weights & Biases
 
     def __post_init__(self):
         self.given = {} # what was set by a person: name -> value
@@ -220,12 +228,13 @@ def _float(v):
     return float(v)
 
 def _floats(v):
-    if isinstance(v, str): v = v.replace(',', ' ').split()
-    return [_float(i) for i in (v if isinstance(v, (list, tuple)) else [v])]
+    each = v if isinstance(v, (list, tuple)) else [v]
+    return [_float(i) for o in each for i in (o.replace(',', ' ').split() if isinstance(o, str) else [o])]
 
 # %% ../../nbs/train/00_config.ipynb #a3f82b1f
 def _dict(v):
-    v = yaml.safe_load(v) if isinstance(v, str) else v
+    try: v = yaml.safe_load(v) if isinstance(v, str) else v
+    except yaml.YAMLError: raise ValueError from None
     if not isinstance(v, dict): raise ValueError
     return v
 

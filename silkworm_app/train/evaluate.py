@@ -208,11 +208,12 @@ def _parser():
     p.add_argument('model', metavar='MODEL', help='run folder of silkworm-train, checkpoint, bundle folder, or ONNX file')
     p.add_argument('--data', '--data_path', dest='data', metavar='DIR', help='pictures: train/valid/test folders, or one folder per class '
                    '(default: those of the run)')
-    p.add_argument('--split', choices=('test', 'valid', 'train', 'all'), help='default: test, or what there is')
+    p.add_argument('--split', choices=('test', 'valid', 'train', 'all'), help='which part of them (default: test, or what there is)')
     p.add_argument('--model_key', '--model-key', metavar='KEY', help='weights in the checkpoint or run, for example model_ema_0.9998')
-    p.add_argument('--batch_size', '--batch-size', type=int, default=32)
-    p.add_argument('--json', metavar='OUT', help='also write the numbers')
-    p.add_argument('--crop_pct', '--crop-pct', type=float, help='part of the shorter side that is kept, of a file of weights')
+    p.add_argument('--batch_size', '--batch-size', type=int, default=32, help='pictures at a time (default: %(default)s)')
+    p.add_argument('--json', metavar='OUT', help='also write the numbers to this file')
+    p.add_argument('--crop_pct', '--crop-pct', type=float, help='of a file of weights: part of the shorter side that is kept '
+                   '(default: as it says, else 1)')
     add_net_options(p)
     return p
 

@@ -7,7 +7,10 @@ __all__ = ['finish', 'read_state', 'train', 'main']
 
 # %% ../../nbs/train/16_fit.ipynb #a1576008
 import errno, json, os, re, shutil, signal, sys, time
+from _thread import interrupt_main
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 
 import numpy as np, torch
 from fastai.torch_core import num_distrib, rank_distrib
@@ -341,11 +344,32 @@ def _smaller(cfg):
     return f'; the state after epoch {n} is kept: the same command goes on from it with {how}'
 
 # %% ../../nbs/train/16_fit.ipynb #7ba1e259
+_again = 10 # seconds
+
+@contextmanager
+def _stoppable():
+    "Ctrl-C and SIGTERM end what runs here, also one that arrives in a destructor, where Python drops it: it is asked once more"
+    timers = []
+    def stop(sig, _):
+        timers.append(Timer(_again, interrupt_main, (sig,)))
+        timers[-1].daemon = True
+        timers[-1].start()
+        raise KeyboardInterrupt
+    old = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for s, o in old.items():
+            if o != signal.SIG_IGN: signal.signal(s, stop) # ignored, as below nohup: it stays so
+    except ValueError: old = {} # not in the main thread
+    try: yield
+    finally:
+        for t in timers: t.cancel()
+        for s, o in old.items(): signal.signal(s, signal.SIG_DFL if o is None else o)
+
 def _run_command(cfg, plots):
     "`(exit code, sentence)`"
     try:
         if not torch.cuda.is_available(): keep_memory()
-        evaluate(cfg) if cfg.eval else train(cfg, plots)
+        with _stoppable(): evaluate(cfg) if cfg.eval else train(cfg, plots)
         return 0, ''
     except KeyboardInterrupt: return 130, f'stopped{_kept(cfg)}'
     except FloatingPointError as e: return 1, f'{_sentence(e)}{_kept(cfg)}'
@@ -361,14 +385,9 @@ def main(
     plots=None, # function of the run folder that draws its figures
 )->int: # exit code
     "silkworm-train: see --help."
-    def stop(*_): raise KeyboardInterrupt
-    try: old = signal.signal(signal.SIGTERM, stop)
-    except ValueError: old = None # not in the main thread
     try:
         try: code, text = _run_command(read_settings(argv), plots)
         except TrainError as e: code, text = 2, _sentence(e)
         if text and (code != 130 or not rank_distrib()): print(f'silkworm-train: {text}', file=sys.stderr, flush=True)
         return code
-    finally:
-        leave()
-        if old is not None: signal.signal(signal.SIGTERM, old)
+    finally: leave()

@@ -157,6 +157,9 @@ def build_learner(
     learn = lslu_learner(dls, cfg.model, opt_func=make_opt_func(cfg), splitter=lambda m: param_groups(m, cfg.weight_decay, cfg.layer_decay),
                          lr=cfg.lr, path=run.path, decay_epochs=cfg.decay_epochs, decay_linear=cfg.decay_linear,
                          log=run.params.name, init=cfg.init, pretrained=cfg.pretrained, report=lambda r: say(r.brief), **net_args(cfg))
+    least = getattr(get_model(learn.model), 'least_side', 1) # of a VanillaNet
+    if cfg.input_size < least:
+        raise TrainError(f'input_size {cfg.input_size} is too small for {cfg.model}: take {least} or more, or a smaller stem_stride')
     learn.model.to(device)
     if cfg.finetune:
         path = _unfused(Path(cfg.finetune), cfg.model_key)

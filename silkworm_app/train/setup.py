@@ -255,7 +255,11 @@ _needs = { # what options are of no use without
     'decay_epochs': (lambda o: o.decay_epochs, 'decay_linear'),
     'aa': (lambda o: o.aa, 'train_interpolation'),
     'use_amp': (lambda o: o.use_amp, 'amp_dtype'),
-    'finetune': (lambda o: o.finetune, 'model_prefix'),
+    'finetune': (lambda o: o.finetune, 'model_key model_prefix'),
+    'act lslu': (lambda o: o.act == 'lslu', 'form'),
+    'act lslu or series': (lambda o: o.act != 'relu', 'act_num per_channel init'),
+    'save_ckpt': (lambda o: o.save_ckpt, 'save_ckpt_freq save_ckpt_num'),
+    'enable_wandb': (lambda o: o.enable_wandb, 'project'),
     'an image folder': (lambda o: not o.data_set.startswith('CIFAR'), 'eval_data_path test_pct group scenes on_bad'),
     'data_set CIFAR10 or CIFAR100': (lambda o: o.data_set.startswith('CIFAR'), 'n_train n_test'),
     'eval': (lambda o: False, 'deploy')}

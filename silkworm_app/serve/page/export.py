@@ -165,7 +165,7 @@ def main(
     p.add_argument('dest', metavar='DIR', help='folder to write')
     p.add_argument('--ort-web', metavar='DIR|FILE.tgz', help=f'the package onnxruntime-web (default: {ORT_WEB}, fetched once by npm)')
     p.add_argument('--risk', type=float, help='part of the photographs of each class that may lose it (default: as the bundle was saved)')
-    p.add_argument('--title', help='title of the page')
+    p.add_argument('--title', help='title of the page (default: by the classes)')
     args = p.parse_args(argv)
     if args.risk is not None and not 0 < args.risk <= .5: p.error(f'--risk must lie above 0 and up to 0.5, not {args.risk:g}')
     dest = export_web(args.bundle, args.dest, args.ort_web, args.risk, args.title)

@@ -241,18 +241,18 @@ def parser()->argparse.ArgumentParser:
     p.add_argument('--bundle', required=True, help='bundle folder, run folder of silkworm-train, or ONNX file of silkworm-fuse')
     p.add_argument('--host', default='127.0.0.1', help='address to listen on (default: this machine only; 0.0.0.0: other machines, too)')
     p.add_argument('--port', type=int, default=7860, help='port (default: %(default)s; 0: any free one)')
-    p.add_argument('--root_path', '--root-path', help='prefix under which a proxy shows the page, for example /silk')
+    p.add_argument('--root_path', '--root-path', help='prefix under which a proxy shows the page, for example /silk (default: none)')
     p.add_argument('--backend', default='auto', choices=['auto', 'torch', 'onnx'],
         help='what computes (default: the faster one on this machine)')
     p.add_argument('--risk', type=float, help='part of the photographs of each class that may lose it (default: as the bundle was saved)')
     p.add_argument('--examples', help='folder of pictures to click on, or of class folders of them (default: the examples of the bundle)')
-    p.add_argument('--title', help='title of the page')
+    p.add_argument('--title', help='title of the page (default: by the classes)')
     p.add_argument('--lang', default='auto', choices=['auto', *LANGUAGES], help='language (default: as the browser wants it)')
     p.add_argument('--collect', metavar='DIR',
         help='let keepers confirm or correct an answer, and keep the photograph in DIR if they agree (default: nothing is kept)')
     p.add_argument('--collect-mb', type=int, help=f'largest size of DIR in megabytes (default: {COLLECT_MB})')
-    p.add_argument('--workers', type=int, default=2, help='pictures decided at the same time')
-    p.add_argument('--queue-size', type=int, default=64, help='requests that may wait')
+    p.add_argument('--workers', type=int, default=2, help='pictures decided at the same time (default: %(default)s)')
+    p.add_argument('--queue-size', type=int, default=64, help='requests that may wait, one more is refused (default: %(default)s)')
     return p
 
 # %% ../../../nbs/serve/20_page_server.ipynb #57990e06
