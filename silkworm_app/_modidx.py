@@ -2549,6 +2549,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'silkworm_app/train/run.py'),
                                         'silkworm_app.train.run._rmdir': ('train/run.html#_rmdir', 'silkworm_app/train/run.py'),
                                         'silkworm_app.train.run._stamp': ('train/run.html#_stamp', 'silkworm_app/train/run.py'),
+                                        'silkworm_app.train.run.check_places': ('train/run.html#check_places', 'silkworm_app/train/run.py'),
                                         'silkworm_app.train.run.clear_run': ('train/run.html#clear_run', 'silkworm_app/train/run.py'),
                                         'silkworm_app.train.run.find_run': ('train/run.html#find_run', 'silkworm_app/train/run.py'),
                                         'silkworm_app.train.run.finished': ('train/run.html#finished', 'silkworm_app/train/run.py'),

@@ -7,7 +7,7 @@ __all__ = ['replacing', 'write_text', 'write_table', 'read_table', 'markdown_tab
            'shown', 'own_name', 'first_few', 'open_streams', 'command', 'one_line', 'sha256_of']
 
 # %% ../nbs/00_files.ipynb #f1a00003
-import csv, errno, hashlib, io, os, shutil, sys
+import csv, errno, hashlib, io, os, re, shutil, sys
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import wraps
@@ -194,7 +194,7 @@ def one_line(
     most:int=200, # characters; None: all of them
 )->str:
     "What it says, in one line; of an exception without words its kind"
-    return ' '.join(str(e).split())[:most] or type(e).__name__
+    return re.sub(r'\[Errno -?\d+\] ', '', ' '.join(str(e).split()))[:most] or type(e).__name__ # the number says nothing
 
 def sha256_of(
     path, # file

@@ -170,3 +170,21 @@ def test_a_stop_that_python_drops_comes_again(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, 'unraisablehook', lambda e: None)            # pytest's would warn
     assert main(['--data_path', 'none', '--output_dir', str(tmp_path/'run')]) == 130
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize('options, words', [
+    ('--switch_to_deploy {0}', 'switch_to_deploy {0} is a folder; name a file'), ('--log_dir {0}/a.txt', 'log_dir {0}/a.txt is a file; name a folder'),
+    ('--output_dir {0}/a.txt', 'output_dir {0}/a.txt is a file; name a folder'), ('--output_dir {0}/a.txt/run', 'output_dir {0}/a.txt/run cannot be written: {0}/a.txt is a file'),
+    ('--output_dir /proc/run', 'output_dir /proc/run cannot be written: /proc: '), ('--switch_to_deploy /proc/a.pth', 'switch_to_deploy /proc/a.pth cannot be written: /proc: ')])
+def test_what_cannot_be_written_is_told_before_the_training(train, tmp_path, options, words):
+    "A folder for --switch_to_deploy was a traceback at the end"
+    (tmp_path/'a.txt').touch()
+    code, said = train(f'{VANILLA} --epochs 1 {options}'.format(tmp_path))
+    assert code == 2 and one_sentence(said) and words.format(tmp_path) in said and 'Errno' not in said, said
+    assert [*tmp_path.iterdir()] == [tmp_path/'a.txt']
+
+
+@pytest.mark.parametrize('options, words', [('--config nowhere.yaml', 'settings file nowhere.yaml cannot be read'), ('--aug nowhere.yaml', 'augmentation file nowhere.yaml')])
+def test_a_missing_file_is_said_without_its_number(train, options, words):
+    code, said = train(f'{VANILLA} --epochs 1 {options}'.replace('--aug', '--aug none --aug'))
+    assert code == 2 and one_sentence(said) and f'{words}: No such file or directory' in said, said

@@ -22,7 +22,7 @@ from ..data.sample import is_drawn
 from ..data.splits import many_copies
 from ..act.fuse import compare, fuse
 from ..act.curves import describe_acts, layer_curves
-from ..files import replacing, sha256_of, write_text
+from ..files import one_line, replacing, sha256_of, write_text
 from ..serve.advice import closing_words, counted
 from ..serve.bundle import save_bundle
 
@@ -42,7 +42,7 @@ from .log import say, warn_box
 from .one import Trained, build_model, train_net
 from .pictures import check_same, learned_pictures, learned_sums, write_learned, write_pictures
 from .resume import CheckpointError, check_net, checkpoints, find_checkpoint, read_checkpoint
-from .run import RunFolder, find_run, finished, make_room, remove_own, start_run, write_start
+from .run import RunFolder, check_places, find_run, finished, make_room, remove_own, start_run, write_start
 from .setup import load_splits, pick_device, resolve
 from .trouble import under_two_classes, write_trouble
 
@@ -313,7 +313,7 @@ def _sentence(e):
     "The last line of an error that a loader's process sent, or all of it, as one line and without fastai's frame"
     text = re.sub(r'^Exception occured in `\w+` when calling event `\w+`:\s*', '', str(e).strip()) # fastai's frame
     if 'Original Traceback' in text: text = text.splitlines()[-1].split(': ', 1)[-1]
-    return ' '.join(text.split()) or type(e).__name__
+    return one_line(text, None) if text else type(e).__name__
 
 _full_texts = 'No space left', 'File too large', 'file write failed', 'PytorchStreamWriter', 'unexpected pos'
 
@@ -369,6 +369,7 @@ def _run_command(cfg, plots):
     "`(exit code, sentence)`"
     try:
         if not torch.cuda.is_available(): keep_memory()
+        check_places(cfg)
         with _stoppable(): evaluate(cfg) if cfg.eval else train(cfg, plots)
         return 0, ''
     except KeyboardInterrupt: return 130, f'stopped{_kept(cfg)}'
