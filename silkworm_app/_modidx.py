@@ -1117,6 +1117,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'silkworm_app.files.replacing': ('files.html#replacing', 'silkworm_app/files.py'),
                                     'silkworm_app.files.sha256_of': ('files.html#sha256_of', 'silkworm_app/files.py'),
                                     'silkworm_app.files.shown': ('files.html#shown', 'silkworm_app/files.py'),
+                                    'silkworm_app.files.typed': ('files.html#typed', 'silkworm_app/files.py'),
                                     'silkworm_app.files.whole_folder': ('files.html#whole_folder', 'silkworm_app/files.py'),
                                     'silkworm_app.files.write_table': ('files.html#write_table', 'silkworm_app/files.py'),
                                     'silkworm_app.files.write_text': ('files.html#write_text', 'silkworm_app/files.py')},

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['replacing', 'write_text', 'write_table', 'read_table', 'markdown_table', 'lock', 'whole_folder', 'check_kind',
-           'shown', 'own_name', 'first_few', 'open_streams', 'command', 'one_line', 'sha256_of']
+           'shown', 'typed', 'own_name', 'first_few', 'open_streams', 'command', 'one_line', 'sha256_of']
 
 # %% ../nbs/00_files.ipynb #f1a00003
-import csv, errno, hashlib, io, os, re, shutil, sys
+import csv, errno, hashlib, io, os, re, shlex, shutil, sys
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import wraps
@@ -146,6 +146,12 @@ def shown(
     s = str(path)
     try: return s.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
     except UnicodeEncodeError: return s.encode('utf-8', 'backslashreplace').decode()
+
+def typed(
+    path, # path or any text
+)->str: # as a shell takes it
+    "A name in a command that is printed to be copied"
+    return shlex.quote(shown(path))
 
 def own_name(
     path, # of a file or folder, also `.`

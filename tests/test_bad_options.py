@@ -188,3 +188,14 @@ def test_what_cannot_be_written_is_told_before_the_training(train, tmp_path, opt
 def test_a_missing_file_is_said_without_its_number(train, options, words):
     code, said = train(f'{VANILLA} --epochs 1 {options}'.replace('--aug', '--aug none --aug'))
     assert code == 2 and one_sentence(said) and f'{words}: No such file or directory' in said, said
+
+
+def test_commands_that_are_printed_can_be_copied(data, tmp_path, capsys, monkeypatch):
+    "Also where names hold spaces, and what is looked for from elsewhere is named in full"
+    from silkworm_app.train.evaluate import main as evaluate
+    run = tmp_path/'my first run'
+    monkeypatch.chdir(data.parent)
+    assert main(['--data_path', data.name, '--output_dir', str(run), *f'{VANILLA} --pretrained false --epochs 1 --group none --log_dir none --device cpu --num_workers 0 --input_size 32 --onnx false'.split()]) == 0
+    assert f"silkworm-app --bundle '{run}/bundle'" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    assert evaluate([run.name]) == 2 and f'are not in {tmp_path/data.name}: name the folder that holds them, or run this where it was trained' in capsys.readouterr().err

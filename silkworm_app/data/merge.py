@@ -20,7 +20,7 @@ from .folder import split_of, why_unusable
 from .prepare import by_class, check_places, check_seed, choose, finish_set, folder_name, not_ours, read_mapping
 from .prepare import read_options, strange_files, where_taken, write_set
 from .splits import carve, cut, read_manifest
-from ..files import first_few, own_name, read_table, sha256_of, shown, write_text
+from ..files import first_few, own_name, read_table, sha256_of, shown, typed, write_text
 
 # %% ../../nbs/data/11a_merge.ipynb #43612b3f
 def _known(old):
@@ -30,7 +30,7 @@ def _known(old):
         raise DataError(f'{shown(file)} is not as silkworm-data wrote it: put that one back (Excel must save it as "CSV UTF-8"),'
                         ' or move it away, if silkworm-data did not make this folder')
     if rows is None:
-        raise DataError(f'{shown(old)} was not made by silkworm-data prepare: run silkworm-data prepare {shown(old)} CLEAN, then add to '
+        raise DataError(f'{shown(old)} was not made by silkworm-data prepare: run silkworm-data prepare {typed(old)} CLEAN, then add to '
                         'CLEAN')
     rows = [r | dict(file=Path(old)/r['path']) for r in rows]
     gone = [r['path'] for r in rows if not r['file'].is_file()]

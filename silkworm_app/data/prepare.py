@@ -298,7 +298,7 @@ def check_places(
     if overwrite is None: raise DataError(f'{shown(dest)} exists; choose another folder, or move it away')
     other = next(not_ours(dest), None) if dest.is_dir() else dest
     if other is None and overwrite: return
-    how = ', or say overwrite to replace it' if other is None else (f' ({shown(other)} was not made by silkworm-data, so it is never '
+    how = ', or replace it (--overwrite)' if other is None else (f' ({shown(other)} was not made by silkworm-data, so it is never '
                                                                     'replaced)')
     raise DataError(f'{shown(dest)} exists; choose another folder{how}')
 

@@ -20,7 +20,7 @@ from ..data.folder import DataError
 from ..data.imaging import Preprocess
 from ..data.loaders import test_loader
 from ..data.splits import Splits, find_splits, read_notes
-from ..files import command, write_text
+from ..files import command, typed, write_text
 from ..serve.deploy import add_net_options, refuse_net_options, source_of_file
 from ..serve.load import load_bundle
 from ..serve.metrics import agreement, evaluate_probs, hardly_found, metrics_report
@@ -166,7 +166,7 @@ def _run_pictures(cfg, path):
     splits = run_splits(run, was)
     if splits.train and splits.valid: return splits
     raise TrainError(f'the training or the validation pictures of {run} are gone, without which eval makes no loaders: take '
-                     f'silkworm-evaluate {path}, which tests what is left')
+                     f'silkworm-evaluate {typed(path)}, which tests what is left')
 
 # %% ../../nbs/train/15c_evaluate.ipynb #f090535b
 def _nets(cfg, stored, classes, dls):

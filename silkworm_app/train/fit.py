@@ -22,7 +22,7 @@ from ..data.sample import is_drawn
 from ..data.splits import many_copies
 from ..act.fuse import compare, fuse
 from ..act.curves import describe_acts, layer_curves
-from ..files import one_line, replacing, sha256_of, write_text
+from ..files import one_line, replacing, sha256_of, typed, write_text
 from ..serve.advice import closing_words, counted
 from ..serve.bundle import save_bundle
 
@@ -141,7 +141,7 @@ def _deploy(cfg, learn, model, run, res, dl, last):
         off, _ = agreement(z, load_bundle(run.bundle, 'onnx').run(x.numpy())[0])
         print(f'ONNX file against the fused net: largest relative difference {off:.1e}')
     words = closing_words(load_bundle(run.bundle).trust, counted(learn.dls.splits.leak), res['warnings'])
-    print(f'Bundle: {run.bundle}   (page: silkworm-app --bundle {run.bundle})\n{words}', flush=True)
+    print(f'Bundle: {run.bundle}   (page: silkworm-app --bundle {typed(run.bundle)})\n{words}', flush=True)
 
 # %% ../../nbs/train/16_fit.ipynb #85bce686
 def _shown(splits):
@@ -338,7 +338,7 @@ def _smaller(cfg):
     done = checkpoints(RunFolder(cfg.output_dir).checkpoints) if cfg.started and not cfg.eval else {}
     if not done: return ''
     n, file = max(done.items())
-    how = f'--resume {file} --output_dir OTHER --batch_size {max(1, cfg.batch_size//2)}'
+    how = f'--resume {typed(file)} --output_dir OTHER --batch_size {max(1, cfg.batch_size//2)}'
     if cfg.overwrite: how += ' and without --overwrite'
     if cfg.cross_validate: how += ', after the parts of its cross-validation anew'
     return f'; the state after epoch {n} is kept: the same command goes on from it with {how}'

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ...data.folder import DAMAGED
 from ...data.memory import cache_folder
-from ...files import check_kind, command, one_line, replacing, whole_folder
+from ...files import check_kind, command, one_line, replacing, typed, whole_folder
 from ..advice import NO_RISK
 from ..format import BundleError
 from ..load import open_predictor
@@ -173,5 +173,5 @@ def main(
     if args.risk and scores is None: print(f'silkworm-app: {NO_RISK}', file=sys.stderr)
     size = sum(f.stat().st_size for f in dest.rglob('*') if f.is_file())
     print(f'{dest}  {size / 1e6:.1f} MB\nPut it on any web space with https and open it there once: then it works without a network.\n'
-          f'To try it here: python -m http.server --bind 127.0.0.1 --directory {dest} 8000, then http://127.0.0.1:8000')
+          f'To try it here: python -m http.server --bind 127.0.0.1 --directory {typed(dest)} 8000, then http://127.0.0.1:8000')
     return 0
