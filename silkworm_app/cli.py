@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from importlib import import_module
 
 from .data.progress import cores
-from .files import open_streams
+from .files import open_streams, plain_warning
 
 # %% ../nbs/03_cli.ipynb #7284ffbc
 _theirs = '`torch.jit.script` is deprecated' # said by fastai of its own code whenever it is imported
@@ -23,7 +23,7 @@ def _plain_warnings():
     was = os.environ.get('PYTHONWARNINGS')
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', _theirs)
-        warnings.showwarning = lambda message, *_: print(f'Warning: {message}', file=sys.stderr, flush=True)
+        warnings.showwarning = plain_warning
         os.environ['PYTHONWARNINGS'] = ','.join(filter(None, [was, f'ignore:{_theirs}']))
         try: yield
         finally:

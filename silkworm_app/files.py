@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['replacing', 'write_text', 'write_table', 'read_table', 'markdown_table', 'lock', 'whole_folder', 'check_kind',
-           'shown', 'typed', 'own_name', 'first_few', 'open_streams', 'command', 'one_line', 'sha256_of']
+           'shown', 'typed', 'own_name', 'first_few', 'open_streams', 'plain_warning', 'deaf_children', 'command',
+           'one_line', 'sha256_of']
 
 # %% ../nbs/00_files.ipynb #f1a00003
-import csv, errno, hashlib, io, os, re, shlex, shutil, sys
+import csv, errno, hashlib, io, os, re, shlex, shutil, signal, sys, threading
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import wraps
@@ -172,6 +173,19 @@ def open_streams():
         if hasattr(f, 'reconfigure'): f.reconfigure(errors='backslashreplace')
 
 # %% ../nbs/00_files.ipynb #c0mmand1
+def plain_warning(message, *_):
+    "A warning in one line, for `warnings.showwarning`"
+    print(f'Warning: {message}', file=sys.stderr, flush=True)
+
+@contextmanager
+def deaf_children():
+    "Processes that are started here ignore Ctrl-C, which a terminal sends to all: who starts them ends them, and no traceback is shown"
+    first = threading.current_thread() is threading.main_thread() # else signals can't be set
+    old = first and signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try: yield
+    finally:
+        if first: signal.signal(signal.SIGINT, old)
+
 def command(
     name:str, # of the command
     *more, # classes of errors that a person can mend, beside `ValueError` and `OSError`

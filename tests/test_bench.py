@@ -2,11 +2,18 @@
 import argparse
 import json
 import logging
+import os
+import signal
+import subprocess
+import sys
+import time
 import warnings
 
 import numpy as np
 import pytest
 import torch
+
+from silkworm_app.data.sample import draw_sample
 
 from silkworm_app.act.fuse import fuse
 from silkworm_app.act.lslu import LSLU
@@ -218,3 +225,20 @@ def test_a_fused_net_is_measured_in_both_layouts(card, monkeypatch):
     rows = list(bench.bench_inference(card))
     assert layouts == [False, True]*(len(layouts)//2) and {'lslu, fused', 'lslu, fused, channels last'} <= {r['arm'] for r in rows}
     bench._check_arms({r['arm'] for r in rows})
+
+
+@pytest.mark.parametrize('command', (['bench_main', '--quick', '--sections', 'peak'], ['experiment_main', 'g.yaml', '--procs', '2']))
+def test_ctrl_c_in_a_command_with_processes_is_one_sentence(tmp_path, command):
+    "A terminal sends it to all of them: each printed a traceback"
+    draw_sample(tmp_path/'pictures', n_per_class=8, size=32)
+    (tmp_path/'g.yaml').write_text('name: g\nbase: {data_path: pictures, input_size: 32, epochs: 500, model: vanillanet_5_x0_125, group: none, early_stop_epochs: 0, device: cpu}\narms: {chain: {}}\ngrid: {seed: [0, 1, 2]}\n')
+    code = f'import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from silkworm_app import cli; sys.exit(cli.{command[0]}({command[1:]}))'
+    p = subprocess.Popen([sys.executable, '-c', code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    children = lambda: subprocess.run(['ps', '-o', 'args=', '--ppid', str(p.pid)], capture_output=True, text=True).stdout.count('spawn_main')
+    while not children():
+        assert p.poll() is None, p.stdout.read()
+        time.sleep(.1)
+    time.sleep(1)                                                                          # they load torch
+    os.killpg(p.pid, signal.SIGINT)
+    said = p.communicate(timeout=120)[0]
+    assert p.returncode == 130 and 'Traceback' not in said and 'interrupted' in said, said

@@ -403,3 +403,13 @@ def test_a_set_with_folds_says_which_is_tested(drawings, tmp_path):
     with pytest.raises(GridError, match='prepared with 3 folds: set fold to one of fold_1, fold_2, fold_3, or cross_validate to 3'): splits_of(run)
     tested = [{p for p, _ in splits_of(run | more)[0].test} for more in (dict(fold='fold_2'), dict(cross_validate=3, part=1))]
     assert tested[0] == tested[1] and len(tested[0]) > 5
+
+
+def test_arms_of_one_base_are_not_told_what_the_others_need(capsys):
+    "act_num of the base is of no use to the relu, which nobody has to be told in each run; another option of no use still is"
+    from silkworm_app.lab.grid import settings_of
+    from silkworm_app.train.setup import _say_unused
+    for arm in (dict(act='relu'), dict(act='series'), {}): _say_unused(settings_of(dict(arm='a', recipe='full', act_num=3, init='reference', form='sum', **arm)), {})
+    assert not capsys.readouterr().out
+    _say_unused(settings_of(dict(arm='a', recipe='full', decay_linear=True)), {})
+    assert 'no use for decay_linear' in capsys.readouterr().out

@@ -7,7 +7,7 @@ __all__ = ['EXTRAS', 'COLUMNS', 'GridError', 'value_or_default', 'Grid', 'make_g
            'splits_of', 'read_learned', 'run_one', 'read_results', 'append_row', 'run_grid', 'rows_of']
 
 # %% ../../nbs/lab/04_grid.ipynb #bbd38269
-import contextlib, copy, csv, hashlib, io, itertools, json, multiprocessing, os, tempfile, time
+import contextlib, copy, csv, hashlib, io, itertools, json, multiprocessing, os, signal, sys, tempfile, time, warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from ..train.config import OPTIONS, TrainConfig, TrainError, READERS, convert
 from ..train.cross import part_splits, photographs_of, whole_split
 from ..train.learner import keep_memory
 from ..train.log import PrintEpoch
-from ..files import lock, one_line
+from ..files import deaf_children, lock, one_line, plain_warning
 
 # %% ../../nbs/lab/04_grid.ipynb #dffea787
 from ..serve.metrics import evaluate_probs
@@ -160,7 +160,8 @@ def settings_of(
     "The settings of the training, as `silkworm-train` has them"
     given = {k: v for k, v in s.items() if k in OPTIONS}
     cfg = TrainConfig(**{**given, 'save_ckpt': False, 'log_dir': 'none'})
-    cfg.given = given
+    of_lslu = () if cfg.act == 'lslu' else ('act_num', 'form', 'per_channel', 'init') # of the grid's base, for its other arms
+    cfg.given = {k: v for k, v in given.items() if k not in of_lslu}
     return cfg
 
 _of_pictures = ('data_path', 'data_set', 'eval_data_path', 'valid_pct', 'test_pct', 'cross_validate', 'group', 'on_bad', 'scenes',
@@ -283,12 +284,17 @@ def _job(s):
     except Exception as e: return s, {}, {}, f'{type(e).__name__}: {one_line(e, 300)}'
 
 # %% ../../nbs/lab/04_grid.ipynb #bb911178
+def _worker():
+    keep_memory()
+    warnings.showwarning = plain_warning # as in the command
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130)) # what the run keeps for a while is removed
+
 def _each(todo, procs):
     if procs <= 1 or len(todo) < 2:
         yield from map(_job, todo)
         return
-    with ProcessPoolExecutor(procs, multiprocessing.get_context('spawn'), keep_memory) as ex:
-        jobs = [ex.submit(_job, s) for s in todo]
+    with ProcessPoolExecutor(procs, multiprocessing.get_context('spawn'), _worker) as ex:
+        with deaf_children(): jobs = [ex.submit(_job, s) for s in todo]
         try:
             for j in as_completed(jobs): yield j.result()
         except BrokenProcessPool:
@@ -296,6 +302,7 @@ def _each(todo, procs):
                             '--procs if need be') from None
         except BaseException:
             for j in jobs: j.cancel()
+            for p in multiprocessing.active_children(): p.terminate()
             raise
 
 # %% ../../nbs/lab/04_grid.ipynb #77a1b251

@@ -17,6 +17,7 @@ from torch import nn
 from silkworm_app.act.lslu import LSLU, reference_series
 from silkworm_app.act.patch import lslu_model
 from silkworm_app.clock import in_turns
+from silkworm_app.files import deaf_children
 from silkworm_app.serve.net import quiet_export
 
 # %% ../../nbs/lab/02_timing.ipynb #d71e3cb6
@@ -189,8 +190,11 @@ def peak_growth(
     ctx = multiprocessing.get_context('spawn')
     q = ctx.SimpleQueue()
     p = ctx.Process(target=_peak_job, args=(arch, kw, batch, size, arm, torch.get_num_threads(), q))
-    p.start()
-    p.join()
+    with deaf_children(): p.start()
+    try: p.join()
+    except KeyboardInterrupt:
+        p.kill()
+        raise
     if p.exitcode: raise RuntimeError(f'the memory of {arm}, {arch}, could not be measured: its process ended with code {p.exitcode}')
     return q.get()
 
