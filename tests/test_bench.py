@@ -10,6 +10,7 @@ import time
 import warnings
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -234,8 +235,8 @@ def test_ctrl_c_in_a_command_with_processes_is_one_sentence(tmp_path, command):
     (tmp_path/'g.yaml').write_text('name: g\nbase: {data_path: pictures, input_size: 32, epochs: 500, model: vanillanet_5_x0_125, group: none, early_stop_epochs: 0, device: cpu}\narms: {chain: {}}\ngrid: {seed: [0, 1, 2]}\n')
     code = f'import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from silkworm_app import cli; sys.exit(cli.{command[0]}({command[1:]}))'
     p = subprocess.Popen([sys.executable, '-c', code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-    children = lambda: subprocess.run(['ps', '-o', 'args=', '--ppid', str(p.pid)], capture_output=True, text=True).stdout.count('spawn_main')
-    while not children():
+    parent = psutil.Process(p.pid)
+    while not any('spawn_main' in a for c in parent.children() for a in c.cmdline()):
         assert p.poll() is None, p.stdout.read()
         time.sleep(.1)
     time.sleep(1)                                                                          # they load torch

@@ -357,7 +357,7 @@ def test_a_page_shows_of_a_bundle_what_its_config_says(tmp_path, monkeypatch, ca
     for risk in ('.1', '.2'):
         assert server.main(['--bundle', str(bundle), '--port', '0', '--risk', risk]) == 0, capsys.readouterr().err
         assert got['examples'] == [(bundle / 'examples/00.jpg', 'healthy')] and 'root' not in got['card'] and '# Model card' in got['card']
-        assert ("can't tell anything" in got['card']) == (risk == '.1') and ('in at most 20% of' in got['card']) == (risk == '.2')
+        assert ("can't tell anything" in got['card']) == (risk == '.1') and ('in at most about 20% of' in got['card']) == (risk == '.2')
         assert 'photographs are like these (tried on 25 validation pictures of 25 photographs)' in got['card']
     assert fuse_main([str(bundle), '--out', str(tmp_path / 'out')]) == 0
     assert [f.name for f in (tmp_path / 'out/examples').iterdir()] == ['00.jpg'] and load_bundle(tmp_path / 'out').config['example_classes'] == {'examples/00.jpg': 'healthy'}
