@@ -2584,6 +2584,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'silkworm_app/train/setup.py'),
                                           'silkworm_app.train.setup.load_splits': ( 'train/setup.html#load_splits',
                                                                                     'silkworm_app/train/setup.py'),
+                                          'silkworm_app.train.setup.of_other_acts': ( 'train/setup.html#of_other_acts',
+                                                                                      'silkworm_app/train/setup.py'),
                                           'silkworm_app.train.setup.pick_device': ( 'train/setup.html#pick_device',
                                                                                     'silkworm_app/train/setup.py'),
                                           'silkworm_app.train.setup.resolve': ('train/setup.html#resolve', 'silkworm_app/train/setup.py'),

@@ -413,3 +413,5 @@ def test_arms_of_one_base_are_not_told_what_the_others_need(capsys):
     assert not capsys.readouterr().out
     _say_unused(settings_of(dict(arm='a', recipe='full', decay_linear=True)), {})
     assert 'no use for decay_linear' in capsys.readouterr().out
+    given = settings_of(dict(arm='a', act='series', act_num=3, form='sum')).given
+    assert given == dict(act='series', act_num=3)                # the series has one, so a file of weights doesn't say another

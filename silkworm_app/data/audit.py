@@ -17,7 +17,7 @@ from .imaging import FORMAT_SUFFIXES, thumb_uri
 from .progress import each
 from .sheet import page
 from .splits import leaks
-from ..files import shown
+from ..files import first_few, shown
 
 # %% ../../nbs/data/10_audit.ipynb #852e03a8
 def _members(numbers):
@@ -169,7 +169,7 @@ def _lists(r):
             ('name says another format', r['wrong_suffix']),
             ('under several classes', [shortly(x, ' = ') for x in r['conflicts']]),
             ('nearly the same scene', [shortly(x, ' ~ ') for x in r['scene_groups']]),
-            ('largest groups', [f'{len(x)} files: {", ".join(x[:3])}{", ..." if len(x) > 3 else ""}' for x in r['groups']]))
+            ('largest groups', [f'{len(x)} files: {first_few(x)}' for x in r['groups']]))
 
 # %% ../../nbs/data/10_audit.ipynb #5814cd4e
 def audit_text(

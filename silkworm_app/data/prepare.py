@@ -298,8 +298,7 @@ def check_places(
     if overwrite is None: raise DataError(f'{shown(dest)} exists; choose another folder, or move it away')
     other = next(not_ours(dest), None) if dest.is_dir() else dest
     if other is None and overwrite: return
-    how = ', or replace it (--overwrite)' if other is None else (f' ({shown(other)} was not made by silkworm-data, so it is never '
-                                                                    'replaced)')
+    how = ', or replace it (--overwrite)' if other is None else f' ({shown(other)} was not made by silkworm-data, so it is never replaced)'
     raise DataError(f'{shown(dest)} exists; choose another folder{how}')
 
 # %% ../../nbs/data/11_prepare.ipynb #fd5795bf

@@ -28,7 +28,7 @@ from ..serve.metrics import evaluate_probs
 from ..train.head import predict_logits
 from ..train.one import train_net
 from ..train.run import RunFolder
-from ..train.setup import load_splits, resolve
+from ..train.setup import load_splits, of_other_acts, resolve
 from ..act.vanillanet import count_ops
 
 # %% ../../nbs/lab/04_grid.ipynb #ada3ef05
@@ -160,8 +160,7 @@ def settings_of(
     "The settings of the training, as `silkworm-train` has them"
     given = {k: v for k, v in s.items() if k in OPTIONS}
     cfg = TrainConfig(**{**given, 'save_ckpt': False, 'log_dir': 'none'})
-    of_lslu = () if cfg.act == 'lslu' else ('act_num', 'form', 'per_channel', 'init') # of the grid's base, for its other arms
-    cfg.given = {k: v for k, v in given.items() if k not in of_lslu}
+    cfg.given = {k: v for k, v in given.items() if k not in of_other_acts(cfg)} # what the grid's base says for its other arms
     return cfg
 
 _of_pictures = ('data_path', 'data_set', 'eval_data_path', 'valid_pct', 'test_pct', 'cross_validate', 'group', 'on_bad', 'scenes',

@@ -76,8 +76,9 @@ def run_splits(
     for r in rows: there[r['split']].append((root/r['path'], r['class']))
     parts = {s: [o for o in v if o[0].is_file()] for s, v in there.items()}
     left, n = sum(map(len, parts.values())), len(rows)
-    if not left: raise DataError(f'the pictures of {run} are not in '
-                                  f'{shown(root.absolute())}: name the folder that holds them, or run this where it was trained')
+    if not left:
+        raise DataError(f'the pictures of {run} are not in {shown(root.absolute())}: name the folder that holds them, or run this where it '
+                        'was trained')
     leak = run.read_metrics().get('leak') or {} if run.metrics.is_file() else {}
     notes = ([f'{n - left} of the {n} pictures of {run} are gone'] if left < n else []) + (leak_warnings(leak) if leak else [])
     groups = {root/r['path']: int(r['photograph']) for r in rows if r['photograph']}

@@ -114,8 +114,9 @@ class Say:
         "Classes that can't be ruled out since too few photographs of them were tried."
         if len(seen) > 8: return self('unproven_many', n=len(seen), seen=max(seen.values()), needed=needed)
         n = list(seen.values())
-        how = 'reason_unproven' if len(n) == 1 else 'unproven_each' if len(set(n)) == 1 else 'unproven_more'
-        return self(how, classes=self.classes(seen), seen=n[0] if len(set(n)) == 1 else self.list(n), needed=needed)
+        equal = len(set(n)) == 1
+        how = 'reason_unproven' if len(n) == 1 else 'unproven_each' if equal else 'unproven_more'
+        return self(how, classes=self.classes(seen), seen=n[0] if equal else self.list(n), needed=needed)
 
     def collect(self, unproven):
         "What to collect: for each class that can't be ruled out, how many photographs are missing."
