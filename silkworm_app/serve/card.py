@@ -36,7 +36,7 @@ def cross_text(
         plain = f' and {_pct(f["accuracy"])} accuracy' if f['accuracy'] > c['accuracy'] or not misleads else ''
         found = f'{what} on a random cut of the files has {_pct(f["balanced_accuracy"])} balanced accuracy{plain}'
         out.append(f'Misleading: {found}, since it finds {again} again.' if misleads else f'With {again} in the test, {found}.')
-    out.append('The interval is made of those of the classes, each over its photographs (Wilson 1927; square-and-add, Newcombe 1998).'
+    out.append('The interval is made of those of the classes, each over its photographs (Wilson 1927; Newcombe 1998).'
                if c.get('interval_of') == 'classes' else
                'The interval comes from drawing the photographs again, which makes it too narrow where a class has few.')
     return '\n'.join(out)
