@@ -11,6 +11,7 @@ import io
 import os
 import re
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -166,8 +167,10 @@ def main():
     found = {f for g in given for f in (g.rglob('*.ipynb') if g.is_dir() else [g]) if '.ipynb_checkpoints' not in f.parts}
     files = sorted(found, key=lambda f: (not TRAINS.search(f.read_text(encoding='utf-8')), f))     # what takes long first: none waits for the other at the end
     flags = get_config(root).tst_flags
-    results = parallel(run, files, check=args.check, skip_flags=flags.split() if isinstance(flags, str) else flags,
-                       n_workers=0 if len(files) == 1 else args.workers, pause=.01)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as tempfile.tempdir:     # where notebooks make their folders, and leave them
+        os.environ['TMPDIR'] = tempfile.tempdir
+        results = parallel(run, files, check=args.check, skip_flags=flags.split() if isinstance(flags, str) else flags,
+                           n_workers=0 if len(files) == 1 else args.workers, pause=.01)
     for f, (_, seconds) in sorted(zip(files, results), key=lambda o: -o[1][1]): print(f'{f.relative_to(root)}: {seconds:.0f} s')
     bad = {f: why for f, (why, _) in zip(files, results) if why}
     for f, why in bad.items(): print(f'\n=== {f.relative_to(root)}\n{why}', file=sys.stderr)
