@@ -247,15 +247,23 @@ class LSLU(nn.Module):
             if hasattr(self, name): delattr(self, name)
         self.deploy = True
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        "Also reads the reference's vectors of one entry a channel, of which it uses the first n"
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        "The form stands in the metadata, since its numbers fit another form, too"
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, '_metadata'): destination._metadata[prefix[:-1]]['form'] = self.form
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        "Also reads the reference's vectors of one entry a channel, of which it uses the first n; refuses weights that say another form"
+        if (theirs := local_metadata.get('form', self.form)) != self.form:
+            args[-1].append(f'{prefix[:-1] or "the LSLU"} is of form={theirs!r} in these weights, of form={self.form!r} in the net: '
+                            'the same numbers mean something else there.')
         if not self.deploy and self.form == 'chain':
             for name in ('alphas', 'biases'):
                 v,own = state_dict.get(prefix+name),getattr(self, name)
                 if v is None or v.shape == own.shape or v.ndim != 1: continue
                 if len(v) < self.act_num or len(v) not in (self.dim, self.act_num): continue
                 state_dict[prefix+name] = (v[:self.act_num,None].expand_as(own) if self.per_channel else v[:self.act_num]).clone()
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def extra_repr(self):
         own = ', '.join(f'{k}={getattr(self, k)!r}' for k in ('act_num', 'per_channel', 'form', 'layout', 'deploy'))
