@@ -567,6 +567,12 @@ def test_a_net_of_another_type_is_served_in_32_bits(tmp_path, dtype):
     assert {p.dtype for p in net.parameters()} == {dtype}
 
 
+def test_a_loaded_net_has_the_memory_format_of_the_fused_one(tmp_path):
+    net = lslu_model('vanillanet_5_x0_125', 2)       # with one kernel in another format all its maps were, and it took six times as long
+    p = load_bundle(save_bundle(tmp_path / 'b', net, Preprocess(64), ['ants', 'bees']), 'torch')
+    for a, b in zip(p.model.parameters(), fuse(net).parameters(), strict=True): assert a.stride() == b.stride()
+
+
 @pytest.mark.parametrize('wrap', [nn.DataParallel, lambda n: torch.compile(n, backend='eager'), 'weight_norm'])
 def test_what_stands_around_a_net_or_its_weights_stays_out_of_its_bundle(tmp_path, wrap):
     net = moved(lslu_model('test_resnet', 2, where='stem', input_size=64))

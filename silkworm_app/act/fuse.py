@@ -18,7 +18,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from ..clock import median_seconds
 from .lslu import LSLU,ClampedLine,FusedLSLU
 from .places import first_run,sizes
-from .trace import Trace,deviation,eval_mode,in_double,several,take_hooks,tensors,unwrapped
+from .trace import Trace,deviation,eval_mode,fast_format,in_double,several,take_hooks,tensors,unwrapped
 from .vanillanet import VanillaNet,count_ops
 
 # %% ../../nbs/act/10_fuse.ipynb #826a30c9
@@ -282,12 +282,6 @@ def _check_slope(model):
         if isinstance(s, (int, float)) and s != 1:
             raise FuseError(f'the slope of {name or "the net"} is {s:g}, not 1: finish the schedule, or train on with set_act_slope(1)')
 
-def _layout(model, channels_last=None):
-    "The weights in the memory format in which they run fastest; the results of convolutions follow it, whatever the input's is"
-    p = next(model.parameters(), None)
-    if p is not None and (p.device.type == 'cpu' if channels_last is None else channels_last): model.to(memory_format=torch.channels_last)
-    return model
-
 # %% ../../nbs/act/10_fuse.ipynb #2b070ae0
 def fuse(
     model:nn.Module, # a VanillaNet, or any timm net, with LSLUs or without
@@ -296,7 +290,7 @@ def fuse(
 )->nn.Module: # a copy of the same class, in eval mode, with `fuse_plan` (JSON) and `fuse_report`
     "The smallest net that computes the same as `model` in eval mode; raises FuseError while the slope of deep training isn't 1 and for NaN"
     model = unwrapped(model)
-    if getattr(model, 'fuse_plan', None) is not None: return _layout(copy.deepcopy(model).eval(), channels_last)
+    if getattr(model, 'fuse_plan', None) is not None: return fast_format(copy.deepcopy(model).eval(), channels_last)
     _check_slope(model)
     _check_numbers(model)
     if p := [n for n,m in model.named_modules() if is_pruned(m)]: raise FuseError(f'{p[-1]} is pruned: call torch.nn.utils.prune.remove')
@@ -310,7 +304,7 @@ def fuse(
         report.kept.update(kept)
     by = lambda *ops: [s['module'] for s in plan if s['op'] in ops]
     report.own,report.folded,report.absorbed = by(*_OWN),by('fold_bn'),by('absorb')
-    with torch.no_grad(): report.error = deviation(_layout(model, channels_last)(x), y)
+    with torch.no_grad(): report.error = deviation(fast_format(model, channels_last)(x), y)
     new = any({s['op'], s.get('left')} & {'drop_kernel', 'relu6'} for s in plan)
     model.fuse_plan,model.fuse_report = dict(version=1 + new, steps=plan),report
     return model
@@ -327,7 +321,7 @@ def fuse_like(
         if isinstance(m, VanillaNet): m.set_act_slope(1)
     _apply(model.eval().requires_grad_(False), fuse_plan['steps'])
     model.fuse_plan = fuse_plan
-    return _layout(model)
+    return fast_format(model)
 
 # %% ../../nbs/act/10_fuse.ipynb #f01d0002
 class _Folded:

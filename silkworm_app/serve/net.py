@@ -19,7 +19,7 @@ from ..data.imaging import Preprocess
 from ..files import one_line, replacing
 from ..act.fuse import fuse_like
 from ..act.patch import rebuild_model
-from ..act.trace import unwrapped
+from ..act.trace import fast_format, unwrapped
 from .format import BundleError, tensors
 from .onnx import BasePredictor, onnx_metadata
 from .trust import Trust
@@ -180,7 +180,7 @@ def build_net(
     if model is not None:
         _fits(model, state, where)
         model.load_state_dict(state, strict=True, assign=True)
-        if not any(o.is_meta for o in (*model.parameters(), *model.buffers())): return model.eval()
+        if not any(o.is_meta for o in (*model.parameters(), *model.buffers())): return fast_format(model.eval())
     try: model = _structure(config)
     except Exception as e: raise BundleError(f'{where}: the net of its config cannot be built: {one_line(e)}') from None
     _fits(model, state, where)
