@@ -276,6 +276,13 @@ def test_plan_does_not_depend_on_the_picture_size_at_loading_time():
     with pytest.raises(ValueError, match='another net'): apply_plan(timm.create_model('test_vit'), LSLUPlan.from_dict(net.build_cfg['plan']))
 
 
+@pytest.mark.parametrize('arch,stride', [('vanillanet_5_x0_125', None), *(('vanillanet_5_x0_125', s) for s in (1, 2, 3, 4)), ('vanillanet_13_x1_5_ada_pool', None)])
+def test_the_largest_map_of_a_vanillanet(arch, stride):
+    kw = dict(stem_stride=stride) if stride else {}
+    with torch.device('meta'): stem = timm.create_model(arch, act='relu', **kw).stem
+    for side in (95, 96, 97, 98): assert stem(torch.zeros(1, 3, side, side, device='meta')).shape[-1] == vanillanet.stem_side(arch, kw, side)
+
+
 @pytest.mark.parametrize('arch', ['vanillanet_5_x0_125', 'vanillanet_5_x0_25'])
 def test_vanillanet_uses_its_own_activations(arch):
     net = lslu_model(arch, 4, act_num=2)
@@ -290,6 +297,7 @@ def test_vanillanet_uses_its_own_activations(arch):
     (lambda: lslu_model('resnet18', 10, where='block', input_size=64), 'matches no activation'),
     (lambda: lslu_model('resnet18', 10, where='stem', act_num=40, input_size=64), 'act_num=40 is larger than the maps'),
     (lambda: lslu_model('resnet50', 10, act_num=20, input_size=32), 'act_num=20 is larger than the maps .* take act_num=15'),
+    (lambda: lslu_model('vanillanet_5_x0_125', 10, act_num=24, input_size=96), 'act_num=24 is larger than the maps .* is 24x24; take act_num=23'),
     (lambda: lslu_model('resnet18.foo', 10), "timm knows no weights 'resnet18.foo'; of resnet18 it has resnet18"),
     (lambda: lslu_model('inception_v3', 10, input_size=32), 'does not run on pictures of 3x32x32'),
     (lambda: lslu_model('vit_tiny_patch16_224', 10), 'tokens, no map'),

@@ -19,7 +19,7 @@ from torch import nn
 from . import vanillanet  # also registers the VanillaNets with timm
 from .norms import has_stats,undo_norms
 from .places import arch_of,noise,triple
-from .plan import LSLUPlan,is_clamp,plan_lslu,usual_act_num,where_name
+from .plan import LSLUPlan,is_clamp,plan_lslu,too_large,usual_act_num,where_name
 from .trace import deviation,eval_out,how_far,several,take_hooks,tensors,unwrapped
 from .weights import built_from,find_weights,pool_of,timm_cfg
 from ..files import one_line
@@ -378,6 +378,8 @@ def lslu_model(
     if drop_rate is not None or own: kwargs['drop_rate'] = .05 if drop_rate is None else drop_rate
     if own:
         n = usual_act_num(min(size[1:])) if act_num == 'auto' else act_num
+        if not plain and isinstance(n, Integral) and n >= (side := vanillanet.stem_side(arch, kw, min(size[1:]))):
+            raise ValueError(too_large(arch, n, size, side))
         kwargs |= dict(act='relu' if plain else act or 'lslu', act_num=n, per_channel=per_channel, form=form)
     if input_size is not None and cfg.fixed_input_size: kwargs.setdefault('img_size', list(size[1:]))
     model = _create(arch, cfg, pretrained, num_classes, kwargs)

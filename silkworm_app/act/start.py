@@ -82,8 +82,6 @@ def _live(model): return {n: m for n,m in lslus(model).items() if not m.deploy}
 # these may differ: they are seen in the weights, or are no part of the function
 _FREE = {'drop_rate', 'drop_path_rate', 'act', 'act_num', 'per_channel', 'form', 'img_size', 'deploy'}
 
-def _stride(arch, kwargs): return kwargs.get('stem_stride') or (3 if 'ada_pool' in arch else 4)
-
 # %% ../../nbs/act/11_start.ipynb #f3fd3e75
 def _same_net(model, stored, what):
     "`WeightsError` if the file says that it is of a net that computes something else under the same names"
@@ -94,7 +92,7 @@ def _same_net(model, stored, what):
         raise WeightsError(f'{what} is of {arch}, this net is {mine["arch"]}: build {arch}, or take a file of this net.')
     a,b = ({k: v for k,v in d['kwargs'].items() if k not in _FREE} for d in (theirs, mine))
     if is_vanillanet(arch):
-        for d in (a, b): d['stem_stride'] = _stride(arch, d)
+        for d in (a, b): d['stem_stride'] = vanillanet.stem_stride(arch, d)
     for k in sorted(a.keys() | b.keys()):
         if a.get(k) != b.get(k):
             have,want = ('the default' if d.get(k) is None else d[k] for d in (a, b))
@@ -233,7 +231,7 @@ def start_from(
     twin = _twin(model, state, form, olds)
     report = StartReport(what, _fill(twin, state, model, what))
     if stored.net_spec is None and is_vanillanet(arch_of(model)):
-        stride = _stride(arch_of(model), (getattr(model, 'build_cfg', None) or {}).get('kwargs', {}))
+        stride = vanillanet.stem_stride(arch_of(model), (getattr(model, 'build_cfg', None) or {}).get('kwargs', {}))
         report.assumed = f'which does not say the stride of its stem: {stride} is taken'
     _take(model, twin, olds, report, calibrate)
     return report

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ACTS', 'default_cfgs', 'VanillaStem', 'VanillaBlock', 'VanillaHead', 'VanillaNet', 'rename_reference',
-           'checkpoint_filter_fn', 'count_ops']
+           'checkpoint_filter_fn', 'stem_stride', 'stem_side', 'count_ops']
 
 # %% ../../nbs/act/03_vanillanet.ipynb #ef1e117e
 import warnings,torch,torch.nn.functional as F
@@ -299,6 +299,22 @@ _nets = {'vanillanet_5':  dict(dims=(512,1024,2048,4096), strides=(2,2,2)),
          'vanillanet_5_x0_25':  dict(dims=(128,256,512,1024), strides=(2,2,2)),
          'vanillanet_5_x0_125': dict(dims=(64,128,256,512), strides=(2,2,2))}
 default_cfgs = generate_default_cfgs({f'{k}.untrained': _cfg() for k in _nets})
+
+def stem_stride(
+    arch:str, # a VanillaNet
+    kwargs:dict, # of its `create_model`
+)->int:
+    "Stride of its first convolution"
+    return kwargs.get('stem_stride') or (3 if 'ada_pool' in arch else 4)
+
+def stem_side(
+    arch:str, # a VanillaNet
+    kwargs:dict, # of its `create_model`
+    side:int, # of the pictures
+)->int:
+    "Side of its largest maps"
+    s = stem_stride(arch, kwargs)
+    return (side - 4 + 2*(s < 4))//s + 1
 
 # %% ../../nbs/act/03_vanillanet.ipynb #81a5c02a
 def _create_vanillanet(variant, pretrained=False, **kwargs):
