@@ -28,6 +28,7 @@ from silkworm_app.serve.bundle import load_bundle, save_bundle
 from silkworm_app.serve.card import bundle_card
 from silkworm_app.serve.deploy import fuse_main
 from silkworm_app.serve.format import BundleError
+from silkworm_app.serve.int8 import quantise
 from silkworm_app.serve.metrics import evaluate_probs, hardly_found
 from silkworm_app.serve.net import Predictor, save_onnx, save_torch_export
 from silkworm_app.serve.page.export import page_words
@@ -573,6 +574,17 @@ def test_a_loaded_net_has_the_memory_format_of_the_fused_one(tmp_path):
     for a, b in zip(p.model.parameters(), fuse(net).parameters(), strict=True): assert a.stride() == b.stride()
 
 
+def test_files_are_written_without_a_warning(tmp_path, recwarn, caplog):
+    "By a net with what onnxruntime warns of, and a kernel of five dimensions, which can't be read in pairs"
+    solid = [nn.Unflatten(1, (1, 8)), nn.Conv3d(1, 1, 3, padding=1), nn.Flatten(1, 2), nn.ReLU()]
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), *solid, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(8), nn.Linear(8, 2))
+    file, x = save_onnx(tmp_path / 'a.onnx', net, ['a', 'b'], Preprocess(32)), np.random.default_rng(0).normal(size=(4, 3, 32, 32)).astype(np.float32)
+    p = OnnxPredictor(quantise(file, x, tmp_path / 'b.onnx'))
+    assert p.bits == 8 and np.abs(p.run(x)[0] - OnnxPredictor(file).run(x)[0]).max() < .1
+    save_torch_export(tmp_path / 'c.pt2', net, ['a', 'b'], Preprocess(32))
+    assert not recwarn.list and not [r for r in caplog.records if r.levelname in ('WARNING', 'ERROR')]
+
+
 @pytest.mark.parametrize('wrap', [nn.DataParallel, lambda n: torch.compile(n, backend='eager'), 'weight_norm'])
 def test_what_stands_around_a_net_or_its_weights_stays_out_of_its_bundle(tmp_path, wrap):
     net = moved(lslu_model('test_resnet', 2, where='stem', input_size=64))
@@ -649,6 +661,7 @@ watching = False
 sys.addaudithook(hook)
 from silkworm_app.serve.load import load_bundle
 from silkworm_app.serve.format import BundleError
+from silkworm_app.serve.int8 import quantise
 from silkworm_app.serve.onnx import OnnxPredictor
 import numpy as np, pathlib, warnings, torch.onnx
 load_bundle(sys.argv[1], 'torch').model       # all imports done

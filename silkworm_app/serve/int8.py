@@ -14,6 +14,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from ..files import replacing
+from .net import quiet_export
 from .onnx import OnnxPredictor
 
 # %% ../../nbs/serve/12a_int8.ipynb #b791ded4
@@ -40,7 +41,7 @@ def _ranges(graph):
     "Weights of a convolution -> for each output channel the range whose 127 levels add up to at most 128 in two neighbours of one sign"
     weights,res = {t.name: t for t in graph.initializer},{}
     for n in graph.node:
-        if n.op_type != 'Conv': continue
+        if n.op_type != 'Conv' or len(weights[n.input[1]].dims) != 4: continue
         w = onnx.numpy_helper.to_array(weights[n.input[1]]).transpose(0, 2, 3, 1)     # [out, ky, kx, in], as it is summed
         depthwise = any(a.name == 'group' and a.i == len(w) for a in n.attribute)
         if not depthwise and w.shape[3] % 2: continue
@@ -79,12 +80,11 @@ def quantise(
         pre,eight = f'{folder}/pre.onnx',f'{folder}/eight.onnx'
         quant_pre_process(str(file), pre, skip_symbolic_shape=True)
         graph = onnx.load(pre).graph
-        quantize_static(pre, eight, _Pictures(x), per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-                        nodes_to_exclude=ends_of(graph), reduce_range=True, extra_options=dict(TensorQuantOverrides=_ranges(graph)))
-        model,said = onnx.load(eight),onnx.load(file).metadata_props
-        del model.metadata_props[:]
-        model.metadata_props.extend(said)
-        model.metadata_props.add(key='silkworm_app.bits', value='8')
+        with quiet_export():
+            quantize_static(pre, eight, _Pictures(x), per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+                            nodes_to_exclude=ends_of(graph), reduce_range=True, extra_options=dict(TensorQuantOverrides=_ranges(graph)))
+        model,said = onnx.load(eight),{p.key: p.value for p in onnx.load(file).metadata_props}
+        onnx.helper.set_model_props(model, {**said, 'silkworm_app.bits': '8'})
         onnx.save(model, eight)
         was,now = _means(file, x),_means(eight, x)
         _shift(model, {k: was[k] - now[k] for k in was})

@@ -103,15 +103,14 @@ def picture_norms(
 # %% ../../nbs/serve/08_net.ipynb #d8ba0ca7
 @contextlib.contextmanager
 def quiet_export():
-    "`torch.onnx.export` without its warnings and its log, which is as it was afterwards"
-    log = logging.getLogger('torch.onnx')
-    level = log.level
-    log.setLevel(logging.ERROR)
+    "What torch and onnxruntime write, without their warnings and the lines of their logs; both are as they were afterwards"
+    level = logging.root.manager.disable
+    logging.disable(max(level, logging.WARNING))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             yield
-    finally: log.setLevel(level)
+    finally: logging.disable(level)
 
 def save_onnx(
     file, # where to
@@ -130,7 +129,7 @@ def save_onnx(
     norms = picture_norms(proto.graph)
     if norms and not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         raise BundleError(f'the ONNX graph holds batch norms that the net has not: {norms[:3]}')
-    for k, v in onnx_metadata(classes, preprocess, trust, config).items(): proto.metadata_props.add(key=k, value=v)
+    onnx.helper.set_model_props(proto, onnx_metadata(classes, preprocess, trust, config))
     file = Path(file)
     with replacing(file) as part: onnx.save(proto, part)
     return file
@@ -146,11 +145,11 @@ def save_torch_export(
 )->Path:
     "Write a net as a `torch.export` program with the same metadata as the ONNX file in its extra files."
     model, x = served(model, preprocess, classes), torch.zeros(2, 3, preprocess.size, preprocess.size)
-    with torch.no_grad():
+    with quiet_export(), torch.no_grad():
         program = torch.export.export(LogitsAndFeatures(model).eval(), (x,), dynamic_shapes={'image': {0: torch.export.Dim('batch')}})
     file = Path(file)
     meta = onnx_metadata(classes, preprocess, trust, config)
-    with replacing(file) as part, part.open('wb') as f: torch.export.save(program, f, extra_files=meta)
+    with replacing(file) as part, part.open('wb') as f, quiet_export(): torch.export.save(program, f, extra_files=meta)
     return file
 
 # %% ../../nbs/serve/08_net.ipynb #80f68d4c
