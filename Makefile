@@ -4,6 +4,7 @@
 # make public DEST=folder   fetch the public silkworm pictures listed in data_prep/silkworms.csv, as a set with folds
 # make test                 every notebook and test that CI runs
 # make test-other-cpu       those that train, as a processor without AVX-512 computes them
+# make test-oldest          the tests with the oldest packages that settings.ini allows, in .venv_oldest
 # make notebooks            runs them all and keeps what they show
 # make docs                 the documentation as a site in _site
 # make pictures             the screenshots in docs/img, made anew
@@ -23,11 +24,11 @@ TRAIN_ARGS ?=
 export NO_ALBUMENTATIONS_UPDATE := 1
 export GRADIO_ANALYTICS_ENABLED := False
 
-.PHONY: demo silkworm has-data public test notebooks docs pictures lab env clean
+.PHONY: demo silkworm has-data public test test-other-cpu test-oldest notebooks docs pictures lab env clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,10s/^# //p' Makefile
+	@sed -n '1,11s/^# //p' Makefile
 
 env: $(VENV)/.ready
 
@@ -77,6 +78,13 @@ TRAINS := $(addprefix nbs/train/,01_callback.ipynb 02_resume.ipynb 05_recipe.ipy
 test-other-cpu: env
 	@export $(OTHER_CPU); $(BIN)/python tests/run_notebooks.py --check $(TRAINS) & \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $$(grep -l mark.trains tests/test_*.py) -m "trains and not slow"; tests=$$?; wait $$! && exit $$tests
+
+# A lower bound that was never tried is a guess: the packages of today may no longer go with it.
+test-oldest:
+	$(PYTHON) -m venv .venv_oldest
+	sed -n 's/^.*[= ]\([a-z][a-z0-9-]*\)>=\([0-9.]*\).*/\1==\2/p' settings.ini > .venv_oldest/oldest.txt
+	.venv_oldest/bin/python -m pip install --quiet --progress-bar off -c .venv_oldest/oldest.txt -e ".[dev]"
+	OMP_NUM_THREADS=1 PATH="$(CURDIR)/.venv_oldest/bin:$$PATH" .venv_oldest/bin/python -m pytest tests -n 2 --dist loadfile
 
 # What the notebooks show is kept in them: drawings and numbers, never photographs (SILKWORM_DATA is not looked at).
 notebooks: env
