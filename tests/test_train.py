@@ -176,12 +176,12 @@ def test_pretrained(train, data, tmp_path, monkeypatch):
 
 
 def test_wandb(train, tmp_path, monkeypatch):
-    "Without the package one sentence; with it, what is logged is what is printed; the same run there goes on when it goes on here; no other connection is opened"
+    "Without the package one sentence, at once; with it, what is logged is what is printed; the same run there goes on when it goes on here; no other connection is opened"
     import socket
     import sys
     monkeypatch.setitem(sys.modules, 'wandb', None)
     code, out, m = train('--enable_wandb')
-    assert code == 2 and m is None and out.splitlines()[-1] == 'silkworm-train: enable_wandb needs the package wandb: pip install wandb'
+    assert code == 2 and m is None and out.strip() == 'silkworm-train: enable_wandb needs the package wandb: pip install wandb' # before any picture is read
     monkeypatch.delitem(sys.modules, 'wandb')
     (tmp_path/'fake').mkdir()
     (tmp_path/'fake/wandb.py').write_text('''

@@ -137,8 +137,7 @@ def open_wandb(
     goes_on:bool, # a run that goes on here goes on there, too
 )->Wandb:
     "A run at Weights & Biases. Raises `TrainError`."
-    try: import wandb # optional
-    except ImportError: raise TrainError('enable_wandb needs the package wandb: pip install wandb') from None
+    import wandb # optional: `check_places` has looked for it
     goes_on = goes_on and file.is_file()
     id = file.read_text(encoding='utf-8') if goes_on else os.urandom(4).hex()
     try: run = wandb.init(project=cfg.project, dir=str(folder), config=cfg.to_dict(), id=id, resume='allow' if goes_on else None)

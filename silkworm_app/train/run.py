@@ -222,6 +222,9 @@ def check_places(
     cfg:TrainConfig, # of `read_settings`
 ):
     "Refuse what can't be written before the training, not after its hours. Raises `TrainError`."
+    if cfg.enable_wandb and not cfg.eval:
+        try: import wandb # optional
+        except ImportError: raise TrainError('enable_wandb needs the package wandb: pip install wandb') from None
     for k in ('output_dir', 'log_dir', 'switch_to_deploy'):
         v = getattr(cfg, k)
         if not v or k == 'log_dir' and v in ('auto', 'none'): continue
