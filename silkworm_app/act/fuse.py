@@ -362,7 +362,7 @@ class Comparison:
     n:int # pictures
     params:tuple # before, after
     ops:tuple # multiply-adds of one picture, before, after
-    latency_ratio:float # time of the original over time of the fused net, one batch; above 1: the fused one is faster
+    latency_ratio:float # time (on a CPU: of its work) of the original over the fused net's, one batch; above 1: the fused one is faster
     def to_dict(self): return json.loads(json.dumps(asdict(self)))
     def __str__(self):
         return (f'{self.n} pictures: largest relative difference {self.max_rel_err:.1e}, same top class {self.top1_agreement:.2%}\n'
@@ -389,6 +389,6 @@ def compare(
         if n == 0: raise ValueError('compare: there is no picture to compare on')
         (p,o),(pf,of) = count_ops(model, first),count_ops(fused, first)
         sync = torch.cuda.synchronize if first.is_cuda else lambda: None
-        t,tf = median_seconds([lambda: model(first), lambda: fused(first)], 50, 0, seconds, sync)
+        t,tf = median_seconds([lambda: model(first), lambda: fused(first)], 50, 0, seconds, sync, 'wall' if first.is_cuda else 'cpu')
     far,top = torch.stack(seen).amax(0).T  # [outputs]
     return Comparison((far/top.clamp_min(1e-300)).max().item(), same/n, n, (p,pf), (o,of), t/tf)
