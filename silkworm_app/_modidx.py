@@ -2245,6 +2245,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'silkworm_app.train.head._margin': ('train/head.html#_margin', 'silkworm_app/train/head.py'),
                                          'silkworm_app.train.head._name': ('train/head.html#_name', 'silkworm_app/train/head.py'),
                                          'silkworm_app.train.head._own': ('train/head.html#_own', 'silkworm_app/train/head.py'),
+                                         'silkworm_app.train.head._spread': ('train/head.html#_spread', 'silkworm_app/train/head.py'),
                                          'silkworm_app.train.head.batch_answers': ( 'train/head.html#batch_answers',
                                                                                     'silkworm_app/train/head.py'),
                                          'silkworm_app.train.head.classifier_of': ( 'train/head.html#classifier_of',
