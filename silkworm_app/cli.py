@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from importlib import import_module
 
 from .data.progress import cores
-from .files import open_streams, plain_warning
+from .files import open_streams, plain_warning, shown
 
 # %% ../nbs/03_cli.ipynb #7284ffbc
 _theirs = '`torch.jit.script` is deprecated' # said by fastai of its own code whenever it is imported
@@ -65,7 +65,11 @@ def app_main(
 ):
     "silkworm-app: serve a bundle (the options of app.py); silkworm-app export-web BUNDLE DIR: write it as a page without a server."
     argv = sys.argv[1:] if argv is None else argv
-    return export_main(argv[1:]) if argv[:1] == ['export-web'] else page_main(argv)
+    if argv[:1] == ['export-web']: return export_main(argv[1:])
+    if argv and not argv[0].startswith('-'):
+        print(f'silkworm-app: {shown(argv[0])} is no command of it: say export-web BUNDLE DIR, or --bundle BUNDLE to serve it', file=sys.stderr)
+        return 2
+    return page_main(argv)
 
 # %% ../nbs/03_cli.ipynb #c0a11e02
 def train_main(

@@ -230,11 +230,11 @@ def read_metrics(
 def _draw_history(
     axs, # two axes: losses, metrics
     runs:dict, # style of the lines -> run folder or history file
-    named:bool=False, # the legend names the runs
+    called:dict=None, # run -> its name in the legend
 ):
     "Losses and metrics over epochs."
     for style, run in runs.items():
-        h, tag = read_history(run), f' ({Path(run).name})' if named else ''
+        h, tag = read_history(run), f' ({called[run]})' if called else ''
         x = h.get('epoch', np.arange(len(next(iter(h.values()))))) + 1       # fastai counts from 0
         losses = [k for k in ('train_loss', 'valid_loss') if k in h]
         metrics = [k for k in h if k not in losses and re.search('acc|f1|recall|precision|auc|error', k)]
@@ -255,6 +255,12 @@ def loss_curves(
     return fig
 
 # %% ../nbs/01_figures.ipynb #fbf7da63
+def _called(*runs):
+    "What runs are called: by their folders, and by those above where these are alike"
+    parts = [Path(r).resolve().parts for r in runs]
+    n = next((k for k in range(1, max(map(len, parts))) if len({p[-k:] for p in parts}) == len(parts)), 1)
+    return {r: '/'.join(p[-n:]) for r, p in zip(runs, parts)}
+
 def compare_runs(
     run_a, # run folder
     run_b, # run folder
@@ -262,13 +268,14 @@ def compare_runs(
     "Two runs: losses and metrics where there were epochs, and recall per class; the second is dashed or pale."
     told = {s: r for s, r in (('-', run_a), ('--', run_b)) if (Path(r)/'history.csv').is_file()}  # the head alone has no epochs
     fig, axs = _figure(1, 3 if told else 1, (4, 3.2))
-    if told: _draw_history(axs[:2], told, True)
+    called = _called(run_a, run_b)
+    if told: _draw_history(axs[:2], told, called)
     ms, ax = [read_metrics(r) for r in (run_a, run_b)], axs[-1]
     names = list(dict.fromkeys(n for m in ms for n in m['per_class_recall']))
     for i, (m, r) in enumerate(zip(ms, (run_a, run_b))):
         vals = [m['per_class_recall'].get(n) for n in names]
         ax.bar(np.arange(len(names)) + 0.4 * i - 0.2, [np.nan if v is None else v for v in vals], 0.38, color='C0', alpha=1 - 0.6 * i,
-               label=f'{Path(r).name} ({m["split"]})')
+               label=f'{called[r]} ({m["split"]})')
     ax.set_xticks(range(len(names)), names, rotation=30, ha='right', fontsize=8)
     ax.set(ylim=(0, 1.02))
     ax.set_xlabel('class', fontsize=9)

@@ -57,6 +57,7 @@ def plot_run(
     run = Path(run)
     if not run.is_dir(): raise ValueError(f'{run} is not a folder; give the output folder of silkworm-train')
     out, done = Path(out) if out else run / 'plots', []
+    beside = None if other is None else compare_runs(run, other)       # what can't be compared is told before anything is written
     def confusion():
         m = read_metrics(run)
         for k in ('confusion_matrix', 'classes'):
@@ -74,7 +75,7 @@ def plot_run(
     if config.is_file():
         c = json.loads(config.read_text(encoding='utf-8'))
         if curves := c.get('curves'): done += save_figure(activation_curves(curves), out / 'activation_curves')
-    if other is not None: done += save_figure(compare_runs(run, other), out / f'compare_with_{Path(other).resolve().name}')
+    if beside: done += save_figure(beside, out / f'compare_with_{Path(other).resolve().name}')
     if data is not None:
         if not config.is_file(): raise ValueError(f'{run} holds no bundle, which the figures with pictures need')
         for name, fig in picture_figures(run, data).items(): done += save_figure(fig, out / name)

@@ -13,6 +13,7 @@ import numpy as np, onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from ..data.progress import Progress
 from ..files import replacing
 from .net import quiet_export
 from .onnx import OnnxPredictor
@@ -52,8 +53,10 @@ def _ranges(graph):
 
 # %% ../../nbs/serve/12a_int8.ipynb #2bd90a71
 class _Pictures(CalibrationDataReader):
-    def __init__(self, x): self.left = iter(x)
-    def get_next(self): return next(({'image': o[None]} for o in self.left), None)
+    def __init__(self, x): self.left,self.bar = iter(x),Progress('pictures whose ranges are measured', len(x))
+    def get_next(self):
+        self.bar.step()
+        return next(({'image': o[None]} for o in self.left), None)
 
 def _means(file, x):
     "Mean logits and features"
