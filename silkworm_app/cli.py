@@ -67,7 +67,8 @@ def app_main(
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ['export-web']: return export_main(argv[1:])
     if argv and not argv[0].startswith('-'):
-        print(f'silkworm-app: {shown(argv[0])} is no command of it: say export-web BUNDLE DIR, or --bundle BUNDLE to serve it', file=sys.stderr)
+        print(f'silkworm-app: {shown(argv[0])} is no command of it: say export-web BUNDLE DIR, or --bundle BUNDLE to serve it',
+              file=sys.stderr)
         return 2
     return page_main(argv)
 
