@@ -33,7 +33,7 @@ help:
 env: $(VENV)/.ready
 
 # The virtual environment is made again whenever the requirements change.
-$(VENV)/.ready: settings.ini setup.py pyproject.toml
+$(VENV)/.ready: settings.ini setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "make: $(PYTHON) is older than Python 3.10; name a newer one with make PYTHON=python3.12"; exit 2; }
 	@$(PYTHON) -m venv $(VENV) || { echo "make: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu install the package python3-venv"; exit 2; }
 	@echo "Installing the packages named in settings.ini into $(VENV) (torch among them: some minutes the first time)"
