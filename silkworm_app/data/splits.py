@@ -24,10 +24,12 @@ from ..files import read_table, sha256_of, shown
 
 # %% ../../nbs/data/04_splits.ipynb #d4ba6e58
 def stratified(
-    labels, groups, k:int, seed:int # see `cut`; groups None: none
+    labels, groups, k:int, seed:int # see `cut`; groups 0, 1, ...; None: none
 )->np.ndarray: # number of the part of each picture
     "scikit-learn's cut, which hangs on the numbers of the groups"
-    cutter = (StratifiedKFold if groups is None else StratifiedGroupKFold)(k, shuffle=True, random_state=seed)
+    cutter = StratifiedKFold(k, shuffle=True, random_state=seed)
+    if groups is not None:                            # shuffled here: scikit-learn before 1.8 shuffles what they hold apart from them
+        groups, cutter = np.argsort(np.random.RandomState(seed).permutation(max(groups) + 1))[groups], StratifiedGroupKFold(k)
     part = np.zeros(len(labels), int)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)                 # a class with fewer pictures than parts is absent from some
@@ -43,7 +45,9 @@ def cut(
     "Parts alike in their classes, photographs whole. Raises `DataError` where there are fewer photographs than parts."
     number, n = {}, len(labels)
     groups = [number.setdefault(g, len(number)) for g in (range(n) if groups is None else groups)]
-    try: return stratified(labels, None if len(number) == n else groups, k, seed)    # the quick way where nothing has to stay together
+    try:
+        if k > len(number): raise ValueError('there are fewer photographs than parts')
+        return stratified(labels, None if len(number) == n else groups, k, seed)     # the quick way where nothing has to stay together
     except ValueError as e: raise DataError(f'{n} pictures of {len(number)} photographs cannot be cut into {k} parts: {e}') from None
 
 # %% ../../nbs/data/04_splits.ipynb #3bab11b3
@@ -56,7 +60,6 @@ def _take(items, groups, share, seed):
     part = cut([c if most > 1 else '' for _, c in items], groups, share.denominator, seed)
     return part < share.numerator
 
-# %% ../../nbs/data/04_splits.ipynb #44e4b524
 def _mend(items, groups, taken):
     "`taken`, with every class of two groups or more on both sides and no class missing from training."
     members, labels = defaultdict(list), defaultdict(Counter)
@@ -127,7 +130,6 @@ def leaks(
                 test_seen_in_valid=frac('test', 'valid'), label_conflicts=sum(len(v) > 1 for v in labels.values()),
                 distinct=count(distinct), scenes=count(scenes), files=sum(map(len, splits.values())))
 
-# %% ../../nbs/data/04_splits.ipynb #0b82f089
 def many_copies(
     leak:dict # of `leaks`
 )->bool:
@@ -233,7 +235,6 @@ def read_manifest(
     except (OSError, UnicodeDecodeError, csv.Error): return None
     return rows if rows and all(r['path'] and str(r['group']).isdecimal() for r in rows) else None
 
-# %% ../../nbs/data/04_splits.ipynb #8f06886c
 def _counted(top, rows):
     """Photographs of each class of a prepared set, as its data card counts them: the manifest tells scenes apart, of which each may be
     several. None where it doesn't say, or the manifest was changed since."""
@@ -282,7 +283,6 @@ def _skipped(bad, on_bad):
     if on_bad == 'raise': raise DataError(f"{said}. Remove them, or skip them: --on_bad skip (in code on_bad='skip')")
     return [said.replace('cannot be used', 'were skipped', 1)]
 
-# %% ../../nbs/data/04_splits.ipynb #83182a8c
 def _layout(path, scan):
     "Refuse a folder that is neither split folders nor class folders; the scan's splits, or 'all'."
     name, all_ = shown(path), scan.folders.get('all', [])
