@@ -14,12 +14,13 @@ import numpy as np
 import timm
 import torch
 from PIL import ImageFilter
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
+from sklearn.model_selection import StratifiedShuffleSplit
 
 from silkworm_app.act.weights import find_weights
 from silkworm_app.data.copies import copy_groups
 from silkworm_app.data.folder import unpack
 from silkworm_app.data.imaging import Preprocess, open_image
+from silkworm_app.data.splits import stratified
 from silkworm_app.files import replacing, whole_folder
 from silkworm_app.serve.calibrate import fit_trust, interval
 from silkworm_app.serve.trust import softmax
@@ -90,6 +91,12 @@ def load(name, data, cache):
     return f[on], s[on], np.searchsorted(classes, names[on]), classes, g[on]
 
 
+def folds(y, g, seed):
+    "Pairs (train, test) of a cross-validation over photographs"
+    part = stratified(y, np.unique(g, return_inverse=True)[1], 5, seed)
+    return [(np.flatnonzero(part != i), np.flatnonzero(part == i)) for i in range(5)]
+
+
 def cuts(name, y, g, seed):
     "Pairs (train, test): five of a cross-validation over photographs, or one where there are pictures enough."
     rng = np.random.default_rng(seed)
@@ -97,13 +104,13 @@ def cuts(name, y, g, seed):
     if name in ('cifar', 'rare'):
         train = pick((300, 12) if name == 'rare' else [250] * len(KNOWN))
         return [(train, np.setdiff1d(np.arange(len(y)), train))]
-    return list(StratifiedGroupKFold(5, shuffle=True, random_state=seed).split(y, y, g))
+    return folds(y, g, seed)
 
 
 def held_out(f, y, g, k, seed):
     "Logits of each picture by a head that did not see its photograph."
     z = np.zeros((len(y), k))
-    for a, b in StratifiedGroupKFold(5, shuffle=True, random_state=seed).split(y, y, g):
+    for a, b in folds(y, g, seed):
         z[b] = fit_head(f[a], y[a], g[a], classes=k, C=.01).logits(f[b])
     return z
 

@@ -661,7 +661,6 @@ watching = False
 sys.addaudithook(hook)
 from silkworm_app.serve.load import load_bundle
 from silkworm_app.serve.format import BundleError
-from silkworm_app.serve.int8 import quantise
 from silkworm_app.serve.onnx import OnnxPredictor
 import numpy as np, pathlib, warnings, torch.onnx
 load_bundle(sys.argv[1], 'torch').model       # all imports done

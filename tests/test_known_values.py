@@ -45,6 +45,7 @@ def test_metrics():
 def test_intervals():
     one = lambda right, n=10: dict(photo=range(n), target=[0]*n, right=[1]*right + [0]*(n - right))
     close(class_interval(one(10)), (1, .7225, 1), 1e-3)                              # Wilson's
+    close(class_interval(one(8)), (.8, .4902, 1), 1e-3)
     close(class_interval(one(8, 20)), (.4, .1845, .6155), 1e-3)                       # one more right and one more wrong: 9 of 22
     value, low, high = photo_interval([one(80, 100)])
     close(value, .8, 1e-9)

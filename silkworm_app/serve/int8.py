@@ -55,8 +55,9 @@ def _ranges(graph):
 class _Pictures(CalibrationDataReader):
     def __init__(self, x): self.left,self.bar = iter(x),Progress('pictures whose ranges are measured', len(x))
     def get_next(self):
+        if (x := next(self.left, None)) is None: return self.bar.done()
         self.bar.step()
-        return next(({'image': o[None]} for o in self.left), None)
+        return {'image': x[None]}
 
 def _means(file, x):
     "Mean logits and features"
