@@ -6,8 +6,10 @@ import shutil
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from silkworm_app.cli import train_main as command
 from silkworm_app.data.sample import draw_sample
@@ -110,13 +112,20 @@ def test_what_a_stopped_training_goes_on_with(train, finished, tmp_path, monkeyp
 
 def test_the_best_of_a_later_epoch_stays_where_it_is(train, tmp_path):
     "The weights of a later epoch were delivered as those of a training that went on from the first, and did worse"
+    noise = np.random.default_rng(0)
+    for channel, colour in enumerate(('red', 'green', 'blue')):               # so easily told apart that each epoch is better than the first
+        (tmp_path/'colours'/colour).mkdir(parents=True)
+        for i in range(20):
+            picture = noise.integers(0, 80, (32, 32, 3), 'uint8')
+            picture[..., channel] += 150
+            Image.fromarray(picture).save(tmp_path/f'colours/{colour}/{i}.png')
     old, new = tmp_path/'old', tmp_path/'new'
-    net = '--model', 'test_resnet', '--recipe', 'full', '--epochs', 3, '--batch_size', 2
+    net = '--data_path', tmp_path/'colours', '--model', 'test_resnet', '--recipe', 'full', '--epochs', 3, '--batch_size', 2
     assert train(old, *net)[0] == 0
     code, out = train(new, *net, '--lr', 9, '--resume', old/'checkpoints/epoch_1.pth')
     assert code == 0 and f'{old/"best.safetensors"} is not known to be the best that {old/"checkpoints/epoch_1.pth"} knew: the best is looked for from here on' in out, out
     losses = [[float(r.split(',')[2]) for r in (d/'history.csv').read_text().splitlines()[1:]] for d in (old, new)]
-    assert min(losses[0][1:]) < losses[0][0] == losses[1][0] < min(losses[1][1:]), losses
+    assert max(losses[0][1:]) < losses[0][0] == losses[1][0] < min(losses[1][1:]), losses
     assert json.loads((new/'metrics.json').read_text())['valid']['loss'] == pytest.approx(min(losses[1][1:]), rel=1e-4)
     for d in (old, new): assert [json.loads(r)['epoch'] for r in (d/'learnable_params.jsonl').read_text().splitlines()] == [1, 2, 3]
     first = [(d/'learnable_params.txt').read_text().split('Epoch 2')[0] for d in (old, new)]
