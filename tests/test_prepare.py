@@ -449,7 +449,7 @@ def test_a_source_given_as_a_dot_keeps_its_name(tmp_path, monkeypatch):
 def test_a_fault_of_the_source_is_not_one_of_the_result(tmp_path):
     with pytest.raises(DataError, match='cannot be written: .*gone.png: No such file'), new_folder(tmp_path / 'out') as work:
         shutil.copyfile(tmp_path / 'gone.png', work / 'x.png')
-    with pytest.raises(DataError, match='out cannot be written: No space left'), new_folder(tmp_path / 'out') as work:
+    with pytest.raises(DataError, match='out cannot be written: the disk is full'), new_folder(tmp_path / 'out') as work:
         raise OSError(28, 'No space left on device', str(tmp_path / 'a.png'), None, str(work / 'x.png'))    # as shutil.copyfile does
 
 

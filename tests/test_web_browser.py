@@ -321,7 +321,7 @@ def test_keepers_make_it_better(browser, colours, tmp_path):
         assert files() == [UNSURE, 'muscardine']
         with patch('os.fsync', side_effect=OSError(28, 'No space left on device')):
             press(page, 'several', 'Grasserie')
-            told(page, 'No space left on device')
+            told(page, 'the disk is full or a file limit is reached')
         assert files() == [UNSURE, 'muscardine'] and fits(page)
         for p in (page, other): p.context.close()
     rows = Store(folder).rows()

@@ -8,7 +8,7 @@ __all__ = ['SPLIT_NAMES', 'MANIFEST', 'BEFORE', 'COLLECTED', 'DAMAGED', 'OPENS',
            'check_pictures', 'headers', 'of_several', 'why_unusable', 'pictures_below']
 
 # %% ../../nbs/data/02_folder.ipynb #89b6284d
-import errno, json, os, re, shutil, sys, tarfile, tempfile, unicodedata, zipfile, zlib
+import json, os, re, shutil, sys, tarfile, tempfile, unicodedata, zipfile, zlib
 from collections import Counter
 from contextlib import contextmanager
 from gzip import BadGzipFile
@@ -253,8 +253,8 @@ def new_folder(
     "A folder of data to fill, whole or not there; raises `DataError` where it can't be written"
     try:
         with whole_folder(dest) as work: yield work
-    except OSError as e:                                             # which may be one of a picture that is read; a full disk isn't
-        own = e.filename is None or e.errno in (errno.ENOSPC, errno.EDQUOT) or str(e.filename) in (str(dest), os.path.realpath(dest))
+    except OSError as e:                                             # which may be one of a picture that is read
+        own = e.filename is None or str(e.filename) in (str(dest), os.path.realpath(dest))
         of = '' if own else f'{shown(e.filename)}: '
         raise DataError(f'{shown(dest)} cannot be written: {of}{e.strerror or e}') from None
 

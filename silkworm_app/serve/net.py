@@ -7,7 +7,7 @@ __all__ = ['LogitsAndFeatures', 'Predictor', 'served', 'picture_norms', 'quiet_e
            'build_net']
 
 # %% ../../nbs/serve/08_net.ipynb #dd9b0c1a
-import contextlib, logging, warnings, weakref
+import contextlib, io, logging, warnings, weakref
 from copy import deepcopy
 from pathlib import Path
 
@@ -149,7 +149,9 @@ def save_torch_export(
         program = torch.export.export(LogitsAndFeatures(model).eval(), (x,), dynamic_shapes={'image': {0: torch.export.Dim('batch')}})
     file = Path(file)
     meta = onnx_metadata(classes, preprocess, trust, config)
-    with replacing(file) as part, part.open('wb') as f, quiet_export(): torch.export.save(program, f, extra_files=meta)
+    whole = io.BytesIO() # torch ends the process where a file can't be written to its end
+    with quiet_export(): torch.export.save(program, whole, extra_files=meta)
+    with replacing(file) as part: part.write_bytes(whole.getbuffer())
     return file
 
 # %% ../../nbs/serve/08_net.ipynb #80f68d4c

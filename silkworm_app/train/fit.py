@@ -6,7 +6,7 @@
 __all__ = ['finish', 'read_state', 'train', 'main']
 
 # %% ../../nbs/train/16_fit.ipynb #a1576008
-import errno, json, os, re, shutil, signal, sys, time
+import json, os, re, shutil, signal, sys, time
 from _thread import interrupt_main
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..data.sample import is_drawn
 from ..data.splits import many_copies
 from ..act.fuse import compare, fuse
 from ..act.curves import describe_acts, layer_curves
-from ..files import one_line, replacing, sha256_of, typed, write_text
+from ..files import FULL, one_line, replacing, sha256_of, typed, write_text
 from ..serve.advice import closing_words, counted
 from ..serve.bundle import save_bundle
 
@@ -315,12 +315,6 @@ def _sentence(e):
     if 'Original Traceback' in text: text = text.splitlines()[-1].split(': ', 1)[-1]
     return one_line(text, None) if text else type(e).__name__
 
-_full_texts = 'No space left', 'File too large', 'file write failed', 'PytorchStreamWriter', 'unexpected pos'
-
-def _full(e):
-    "Whether an error says that the disk is full"
-    return getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(s in str(e) for s in _full_texts)
-
 # %% ../../nbs/train/16_fit.ipynb #44c152d7
 def _kept(cfg):
     "What is left of a training that ended early, and how it goes on"
@@ -376,7 +370,8 @@ def _run_command(cfg, plots):
     except FloatingPointError as e: return 1, f'{_sentence(e)}{_kept(cfg)}'
     except torch.OutOfMemoryError: return 1, f"the GPU's memory is full: take a smaller --batch_size or --input_size{_smaller(cfg)}"
     except Exception as e:
-        if _full(e): return 1, f'the disk is full or a file limit is reached ({_sentence(e)[:160]}){_kept(cfg)}'
+        if getattr(e, 'errno', None) in FULL:
+            return 1, f'{e.filename or cfg.output_dir}: the disk is full or a file limit is reached{_kept(cfg)}'
         if not isinstance(e, (TrainError, DataError, ImageError, OSError, ValueError)): raise
         return (1, _sentence(e) + _kept(cfg)) if cfg.started else (2, _sentence(e))
 
