@@ -214,7 +214,7 @@ class Recipe:
     "What the recipe did"
     head:Head
     scope:str           # what was trained after the head
-    losses:list         # log-loss of the validation part: of the head, then after each epoch
+    losses:list         # log-loss of the validation part (`photograph_losses`): of the head, then after each epoch
     best:int            # the one that was kept; 0: the head alone
     photos:int          # photographs that the final head was fitted to
     refit:bool          # whether the validation part was among them
@@ -226,7 +226,8 @@ class Recipe:
         if len(self.losses) > 1:
             what = f'kept, {self.losses[self.best]:.3f} after epoch {self.best}'
             if not self.best: what = f'taken back, not clearly better: {min(self.losses[1:]):.3f} at best'
-            text += f'; {self.scope} trained gently: {what}, against {self.losses[0]:.3f} of the head alone, on the validation part'
+            text += (f'; {self.scope} trained gently: {what}, against {self.losses[0]:.3f} of the head alone (log-loss of the validation '
+                     'photographs, rare classes weighed up)')
         return text + f'; {self.seconds:.0f} s'
 
 # %% ../../nbs/train/05_recipe.ipynb #5a1e0c14
