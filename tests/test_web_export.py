@@ -175,7 +175,7 @@ def test_the_words_are_those_of_the_page(phone, pictures, lang):
     phone.select_option('#language', lang)
     words = lambda text: ''.join(text.split())
     for p in pictures[:15:3] + pictures[13:15]:
-        want = html.verdict_html(say, as_dict(predictor.decide([p])[0]))
+        want = html.verdict_html(say, as_dict(predictor.decide([p])[0]), facts(predictor)['more'])
         phone.evaluate("document.querySelector('#verdict').replaceChildren()")
         phone.set_input_files('#choose', str(p))
         phone.wait_for_selector('.verdict:is(.one, .several, .nothing, .unlike)')
@@ -230,7 +230,7 @@ def test_names_that_are_whole_numbers_keep_their_order(phone, pictures):
     page.set_input_files('#choose', str(pictures[0]))
     page.wait_for_selector('.verdict.nothing')
     answer = as_dict(other.trust.decide(np.array([logits]))[0])
-    want = page.evaluate("h => { const d = document.createElement('div'); d.innerHTML = h; return d.textContent; }", html.verdict_html(html.Say('en', names), answer))
+    want = page.evaluate("h => { const d = document.createElement('div'); d.innerHTML = h; return d.textContent; }", html.verdict_html(html.Say('en', names), answer, facts(other)['more']))
     assert [c['code'] for c in answer['codes']] == ['ambiguous', 'unproven']
     assert ''.join(page.text_content('.verdict').split()) == ''.join(want.split())
     why = page.evaluate("h => { const d = document.createElement('div'); d.innerHTML = h; return d.textContent; }", html.why_html(html.Say('en', names), answer, facts(other)))

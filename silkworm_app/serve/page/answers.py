@@ -141,7 +141,7 @@ def to_csv(
 # %% ../../../nbs/serve/15_page_answers.ipynb #ee5c566a
 def facts(
     predictor, # what `load_bundle` gives
-)->dict: # notes, todo (both as `reason_code` makes them), split, metrics, measured, ...
+)->dict: # notes, todo (both as `reason_code` makes them), more: {class: photographs that are missing}, split, metrics, measured, ...
     "What the bundle says about itself, as plain values."
     c, t = predictor.config or {}, getattr(predictor, 'trust', None)
     m, leak, parts = dict(c.get('metrics') or {}), c.get('leak') or {}, ('cross_validation', 'test', 'valid')
@@ -159,6 +159,7 @@ def facts(
     return dict(arch=c.get('arch'), classes=list(predictor.classes), split=split, metrics=m,
         confusion_matrix=trust.get('confusion') or m.get('confusion_matrix'), matrix_of=matrix_of,
         notes=list(map(reason_code, own + notes)), todo=list(map(reason_code, todo)), leak=leak,
+        more={r.values['label']: r.values['more'] for r in todo if r.code == 'collect_class'},
         fusion=c.get('fusion') or {}, trust=trust, seen=dict(t.seen) if sets else {},
         turns_away=bool(t and t.turns_away), curves=c.get('curves') or [],
         risk=t.risk if sets else None, measured=trust.get('measured') or {},

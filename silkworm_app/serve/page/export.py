@@ -104,7 +104,7 @@ def page_model(
     t = predictor.trust
     rules = {k: v for k, v in t.to_dict().items() if k not in ('measured_at', 'confusion')} | dict(arrays=pack_arrays(t.arrays()))
     silk = html.Say('en', predictor.classes).silk
-    return dict(classes=predictor.classes, preprocess=predictor.preprocess.to_dict(), trust=rules, silk=silk,
+    return dict(classes=predictor.classes, preprocess=predictor.preprocess.to_dict(), trust=rules, silk=silk, more=facts(predictor)['more'],
         mb=round(len(onnx) / 1e6 + 15), words={l: page_words(predictor, l, title) for l in html.LANGUAGES})
 
 # %% ../../../nbs/serve/21_page_export.ipynb #05e0eb35

@@ -118,9 +118,9 @@ class Say:
         how = 'reason_unproven' if len(n) == 1 else 'unproven_each' if equal else 'unproven_more'
         return self(how, classes=self.classes(seen), seen=n[0] if equal else self.list(n), needed=needed)
 
-    def collect(self, unproven):
-        "What to collect: for each class that can't be ruled out, how many photographs are missing."
-        items = [self('advice_collect_item', label=self.title(c), more=m - n) for c, (n, m) in unproven.items() if m > n]
+    def collect(self, unproven, more):
+        "What to collect: how many photographs are missing (of `facts`) of each class that can't be ruled out."
+        items = [self('advice_collect_item', label=self.title(c), more=more[c]) for c in unproven if c in more]
         return self('advice_collect_list', list=self.list(items)) if items else ''
 
 # %% ../../../nbs/serve/16_page_html.ipynb #1d652ddc
@@ -148,10 +148,11 @@ def render(
 def verdict_html(
     say:Say, # the words
     a:dict=None, # from `answer`; None: nothing uploaded yet
+    more:dict=None, # of `facts`: photographs that are missing of each class
     error:str='', # message instead of an answer
 )->str:
     "The answer in large type, what is not known, and what helps."
-    return render('verdict', say, a=a, error=error)
+    return render('verdict', say, a=a, more=more or {}, error=error)
 
 # %% ../../../nbs/serve/16_page_html.ipynb #f5ff503e
 def care_html(

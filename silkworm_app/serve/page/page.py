@@ -95,7 +95,7 @@ class Page:
         a = answer(self.predictor, [im])[0]
         (seen, what), care = looked(self.predictor, im, a), html.care_html(say, a)
         if asked: asked[0] = gr.Accordion(visible=True, open=False)
-        return (html.verdict_html(say, a), gr.HTML(care, visible=bool(care)), gr.Accordion(visible=True, open=False),
+        return (html.verdict_html(say, a, self.facts['more']), gr.HTML(care, visible=bool(care)), gr.Accordion(visible=True, open=False),
                 html.why_html(say, a, self.facts, what), gr.Image(seen, visible=seen is not None), *asked)
 
     def keep(self, src, said, consent, request: gr.Request):

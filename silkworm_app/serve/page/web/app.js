@@ -46,7 +46,7 @@ function reason({code, values}) {
 }
 
 function collect(a) {
-  const items = by_class(a.unproven).filter(([, [n, m]]) => m > n).map(([c, [n, m]]) => say('advice_collect_item', {label: title(c), more: m - n}));
+  const items = by_class(a.unproven).filter(([c]) => c in model.more).map(([c]) => say('advice_collect_item', {label: title(c), more: model.more[c]}));
   return items.length ? say('advice_collect_list', {list: list(items)}) : '';
 }
 
