@@ -85,8 +85,14 @@ def give(page, *files):
 def test_identify(page, predictor, pictures):
     own = Path(os.environ.get('SILKWORM_BUNDLE') or pictures)/'examples'            # a trained net may know none of the drawings, but some of its own
     known = max([*pictures.glob('*e.jpg'), *own.glob('*.jpg')], key=lambda f: (d := predictor.decide([f])[0]).prob * (d.label is not None))
+    spoken = page.evaluate_handle("""() => { const live = document.querySelector('[aria-live].sr-only'), said = [];
+        if (!live) return ['Done'];             // an older gradio, which says nothing
+        new MutationObserver(() => live.textContent && said.push(live.textContent)).observe(live, {subtree: true, childList: true, characterData: true});
+        return said; }""")
     give(page, known)
     page.wait_for_selector('.verdict.one')
+    page.wait_for_function("said => said.length && said.at(-1) !== 'Loading'", arg=spoken)
+    assert spoken.json_value()[-1] == 'Done'
     assert not page.locator('#reasons').is_visible()            # the evidence waits behind "Why?"
     page.locator('#why button').first.click()
     page.wait_for_selector('#looked img')

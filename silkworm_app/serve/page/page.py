@@ -39,8 +39,8 @@ def looked(
 def labels(
     lang:str='auto', # 'auto': the browser chooses
 )->gr.I18n:
-    "The labels that gradio translates in the browser."
-    ui = lambda l: {k: v for k, v in html.texts(l).items() if k.startswith('ui_')}
+    "The labels that gradio translates in the browser, and the word that its 6.31 has not: a screen reader said `common.complete`."
+    ui = lambda l: {k: v for k, v in html.texts(l).items() if k.startswith(('ui_', 'common.'))}
     return gr.I18n(**{l: ui(l if lang == 'auto' else lang) for l in LANGUAGES})
 
 # %% ../../../nbs/serve/19_page.ipynb #b6bceadc
