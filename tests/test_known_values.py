@@ -17,13 +17,13 @@ from silkworm_app.lab.report import paired
 from silkworm_app.serve.advice import confusions, trust_warnings
 from silkworm_app.serve.calibrate import fit_temperature, fit_trust
 from silkworm_app.serve.format import is_pickle
-from silkworm_app.serve.metrics import agreement, evaluate_probs, hardly_found
+from silkworm_app.serve.metrics import agreement, class_interval, evaluate_probs, hardly_found
 from silkworm_app.serve.reasons import _few, listed, pct
 from silkworm_app.serve.trust import Trust
 from silkworm_app.serve.unlike import fit_limits
 from silkworm_app.train.compare import compare_answers, held_out
 from silkworm_app.train.config import TrainConfig
-from silkworm_app.train.cross import _result, class_interval, held_out_answers, part_splits, photo_interval, photographs_of
+from silkworm_app.train.cross import _result, held_out_answers, part_splits, photo_interval, photographs_of
 from silkworm_app.train.optim import CPUMixedPrecision, make_opt_func, param_groups, precision, schedules, warmup_cosine
 from silkworm_app.train.run import RunFolder
 

@@ -16,7 +16,8 @@ from scipy.stats import binom, binomtest
 from silkworm_app.data.sample import draw_sample
 from silkworm_app.data.splits import Splits
 from silkworm_app.serve.card import better_text, cross_text
-from silkworm_app.train.cross import class_interval, photo_interval
+from silkworm_app.serve.metrics import class_interval
+from silkworm_app.train.cross import photo_interval
 
 folder = Path(__file__).resolve().parent.parent/'experiments'
 

@@ -310,6 +310,21 @@ def test_a_first_run_loses_nothing_of_others(train, tmp_path):
     assert train(dest=tmp_path/'b')[0] == 0 and 'mine' in (tmp_path/'b/before_1/settings.yaml').read_text()
 
 
+def test_a_photograph_of_many_copies_counts_once(train, data, tmp_path):
+    "35 % of the 31 files of a class were found, and all were of one photograph"
+    shutil.copytree(data, tmp_path/'set')
+    many = sorted((tmp_path/'set/test/healthy').iterdir())[0]
+    for k in range(3):
+        with Image.open(many) as im: im.save(many.with_name(f'again_{k}.png'), compress_level=k)
+    code, out, m = train('--bundle', 'true', data=tmp_path/'set')
+    n = len(list((tmp_path/'set/test').rglob('*.*')))
+    assert code == 0 and (m['test']['n'], m['test']['photographs'], m['test']['per_class_n']['healthy']) == (n, n - 3, 3), out
+    recall, (low, high) = [v for v in m['test']['per_class_recall'].values() if v is not None], m['test']['interval']
+    assert np.allclose(np.array(m['test']['confusion_matrix']).sum(), n - 3) and m['test']['balanced_accuracy'] == pytest.approx(np.mean(recall))
+    assert low < m['test']['balanced_accuracy'] < high and f'photographs{n - 3:25}' in out and f'{100*low:.1f} to {100*high:.1f} %' in out
+    assert f'({n} pictures of {n - 3} photographs, each of which counts once): accuracy' in (tmp_path/'run/bundle/card.md').read_text()
+
+
 @pytest.fixture(scope='module')
 def grown(tmp_path_factory):
     "A run on class folders, to which pictures were added afterwards"

@@ -436,6 +436,7 @@ def test_a_figure_is_called_by_the_pictures_that_it_is_of():
     "The matrix of the trust is of validation photographs, also beside the accuracy of a test"
     from silkworm_app.serve.page.answers import facts
     from silkworm_app.serve.page.html import Say, engineers_html, model_html
+    from silkworm_app.serve.reasons import Reason, reason_code
     from silkworm_app.serve.trust import Trust
     row = lambda n: dict(n=n, kept=n, low=.5, high=1., answered=n, found=n, size=1.)
     measured = dict(photographs=12, nothing=12, one={}, several=dict(n=0, right=0, low=0., high=1.), classes=dict(red=row(9), green=row(3)))
@@ -445,6 +446,10 @@ def test_a_figure_is_called_by_the_pictures_that_it_is_of():
     f, say = facts(Tested()), Say('en', Colours.classes)
     assert '(validation)' in engineers_html(say, f) and '(test)' not in engineers_html(say, f)
     assert 'on the test pictures' in (h := model_html(say, f)) and 'always saying Green would be right on 75%' in h
+    Tested.config['metrics']['test']['interval'] = [.6, .9]
+    assert 'never seen: 80.0% (95 % interval: 60% to 90%)' in model_html(say, facts(Tested()))
+    Tested.config['notes'] = [reason_code(Reason('learned', weights='a.pth', n=1, of=4, part='test'))]      # seen by the net that it began with
+    assert 'never seen' not in model_html(say, facts(Tested()))
 
 
 @pytest.mark.parametrize('risk,lost,kept', [(.005, '0.5', '99.5'), (.025, '2.5', '97.5'), (.07, '7', '93'), (.125, '12.5', '87.5')])

@@ -51,6 +51,9 @@ def _collect(label, seen, needed, more, crossed):
             f'{f"{crossed} more are" if crossed else "those that are there may be"} enough')
 
 # %% ../../nbs/serve/01_reasons.ipynb #540ec780
+def _found(found, unit):
+    return 'less than half is found of ' + _few([f'{c} ({k} of {n} {unit[:-1] if n == 1 else unit})' for c, (k, n) in found.items()])
+
 REASONS |= dict(
     collect_any=lambda: 'another picture of it won\'t help: the model must learn from more photographs of every class',
     collect_class=_collect,
@@ -67,8 +70,7 @@ REASONS |= dict(
                                          f'not train on, so do not rely on it for {label}',
     one_answer=lambda label: f'the model says {label} to every picture, so it has learned nothing that can be used: more epochs, another '
                              f'learning rate, a pretrained net (tf_efficientnet_lite0), or more pictures are needed',
-    few_found=lambda found, unit: f'less than half is found of {_few([f"{c} ({k} of {n} {unit})" for c, (k, n) in found.items()])}: '
-                                  f'another answer does not exclude {_it(found)}',
+    few_found=lambda found, unit: f'{_found(found, unit)}: another answer does not exclude {_it(found)}',
     untested=lambda labels: f'nothing was there to test {_few(labels)} on: whether the net finds {_it(labels)} is not known',
     learned=lambda weights, n, of, part: f'the weights of {weights} were trained on {n} of the {of} {part} pictures: what these say of the '
                                          f'net is too good',

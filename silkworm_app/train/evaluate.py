@@ -33,7 +33,7 @@ from .config import TrainConfig, TrainError
 from .head import predict_logits
 from .log import say, warn_box
 from .one import make_dls, open_net
-from .pictures import learned_warning, read_pictures, run_splits
+from .pictures import learned_warning, photographs_shown, read_pictures, run_splits
 from .run import RunFolder, find_run
 from .setup import load_splits, pick_device, resolve
 
@@ -135,7 +135,8 @@ def report(
     split:str, # test, valid, train or all
 )->dict: # name -> metrics; model, data, split
     "Say how good a net is, whether its forms agree, and what makes the figures misleading"
-    res = {k: evaluate_probs(z, targets, classes, logits=True) for k, z in said.items()}
+    photos = photographs_shown(splits, files)
+    res = {k: evaluate_probs(z, targets, classes, logits=True, photos=photos) for k, z in said.items()}
     say(f'{len(files)} pictures, {_named[split]} of {splits.path}\n{metrics_report(res)}')
     (first, z), *others = said.items()
     for name, o in others:

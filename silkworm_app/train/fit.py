@@ -40,7 +40,7 @@ from .head import Features, predict_logits
 from .learner import keep_memory
 from .log import say, warn_box
 from .one import Trained, build_model, train_net
-from .pictures import check_same, learned_pictures, learned_sums, write_learned, write_pictures
+from .pictures import check_same, learned_pictures, learned_sums, photographs_shown, write_learned, write_pictures
 from .resume import CheckpointError, check_net, checkpoints, find_checkpoint, read_checkpoint
 from .run import RunFolder, check_places, find_run, finished, make_room, remove_own, start_run, write_start
 from .setup import load_splits, pick_device, resolve
@@ -50,7 +50,7 @@ from .trouble import under_two_classes, write_trouble
 def _misleading(leak):
     "Whether copies make an accuracy look better than it is"
     if any(leak.get(k, 0) > .01 for k in ('test_seen_in_train', 'valid_seen_in_train', 'test_seen_in_valid')): return True
-    return bool(leak.get('label_conflicts')) or many_copies(leak)
+    return bool(leak.get('label_conflicts')) or (leak.get('level') == 'hash' and many_copies(leak)) # turned ones count for themselves
 
 # %% ../../nbs/train/16_fit.ipynb #bb6c2fe7
 def _tested(done, classes, run):
@@ -60,8 +60,9 @@ def _tested(done, classes, run):
     loaders = dict(valid=dls.valid) | (dict(test=test_loader(dls)) if dls.splits.test else {})
     new = [k for k in loaders if k == 'test' or not (done.recipe and done.recipe.refit)]
     said = {k: predict_logits(done.model, loaders[k]) for k in new}
+    photos = {k: photographs_shown(dls.splits, [p for p, _ in getattr(dls.splits, k)]) for k in new}
     if 'test' in said: write_answers(run, dls.splits, said['test'][0].numpy())
-    return {k: evaluate_probs(*o, classes, logits=True) for k, o in said.items()}, loaders
+    return {k: evaluate_probs(*o, classes, logits=True, photos=photos[k]) for k, o in said.items()}, loaders
 
 def _title(last, done):
     "Of the figures of a split"
@@ -110,7 +111,7 @@ def finish(
     splits, res = learn.dls.splits, _results(cfg, done, seconds, cross)
     metrics, loaders = _tested(done, res['classes'], run)
     last = 'test' if 'test' in loaders else 'valid'
-    found = hardly_found(cross, 'photographs') if cross else hardly_found(metrics[last])
+    found = hardly_found(cross or metrics[last])
     splits.warnings = [*splits.warnings, *found]
     res |= metrics | dict(warnings=splits.warnings)
     if run.before.is_file(): res['before'] = _against(run, res['classes'])
