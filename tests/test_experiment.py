@@ -135,6 +135,15 @@ def test_a_row_says_what_was_counted(done):
         assert r['valid_accuracy'] == float(Fraction(r['valid_accuracy']).limit_denominator(100))
 
 
+def test_a_photograph_of_many_copies_counts_once(drawings, tmp_path):
+    shutil.copytree(drawings, tmp_path / 'set')
+    one = sorted((tmp_path / 'set/test/healthy').iterdir())[0]
+    for k in range(3): shutil.copyfile(one, one.with_name(f'again_{k}.jpg'))
+    row, more = experiment.run_one(dict(TINY, data_path=str(tmp_path / 'set'), model='vanillanet_5_x0_125', seed=0))
+    right, n = np.sum(row['by_class'], 0)
+    assert (row['tested'], n, len(set(more['photo']))) == (13, 10, 10) and row['accuracy'] == right / n
+
+
 def test_folds_hold_photographs_together(tmp_path):
     "Pictures and their rotated copies: no photograph is on both sides, all files are tested once, and cutting by file mixes them."
     from PIL import Image

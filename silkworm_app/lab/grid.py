@@ -26,6 +26,7 @@ from ..files import deaf_children, lock, one_line, plain_warning
 # %% ../../nbs/lab/04_grid.ipynb #dffea787
 from ..serve.metrics import evaluate_probs
 from ..train.head import predict_logits
+from ..train.pictures import photographs_shown
 from ..train.one import train_net
 from ..train.run import RunFolder
 from ..train.setup import load_splits, of_other_acts, resolve
@@ -183,7 +184,7 @@ def splits_of(
             names = ', '.join(splits.folds)
             raise GridError(f'{s["data_path"]} was prepared with {n} folds: set fold to one of {names}, or cross_validate to {n}')
         if not splits.test: raise GridError(f'{s["data_path"]} has no test pictures; set cross_validate for cross-validation')
-        return splits, None
+        return splits, photographs_shown(splits, [p for p, _ in splits.test])
     whole = whole_split(splits, cfg.valid_pct, cfg.seed)
     return part_splits(cfg, whole, photographs_of(whole), by, part)
 
@@ -228,7 +229,8 @@ def run_one(
     seconds, dls, model = time.perf_counter() - start, done.learn.dls, done.model
     params, ops = count_ops(model, torch.zeros(1, 3, cfg.input_size, cfg.input_size, device=next(model.parameters()).device))
     z, y = (o.numpy() for o in predict_logits(model, test_loader(dls), _views[value_or_default(s, 'views')]))
-    test, valid = (evaluate_probs(*o, logits=True) for o in ((z, y), predict_logits(model, dls.valid)))
+    test = evaluate_probs(z, y, logits=True, photos=groups) # a photograph counts once
+    valid = evaluate_probs(*predict_logits(model, dls.valid), logits=True)
     ok, values = z.argmax(1) == y, getattr(done.learn.recorder, 'values', None)
     row = dict(accuracy=test['accuracy'], balanced_accuracy=test['balanced_accuracy'], test_loss=test['loss'],
                valid_accuracy=valid['accuracy'], tested=test['n'], train_loss=float(values[-1][0]) if values else None,
