@@ -1472,6 +1472,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'silkworm_app/serve/net.py'),
                                         'silkworm_app.serve.net.LogitsAndFeatures.forward': ( 'serve/net.html#logitsandfeatures.forward',
                                                                                               'silkworm_app/serve/net.py'),
+                                        'silkworm_app.serve.net.OnnxError': ('serve/net.html#onnxerror', 'silkworm_app/serve/net.py'),
                                         'silkworm_app.serve.net.Predictor': ('serve/net.html#predictor', 'silkworm_app/serve/net.py'),
                                         'silkworm_app.serve.net.Predictor.__init__': ( 'serve/net.html#predictor.__init__',
                                                                                        'silkworm_app/serve/net.py'),

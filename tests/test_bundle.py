@@ -261,6 +261,28 @@ class Plain(nn.Module):
     def forward(self, x): return self.last(x.mean((2, 3)))
 
 
+class Apart(Plain):
+    "Attention over five dimensions, as in NesT and Hiera: torch.onnx knows it over four."
+    def forward(self, x):
+        x = torch.nn.functional.scaled_dot_product_attention(*[x[:, None]]*3)
+        return self.last(x.mean((1, 3, 4)))
+
+
+def test_a_net_that_torch_cannot_write_as_onnx(tmp_path, monkeypatch, capsys):
+    "It ended in torch's report of several pages, after the training"
+    from silkworm_app.cli import train_main
+    from silkworm_app.data.sample import draw_sample
+    from silkworm_app.serve import bundle
+    with pytest.raises(BundleError, match="^torch can't write this Apart as ONNX: Error when translating node %scaled_dot_product_attention") as e: save_onnx(tmp_path / 'no.onnx', Apart(), ['a', 'b'], Preprocess(32))
+    assert '\n' not in str(e.value) and not list(tmp_path.iterdir())
+    def refuse(*args): raise type(e.value)("torch can't write this net as ONNX: no such step")
+    monkeypatch.setattr(bundle, 'save_onnx', refuse)
+    options = '--pretrained false --epochs 1 --log_dir none --device cpu --num_workers 0 --model vanillanet_5_x0_125 --group none'.split()
+    assert train_main(['--data_path', str(draw_sample(tmp_path / 'set', n_per_class=5, size=32)), '--output_dir', str(tmp_path / 'run'), *options]) == 0
+    assert "Warning: torch can't write this net as ONNX: no such step; the bundle runs with torch alone" in (said := capsys.readouterr()).err and 'ONNX file against' not in said.out
+    assert load_bundle(tmp_path / 'run/bundle').backend == 'torch' and not (tmp_path / 'run/bundle/model.onnx').exists()
+
+
 def test_a_net_of_another_make_is_deployable_already(tmp_path, capsys):
     d = save_bundle(tmp_path / 'b', Plain(), Preprocess(32), ['a', 'b'])
     assert fuse_main([str(d), '--out', str(tmp_path / 'out')]) == 2

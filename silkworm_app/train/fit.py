@@ -9,6 +9,7 @@ __all__ = ['finish', 'read_state', 'train', 'main']
 import json, os, re, shutil, signal, sys, time
 from _thread import interrupt_main
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Timer
 
@@ -29,6 +30,7 @@ from ..serve.bundle import save_bundle
 # %% ../../nbs/train/16_fit.ipynb #4618ff1f
 from ..serve.card import better_text, cross_text
 from ..serve.load import load_bundle
+from ..serve.net import OnnxError
 from ..serve.metrics import agreement, evaluate_probs, hardly_found, metrics_report
 from ..serve.reasons import Reason
 from .compare import compare_answers, earlier_answers, held_out, write_answers
@@ -136,7 +138,7 @@ def _deploy(cfg, learn, model, run, res, dl, last):
     learn.model = fused
     _bundle(cfg, learn, run, res, dict(fusion=res['fusion'], curves=curves, activations=res['activations']['text']))
     learn.model = model
-    if cfg.onnx:
+    if (run.bundle/'model.onnx').is_file():
         x = dl.one_batch()[0].as_subclass(torch.Tensor).cpu()
         with torch.no_grad(): z = fused(x).numpy()
         off, _ = agreement(z, load_bundle(run.bundle, 'onnx').run(x.numpy())[0])
@@ -155,9 +157,13 @@ def _bundle(cfg, learn, run, res, inherit):
     settings = {k: v for k, v in cfg.to_dict().items() if v is not None}
     extra = dict(data_path=Path(cfg.data_path).name, drawn=is_drawn(cfg.data_path), counts=res['counts'], settings=settings,
                  learned=' '.join(sorted(learned_sums(run.path))))
-    save_bundle(run.bundle, learn, held_out=held_out_answers(run) if cfg.cross_validate else None, onnx=cfg.onnx, extra=extra,
-                metrics={k: res[k] for k in ('cross_validation', 'test', 'valid', 'before') if k in res}, inherit=inherit,
-                examples=_shown(learn.dls.splits), risk=cfg.risk)
+    save = partial(save_bundle, run.bundle, learn, held_out=held_out_answers(run) if cfg.cross_validate else None, extra=extra,
+                   metrics={k: res[k] for k in ('cross_validation', 'test', 'valid', 'before') if k in res}, inherit=inherit,
+                   examples=_shown(learn.dls.splits), risk=cfg.risk)
+    try: save(onnx=cfg.onnx)
+    except OnnxError as e: # a net that was trained for hours is served all the same
+        print(f'Warning: {e}; the bundle runs with torch alone', file=sys.stderr, flush=True)
+        save(onnx=False)
 
 # %% ../../nbs/train/16_fit.ipynb #b85fe2cd
 def read_state(
