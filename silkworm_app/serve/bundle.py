@@ -30,7 +30,7 @@ from .card import bundle_card
 from .format import BUNDLE_FILES, BUNDLE_FORMAT, BundleError, check_kwargs
 from .load import load_bundle
 from .metrics import agreement
-from .net import Predictor, save_onnx, served
+from .net import OnnxError, Predictor, save_onnx, served
 from .onnx import BasePredictor
 from .reasons import Reason, reason_code
 from .trust import Trust
@@ -176,7 +176,8 @@ def _try(folder, predictor):
         if not (folder / file).is_file(): continue
         off, _ = agreement(want, load_bundle(folder, backend).run(x)[0])
         if not off <= 1e-3:
-            raise BundleError(f'the bundle gives other logits than the net on {backend} ({off:.1e} of the largest off), so it is not kept')
+            raise (OnnxError if file == 'model.onnx' else BundleError)(
+                f'the bundle gives other logits than the net on {backend} ({off:.1e} of the largest off), so it is not kept')
 
 # %% ../../nbs/serve/11_bundle.ipynb #b217b187
 def _fused(net, batches):
@@ -284,7 +285,7 @@ def _write(dest, config, predictor, onnx, examples, roots):
         (new / 'card.md').write_text(bundle_card(config, trust), encoding='utf-8')
         for n in names: os.chmod(new / n, 0o644)
         try: _try(new, predictor)
-        except BundleError as e: raise BundleError(str(e).replace(str(new), str(dest))) from None
+        except BundleError as e: raise type(e)(str(e).replace(str(new), str(dest))) from None
         try: check_kind(dest, 'config.json', BUNDLE_FORMAT['name'].encode(), _names)
         except ValueError as e: raise BundleError(str(e)) from None
     return dest

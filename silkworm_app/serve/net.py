@@ -113,7 +113,7 @@ def quiet_export():
     finally: logging.disable(level)
 
 class OnnxError(BundleError):
-    "A net that torch can't write as ONNX"
+    "A net that torch can't write as ONNX, or not as it is"
 
 def save_onnx(
     file, # where to

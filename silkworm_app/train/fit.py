@@ -162,7 +162,7 @@ def _bundle(cfg, learn, run, res, inherit):
                    examples=_shown(learn.dls.splits), risk=cfg.risk)
     try: save(onnx=cfg.onnx)
     except OnnxError as e: # a net that was trained for hours is served all the same
-        print(f'Warning: {e}; the bundle runs with torch alone', file=sys.stderr, flush=True)
+        print(f'Warning: {e}; a bundle without ONNX is written', file=sys.stderr, flush=True)
         save(onnx=False)
 
 # %% ../../nbs/train/16_fit.ipynb #b85fe2cd
