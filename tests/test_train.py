@@ -323,6 +323,8 @@ def test_a_photograph_of_many_copies_counts_once(train, data, tmp_path):
     assert np.allclose(np.array(m['test']['confusion_matrix']).sum(), n - 3) and m['test']['balanced_accuracy'] == pytest.approx(np.mean(recall))
     assert low < m['test']['balanced_accuracy'] < high and f'photographs{n - 3:25}' in out and f'{100*low:.1f} to {100*high:.1f} %' in out
     assert f'({n} pictures of {n - 3} photographs, each of which counts once): accuracy' in (tmp_path/'run/bundle/card.md').read_text()
+    numbers = lambda *more: evaluate([str(tmp_path/'run'), *more, '--json', str(tmp_path/'e.json')]) == 0 and json.loads((tmp_path/'e.json').read_text())['ONNX']
+    assert numbers()['accuracy'] == m['test']['accuracy'] == numbers('--data', str(tmp_path/'set'))['accuracy'] and numbers()['photographs'] == n - 3
 
 
 @pytest.fixture(scope='module')

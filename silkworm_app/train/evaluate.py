@@ -75,9 +75,9 @@ def _of_bundle(src):
     return res | ({'ONNX': load_bundle(src, 'onnx')} if (src/'model.onnx').is_file() else {})
 
 # %% ../../nbs/train/15c_evaluate.ipynb #1c1e095a
-def _folder(data):
+def _folder(data, group=None):
     "The pictures of a folder; said of them is which can't be read, and which fold is tested"
-    splits = find_splits(data, 0, 0, group=None, on_bad='skip')
+    splits = find_splits(data, 0, 0, group=group, on_bad='skip')
     splits.warnings = read_notes(splits)
     return splits
 
@@ -235,7 +235,7 @@ def main(
     models, run = open_models(args), find_run(args.model)
     classes = next(iter(models.values())).classes
     if args.data is None and not run: raise ValueError('name the pictures with --data')
-    splits = run_splits(run, run.read_settings()) if args.data is None else _folder(args.data)
+    splits = run_splits(run, run.read_settings()) if args.data is None else _folder(args.data, 'hash')
     pics, y, split = labelled_pictures(splits, classes, args.split)
     for m in models.values(): m.bs = args.batch_size
     res = report(_said(models, pics), y, classes, pics, args.model, splits, split)
