@@ -126,12 +126,12 @@ def _how_good(config, title):
         v, name = m[split], 'test' if split == 'test' else 'validation'
         balanced = f', balanced {_pct(v["balanced_accuracy"])}' if isinstance(v.get('balanced_accuracy'), float) else ''
         if v.get('interval') and balanced: balanced += f' (95 % interval {_pct(v["interval"][0])} to {_pct(v["interval"][1])})'
-        pictures = f'{v["n"]} pictures' if v.get('n') else ''
-        if v.get('photographs'): pictures += f' of {v["photographs"]} photographs, each of which counts once'
+        once = f' of {v["photographs"]} photographs, each of which counts once' if v.get('photographs') else ''
+        pictures = f' ({v["n"]} pictures{once})' if v.get('n') else ''
         how = (config.get('extra') or {}).get('settings') or {}
         epochs = how.get('recipe') != 'head' and how.get('epochs', 1) # of the head alone, none is chosen
         chosen = '. The best epoch was chosen by these pictures.' if split == 'valid' and epochs else '.'
-        out.append(f'The net itself, {name} split{pictures and f" ({pictures})"}: accuracy {_pct(v["accuracy"])}{balanced}{chosen}')
+        out.append(f'The net itself, {name} split{pictures}: accuracy {_pct(v["accuracy"])}{balanced}{chosen}')
     return out or ['Not known: it was never tested.']
 
 # %% ../../nbs/serve/10_card.ipynb #ab4e07a5

@@ -12,12 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
 from ..data.loaders import test_loader
 from ..data.splits import Splits, carve, cut
 from ..files import sha256_of, write_text
-from ..serve.metrics import class_interval, photograph_shares, right_by_class
+from ..serve.metrics import evaluate_probs, right_by_class
 from .config import TrainConfig, TrainError
 from .log import PrintEpoch
 from .one import train_net
@@ -169,25 +168,18 @@ def held_out_answers(
     return np.log(probs.clip(1e-7)), y, photo
 
 # %% ../../nbs/train/15_cross.ipynb #9718c728
-def _pooled(records):
-    "Balanced accuracy with its interval over photographs, and (true class, answer, weight) of each file"
-    photo, y, p = (np.concatenate([r[k] for r in records]) for k in ('photo', 'target', 'pick'))
-    value, low, high = class_interval(dict(photo=photo.tolist(), target=y.tolist(), right=(p == y).tolist()))
-    return dict(balanced_accuracy=value, interval=[low, high], interval_of='classes'), (y, p, photograph_shares(y, photo))
+def _pooled(records, classes, photos, *keys):
+    "Figures of all parts together, over photographs or files"
+    y, pick, photo = (np.concatenate([r[k] for r in records]) for k in ('target', 'pick', 'photo'))
+    figures = evaluate_probs(np.eye(len(classes))[pick], y, classes, photos=photo if photos else None)
+    return {k: figures[k] for k in keys}
 
 # %% ../../nbs/train/15_cross.ipynb #4d6ae739
 def _result(by_photo, by_file, classes):
     "The figures of a cross-validation, from the records of its parts"
-    res, (y, p, w) = _pooled(by_photo)
-    cm = confusion_matrix(y, p, sample_weight=w, labels=range(len(classes)))
-    have = cm.sum(1)
-    res |= dict(classes=classes, accuracy=float(np.trace(cm)/cm.sum()), confusion_matrix=cm.round(2).tolist(),
-                per_class_n={c: round(v) for c, v in zip(classes, have)},
-                per_class_recall={c: float(cm[i, i]/have[i]) if have[i] else None for i, c in enumerate(classes)}, by_file=None)
-    if by_file:
-        y, p = (np.concatenate([r[k] for r in by_file]) for k in ('target', 'pick'))
-        res['by_file'] = dict(accuracy=float((y == p).mean()), balanced_accuracy=float(balanced_accuracy_score(y, p)))
-    return res
+    keys = 'balanced_accuracy', 'interval', 'accuracy', 'confusion_matrix', 'per_class_n', 'per_class_recall'
+    misleads = _pooled(by_file, classes, False, 'accuracy', 'balanced_accuracy') if by_file else None
+    return _pooled(by_photo, classes, True, *keys) | dict(interval_of='classes', classes=classes, by_file=misleads)
 
 # %% ../../nbs/train/15_cross.ipynb #fbaf3581
 def cross_validate(

@@ -23,7 +23,7 @@ from ..data.sample import is_drawn
 from ..data.splits import many_copies
 from ..act.fuse import compare, fuse
 from ..act.curves import describe_acts, layer_curves
-from ..files import FULL, one_line, replacing, sha256_of, typed, write_text
+from ..files import FULL, NO_ROOM, one_line, replacing, sha256_of, typed, write_text
 from ..serve.advice import closing_words, counted
 from ..serve.bundle import save_bundle
 
@@ -377,8 +377,7 @@ def _run_command(cfg, plots):
     except FloatingPointError as e: return 1, f'{_sentence(e)}{_kept(cfg)}'
     except torch.OutOfMemoryError: return 1, f"the GPU's memory is full: take a smaller --batch_size or --input_size{_smaller(cfg)}"
     except Exception as e:
-        if getattr(e, 'errno', None) in FULL:
-            return 1, f'{e.filename or cfg.output_dir}: the disk is full or a file limit is reached{_kept(cfg)}'
+        if getattr(e, 'errno', None) in FULL: return 1, f'{e.filename or cfg.output_dir}: {NO_ROOM}{_kept(cfg)}'
         if not isinstance(e, (TrainError, DataError, ImageError, OSError, ValueError)): raise
         return (1, _sentence(e) + _kept(cfg)) if cfg.started else (2, _sentence(e))
 
